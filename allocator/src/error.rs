@@ -1,0 +1,89 @@
+//! The allocator's one error type.
+
+use std::io;
+
+use crate::bytes::Bytes;
+use crate::memory::MemoryError;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in a pool. Each error leaves the pool as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The pool's own limit stands in the way.
+    #[error(
+        "place {label:?} on pool {pool:?}: requested {}, largest free block {}, reserved {} of a limit of {}; \
+         raise the limit or drop fragments",
+        Bytes(*requested), Bytes(*largest_free), Bytes(*reserved), Bytes(*limit)
+    )]
+    LimitReached {
+        /// The pool's name.
+        pool: String,
+        /// The fragment, or for a planned batch its first fragment.
+        label: String,
+        /// Bytes that the new region would have needed.
+        requested: u64,
+        /// The largest free block in the pool, in bytes.
+        largest_free: u64,
+        /// Bytes reserved when it was asked.
+        reserved: u64,
+        /// The pool's limit, in bytes.
+        limit: u64,
+    },
+    /// The memory refused a region.
+    #[error(
+        "reserve a region of {} for {label:?} on pool {pool:?}: the memory refused; \
+         reserved so far {}; drop fragments, load less at once, or use a memory with more room",
+        Bytes(*requested), Bytes(*reserved)
+    )]
+    OutOfMemory {
+        /// The pool's name.
+        pool: String,
+        /// The fragment, or for a planned batch its first fragment.
+        label: String,
+        /// Bytes that the new region would have needed.
+        requested: u64,
+        /// Bytes that the pool had reserved.
+        reserved: u64,
+        /// The memory's reason.
+        source: MemoryError,
+    },
+    /// The pool has been closed.
+    #[error("place {label:?} on pool {pool:?}: the pool is closed; place on a pool that is open")]
+    Closed {
+        /// The pool's name.
+        pool: String,
+        /// The fragment that was asked for.
+        label: String,
+    },
+    /// An alignment that is not a power of two.
+    #[error("place {label:?} on pool {pool:?}: alignment {align} is not a power of two; ask for 1, 2, 4, ...")]
+    Alignment {
+        /// The pool's name.
+        pool: String,
+        /// The fragment that was asked for.
+        label: String,
+        /// The alignment that was asked for.
+        align: u64,
+    },
+    /// A planned batch whose layout and fragments do not belong together, or whose sizes overflow.
+    #[error("place a batch of {fragments} fragments on pool {pool:?}: {problem}; lay the batch out again")]
+    Batch {
+        /// The pool's name.
+        pool: String,
+        /// How many fragments were asked for.
+        fragments: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The reaper thread could not be started.
+    #[error("start the reaper thread of pool {pool:?}: the system refused a thread; raise the limit on threads")]
+    Reaper {
+        /// The pool's name.
+        pool: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,97 @@
+//! [`HostMemory`]: anonymous host memory, the reference implementation of [`Memory`].
+
+use std::ffi::c_void;
+use std::io;
+use std::ptr::{self, NonNull};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use crate::memory::{Memory, MemoryError, RawRegion};
+
+/// The size of a transparent huge page on x86-64 and on AArch64 with 4 KiB pages. Elsewhere it is merely an alignment.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// Zeroed, anonymous memory of this process, mapped on first touch.
+///
+/// Regions of 2 MiB and more are aligned to 2 MiB and offered to the kernel for huge pages: filling fresh memory is
+/// bound by page faults, and one fault in 2 MiB is cheaper than 512.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct HostMemory {}
+
+impl HostMemory {
+    /// Host memory of this process.
+    pub const fn new() -> Self {
+        Self {}
+    }
+}
+
+// SAFETY: M1: a fresh anonymous mapping overlaps nothing, is trimmed below to an aligned range, and stays until
+// `munmap`. M2: anonymous pages are readable, writable and read as zero. M3: no device works on this memory.
+unsafe impl Memory for HostMemory {
+    fn name(&self) -> &str {
+        "host"
+    }
+
+    fn is_host_accessible(&self) -> bool {
+        true
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
+        let page = rustix::param::page_size() as u64;
+        let align = if bytes >= HUGE_PAGE { align.max(HUGE_PAGE) } else { align.max(page) };
+        let length = bytes.checked_next_multiple_of(page).ok_or_else(out_of_memory)?;
+        // Map enough to hold an aligned range of `length`, then give the ends back:
+        //
+        //   mapped ........[head][========= length =========][tail]
+        //                        ^ first multiple of `align`
+        let slack = align - page;
+        let mapped_length = length.checked_add(slack).ok_or_else(out_of_memory)?;
+        // SAFETY: a null hint lets the kernel choose: no existing mapping is replaced.
+        let mapped = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                mapped_length as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }
+        .map_err(io::Error::from)?;
+        let head = (mapped as u64).next_multiple_of(align) - mapped as u64;
+        let base = mapped.cast::<u8>().wrapping_add(head as usize);
+        let tail = base.wrapping_add(length as usize);
+        unmap(mapped.cast(), head);
+        unmap(tail, slack - head);
+        if bytes >= HUGE_PAGE {
+            // SAFETY: the range was mapped above and is all ours. Refused advice changes nothing.
+            let _ = unsafe { madvise(base.cast::<c_void>(), length as usize, Advice::LinuxHugepage) };
+        }
+        let base = NonNull::new(base).ok_or_else(out_of_memory)?;
+        Ok(RawRegion { base, bytes })
+    }
+
+    unsafe fn release(&self, region: RawRegion) -> Result<(), MemoryError> {
+        let page = rustix::param::page_size() as u64;
+        let length = region.bytes.next_multiple_of(page) as usize;
+        // SAFETY: by the caller's promise the region is a range that `reserve` mapped and nothing touches any more.
+        unsafe { munmap(region.base.as_ptr().cast(), length) }.map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<(), MemoryError> {
+        Ok(())
+    }
+}
+
+/// Gives back an end of a mapping that `reserve` has just made and that nothing has used yet.
+fn unmap(start: *mut u8, length: u64) {
+    if length > 0 {
+        // SAFETY: both ends lie within the fresh mapping, outside the range that is returned. A failure would leave
+        // untouched address space mapped, which costs no memory.
+        let _ = unsafe { munmap(start.cast(), length as usize) };
+    }
+}
+
+fn out_of_memory() -> MemoryError {
+    io::Error::from(io::ErrorKind::OutOfMemory).into()
+}

@@ -1,0 +1,61 @@
+//! Regions, fragments and views: counted sub-allocations of a few large memory regions.
+//!
+//! A [`Pool`] reserves large *regions* from any [`Memory`] (host memory here; device and pinned memory in the
+//! crates above) and carves *fragments* out of them. A [`Fragment`] owns its range and is counted; a
+//! [`FragmentView`] borrows it and costs a pointer and a length.
+//!
+//! ```
+//! use tensorhold_allocator::{HostMemory, Pool, Request};
+//!
+//! let pool = Pool::new(HostMemory::new())?;
+//! let mut fragment = pool.place("scales", Request::new(1024, 256))?;
+//! if let Some(bytes) = fragment.as_bytes_mut() {
+//!     bytes.fill(7);
+//! }
+//! let view = fragment.view(); // borrows `fragment`: cannot outlive it
+//! assert_eq!(view.len(), 1024);
+//!
+//! let closed = pool.close(); // says who still holds memory
+//! assert_eq!(closed.held[0].bytes, 1024);
+//! # Ok::<(), tensorhold_allocator::Error>(())
+//! ```
+//!
+//! # Invariants
+//! Named in the `SAFETY` comments of this crate and of those above it.
+//! - **I1 Memory outlives use.** A range goes back to the free list, and a region back to its memory, only when no
+//!   fragment or view of it is left and [`Memory::synchronize`] has succeeded after the last drop.
+//! - **R1** A record is freed by the reaper alone, after the last fragment that points to it has retired it.
+//! - **R2** The reaper of a pool runs until the pool is closed and holds no region.
+//!
+//! # Giving memory back
+//! Dropping the last fragment of a range, on any thread, pushes it onto a lock-free queue: no lock of the allocator,
+//! no driver call, no wait. The pool's reaper thread synchronizes the memory, returns the range, and releases
+//! regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
+//! In a forked child, where there is no reaper, drops do nothing.
+
+mod bytes;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+mod fork;
+mod fragment;
+mod host;
+mod memory;
+pub mod offsets;
+mod pool;
+mod reaper;
+mod retire;
+mod shared;
+mod stats;
+
+pub use bytes::Bytes;
+pub use error::{Error, Result};
+pub use fragment::{Fragment, FragmentView, FragmentViewMut};
+pub use host::HostMemory;
+pub use memory::{Memory, MemoryError, RawRegion};
+pub use offsets::Request;
+pub use pool::{Closed, Held, Placed, Pool, PoolBuilder};
+pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
+
+// Offsets and lengths are u64 and go in and out of pointers.
+const _: () = assert!(size_of::<usize>() == 8, "tensorhold needs a 64-bit target");

@@ -1,0 +1,66 @@
+//! [`Memory`]: where regions come from.
+
+use std::ptr::NonNull;
+
+/// What a [`Memory`] reports when it cannot do as asked.
+pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A range of addresses that a [`Memory`] reserved.
+///
+/// The address need not be one that the CPU can read: see [`Memory::is_host_accessible`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawRegion {
+    /// First address.
+    pub base: NonNull<u8>,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+// SAFETY: a RawRegion is a description; whoever holds it may only compute addresses. Access is the business of the
+// fragments, which have their own argument.
+unsafe impl Send for RawRegion {}
+// SAFETY: as above.
+unsafe impl Sync for RawRegion {}
+
+/// A source of large regions: host memory, pinned memory, a device's memory.
+///
+/// The methods may block and may be called from any thread. [`Pool`](crate::Pool) calls them without holding its
+/// lock, and never from a drop.
+///
+/// # Safety
+/// An implementation promises:
+/// - **M1** What `reserve` returns is at least `bytes` long, starts at a multiple of `align`, overlaps no other
+///   reserved region, and neither moves nor goes away before `release`.
+/// - **M2** If `is_host_accessible`, the CPU may read and write each byte of a region, and each has a value (fresh
+///   regions are zeroed, say, not uninitialised).
+/// - **M3** When `synchronize` returns `Ok`, all device work submitted before the call that could touch a region has
+///   ended.
+pub unsafe trait Memory: Send + Sync + 'static {
+    /// Names the memory in errors and snapshots, such as `host` or `cuda:0`.
+    fn name(&self) -> &str;
+
+    /// Whether the CPU can read and write the regions' addresses.
+    fn is_host_accessible(&self) -> bool;
+
+    /// Reserves `bytes` (never 0) aligned to `align` (a power of two).
+    ///
+    /// # Errors
+    /// When the memory has no such range to give, with the system's or driver's reason.
+    fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError>;
+
+    /// Gives a region back.
+    ///
+    /// # Errors
+    /// When the system or driver refuses; the region is then lost, and the pool says so in its statistics.
+    ///
+    /// # Safety
+    /// `region` came from this memory's `reserve`, has not been released, and nothing touches it any more (I1).
+    unsafe fn release(&self, region: RawRegion) -> Result<(), MemoryError>;
+
+    /// Waits until all device work submitted so far that could touch a region has ended. Nothing to do for memory
+    /// that only the CPU uses.
+    ///
+    /// # Errors
+    /// When that cannot be established; ranges that wait for it are then never reused.
+    fn synchronize(&self) -> Result<(), MemoryError>;
+}

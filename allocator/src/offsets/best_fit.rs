@@ -1,0 +1,386 @@
+//! Exact best fit: of the free blocks that hold a request, the smallest; of equal ones, the lowest.
+//!
+//! Blocks, free and live, are in a list by address, so that a freed block finds its neighbours; free blocks are also in
+//! bins by size class, so that a search begins at the first class that can hold the request. Within a class the search
+//! looks at every block: exactness is paid for there, and few large blocks make it cheap.
+//!
+//! # Invariants
+//! - **F1** Free and live blocks partition `0..capacity`; each has at least one byte.
+//! - **F2** No two free blocks touch.
+//! - **F3** A free block is in the bin of its size, and in no other; `occupied` says which bins have one.
+//! - **F4** A live block has a stamp that no other block, past or present, has had; a free one has stamp 0.
+
+use std::iter;
+
+use slab::Slab;
+
+use super::bins::{CLASSES, Occupied, class_of};
+use super::{Request, align_up};
+
+/// No node.
+const NIL: u32 = u32::MAX;
+
+/// Names a live block. A key whose block was freed is stale for good: it is never the key of another block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    index: u32,
+    stamp: u64,
+}
+
+/// A block that was just taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocation {
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// What frees it.
+    pub key: Key,
+}
+
+/// A block of a space, free or live, as [`BestFit::blocks`] lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// Its length in bytes, rounding included.
+    pub size: u64,
+    /// The key of a live block; `None` for a free one.
+    pub key: Option<Key>,
+}
+
+/// A key whose block has been freed, or that belongs to another space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the key is stale: its block has been freed")]
+pub struct StaleKey;
+
+/// Why a block cannot be carved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CarveError {
+    /// See [`StaleKey`].
+    #[error(transparent)]
+    Stale(#[from] StaleKey),
+    /// The offsets do not begin at 0, do not ascend, or run past the block.
+    #[error("part {index} begins at offset {offset}: parts begin at 0 and ascend within a block of {size} bytes")]
+    Offsets {
+        /// Which part.
+        index: usize,
+        /// Its offset.
+        offset: u64,
+        /// The block's size in bytes.
+        size: u64,
+    },
+}
+
+/// One space, `0..capacity`, with exact best fit.
+#[derive(Debug)]
+pub struct BestFit {
+    capacity: u64,
+    granule: u64,
+    nodes: Slab<Node>,
+    /// First free block of each class.
+    bins: Box<[u32]>,
+    occupied: Occupied,
+    /// The block at offset 0.
+    first: u32,
+    free_bytes: u64,
+    /// Live blocks, empty ones included.
+    live: usize,
+    last_stamp: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    offset: u64,
+    size: u64,
+    /// 0 when free.
+    stamp: u64,
+    /// Neighbours by address.
+    below: u32,
+    above: u32,
+    /// Neighbours in the bin, for a free block.
+    previous: u32,
+    next: u32,
+}
+
+impl BestFit {
+    /// An empty space. Blocks are rounded up to a multiple of `granule` (itself rounded up to a power of two), but for
+    /// the last one, which may use the end of the space whatever its size.
+    pub fn new(capacity: u64, granule: u64) -> Self {
+        let mut space = Self {
+            capacity,
+            granule: granule.checked_next_power_of_two().unwrap_or(1 << 63),
+            nodes: Slab::new(),
+            bins: vec![NIL; CLASSES].into_boxed_slice(),
+            occupied: Occupied::new(),
+            first: NIL,
+            free_bytes: 0,
+            live: 0,
+            last_stamp: 0,
+        };
+        if capacity > 0 {
+            space.first = space.insert(0, capacity, NIL, NIL);
+            space.bin(space.first);
+        }
+        space
+    }
+
+    /// Takes a block; `None` when no free block holds it, or the alignment is not a power of two.
+    ///
+    /// An empty request is granted always, at offset 0, with a key of its own. A full search looks at each free block
+    /// once: O(free blocks) at worst, and a few of them as a rule.
+    pub fn allocate(&mut self, request: Request) -> Option<Allocation> {
+        if !request.align.is_power_of_two() || self.nodes.len() >= NIL as usize - 2 {
+            return None;
+        }
+        if request.size == 0 {
+            let index = self.insert(0, 0, NIL, NIL);
+            return Some(Allocation { offset: 0, key: self.enliven(index) });
+        }
+        let (index, offset) = self.best(request)?;
+        self.unbin(index);
+        let Node { offset: start, size, .. } = self.nodes[index as usize];
+        let end = start + size;
+        let taken = match align_up(offset + request.size, self.granule) {
+            Some(rounded) if rounded < end => rounded,
+            _ => end,
+        };
+        let live = if offset > start {
+            // The padding before the block stays free.
+            self.nodes[index as usize].size = offset - start;
+            self.bin(index);
+            self.insert_above(index, offset, taken - offset)
+        } else {
+            self.nodes[index as usize].size = taken - offset;
+            index
+        };
+        if taken < end {
+            let rest = self.insert_above(live, taken, end - taken);
+            self.bin(rest);
+        }
+        Some(Allocation { offset, key: self.enliven(live) })
+    }
+
+    /// Frees a block, joins it with its free neighbours, and returns its size, rounding included. O(1).
+    ///
+    /// # Errors
+    /// When the key is stale; nothing changes.
+    pub fn free(&mut self, key: Key) -> Result<u64, StaleKey> {
+        let node = *self.live_node(key)?;
+        self.live -= 1;
+        if node.size == 0 {
+            self.nodes.remove(key.index as usize);
+            return Ok(0);
+        }
+        let mut index = key.index;
+        self.nodes[index as usize].stamp = 0;
+        if self.is_free(node.above) {
+            self.unbin(node.above);
+            self.absorb_above(index);
+        }
+        if self.is_free(node.below) {
+            self.unbin(node.below);
+            self.absorb_above(node.below);
+            index = node.below;
+        }
+        self.bin(index);
+        Ok(node.size)
+    }
+
+    /// Divides a live block into live parts that begin at `offsets`, counted from the block's start; each ends where
+    /// the next begins, and the last with the block. Returns their keys; `key` is stale from then on.
+    ///
+    /// # Errors
+    /// When the key is stale, or the offsets do not begin at 0 and ascend within the block; nothing changes.
+    pub fn carve(&mut self, key: Key, offsets: &[u64]) -> Result<Vec<Key>, CarveError> {
+        let Node { offset: start, size, .. } = *self.live_node(key)?;
+        let misplaced = |&(index, &offset): &(usize, &u64)| match index.checked_sub(1) {
+            None => offset != 0,
+            Some(before) => offsets[before] >= offset || offset >= size,
+        };
+        if let Some((index, &offset)) = offsets.iter().enumerate().find(misplaced) {
+            return Err(CarveError::Offsets { index, offset, size });
+        }
+        if offsets.is_empty() {
+            return Err(CarveError::Offsets { index: 0, offset: 0, size });
+        }
+        self.nodes.reserve(offsets.len() - 1);
+        self.live -= 1;
+        let mut index = key.index;
+        let ends = offsets[1..].iter().copied().chain(iter::once(size));
+        let keys = offsets.iter().zip(ends).map(|(&offset, end)| {
+            if offset > 0 {
+                index = self.insert_above(index, start + offset, 0);
+            }
+            self.nodes[index as usize].size = end - offset;
+            self.enliven(index)
+        });
+        Ok(keys.collect())
+    }
+
+    /// Size of the space in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Bytes in free blocks.
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes
+    }
+
+    /// Bytes in live blocks, rounding included.
+    pub fn live_bytes(&self) -> u64 {
+        self.capacity - self.free_bytes
+    }
+
+    /// Live blocks, empty ones included.
+    pub fn live_blocks(&self) -> usize {
+        self.live
+    }
+
+    /// Whether there is no live block.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// The largest free block, in bytes.
+    pub fn largest_free(&self) -> u64 {
+        let class = self.occupied.last();
+        class.and_then(|class| self.in_bin(class).map(|(_, node)| node.size).max()).unwrap_or(0)
+    }
+
+    /// The blocks in the order of their offsets; empty ones, which lie nowhere, are left out.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+        let mut at = self.first;
+        iter::from_fn(move || {
+            let node = self.nodes.get(at as usize)?;
+            let key = (node.stamp != 0).then_some(Key { index: at, stamp: node.stamp });
+            at = node.above;
+            Some(Block { offset: node.offset, size: node.size, key })
+        })
+    }
+
+    /// The free block that holds the request best, and where in it the request starts.
+    fn best(&self, request: Request) -> Option<(u32, u64)> {
+        let mut class = class_of(request.size);
+        loop {
+            class = self.occupied.next(class)?;
+            // Blocks of a later class are all larger, so the first class with a hit has the best.
+            let fitting = self.in_bin(class).filter_map(|(index, node)| {
+                let offset = align_up(node.offset, request.align)?;
+                let left = node.size.checked_sub(offset - node.offset)?;
+                (left >= request.size).then_some((node.size, node.offset, index, offset))
+            });
+            if let Some((_, _, index, offset)) = fitting.min() {
+                return Some((index, offset));
+            }
+            class += 1;
+        }
+    }
+
+    fn in_bin(&self, class: usize) -> impl Iterator<Item = (u32, &Node)> {
+        let mut at = self.bins[class];
+        iter::from_fn(move || {
+            let (index, node) = (at, self.nodes.get(at as usize)?);
+            at = node.next;
+            Some((index, node))
+        })
+    }
+
+    fn live_node(&self, key: Key) -> Result<&Node, StaleKey> {
+        self.nodes.get(key.index as usize).filter(|node| node.stamp == key.stamp).ok_or(StaleKey)
+    }
+
+    fn is_free(&self, index: u32) -> bool {
+        self.nodes.get(index as usize).is_some_and(|node| node.stamp == 0)
+    }
+
+    fn insert(&mut self, offset: u64, size: u64, below: u32, above: u32) -> u32 {
+        self.nodes.insert(Node { offset, size, stamp: 0, below, above, previous: NIL, next: NIL }) as u32
+    }
+
+    /// Inserts a block right above another.
+    fn insert_above(&mut self, index: u32, offset: u64, size: u64) -> u32 {
+        let above = self.nodes[index as usize].above;
+        let new = self.insert(offset, size, index, above);
+        self.nodes[index as usize].above = new;
+        if let Some(node) = self.nodes.get_mut(above as usize) {
+            node.below = new;
+        }
+        new
+    }
+
+    /// Joins the block above to a block. Neither is in a bin.
+    fn absorb_above(&mut self, index: u32) {
+        let absorbed = self.nodes.remove(self.nodes[index as usize].above as usize);
+        let node = &mut self.nodes[index as usize];
+        node.size += absorbed.size;
+        node.above = absorbed.above;
+        if let Some(above) = self.nodes.get_mut(absorbed.above as usize) {
+            above.below = index;
+        }
+    }
+
+    /// Makes a block live (F4).
+    fn enliven(&mut self, index: u32) -> Key {
+        self.last_stamp += 1;
+        self.live += 1;
+        self.nodes[index as usize].stamp = self.last_stamp;
+        Key { index, stamp: self.last_stamp }
+    }
+
+    /// Enters a free block in its bin (F3).
+    fn bin(&mut self, index: u32) {
+        let size = self.nodes[index as usize].size;
+        self.free_bytes += size;
+        let class = class_of(size);
+        let next = std::mem::replace(&mut self.bins[class], index);
+        self.occupied.insert(class);
+        let node = &mut self.nodes[index as usize];
+        (node.previous, node.next) = (NIL, next);
+        if let Some(next) = self.nodes.get_mut(next as usize) {
+            next.previous = index;
+        }
+    }
+
+    /// Takes a free block out of its bin.
+    fn unbin(&mut self, index: u32) {
+        let Node { size, previous, next, .. } = self.nodes[index as usize];
+        self.free_bytes -= size;
+        if let Some(next) = self.nodes.get_mut(next as usize) {
+            next.previous = previous;
+        }
+        if let Some(previous) = self.nodes.get_mut(previous as usize) {
+            previous.next = next;
+            return;
+        }
+        let class = class_of(size);
+        self.bins[class] = next;
+        if next == NIL {
+            self.occupied.remove(class);
+        }
+    }
+
+    /// Checks F1 to F4.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let (mut end, mut below, mut was_free, mut free_bytes, mut listed) = (0, NIL, false, 0, 0);
+        let mut at = self.first;
+        while let Some(node) = self.nodes.get(at as usize) {
+            let free = node.stamp == 0;
+            assert_eq!((node.offset, node.below), (end, below), "F1: blocks follow each other");
+            assert!(node.size > 0, "F1: no block in the list is empty");
+            assert!(!(free && was_free), "F2: free blocks at {} touch", node.offset);
+            assert_eq!(self.in_bin(class_of(node.size)).any(|(index, _)| index == at), free, "F3");
+            (end, below, was_free, listed) = (end + node.size, at, free, listed + 1);
+            free_bytes += if free { node.size } else { 0 };
+            at = node.above;
+        }
+        assert_eq!((end, free_bytes), (self.capacity, self.free_bytes));
+        let empty = self.nodes.iter().filter(|(_, node)| node.size == 0).count();
+        assert_eq!(listed + empty, self.nodes.len(), "no node is lost");
+        assert_eq!(self.nodes.iter().filter(|(_, node)| node.stamp != 0).count(), self.live);
+        for class in 0..CLASSES {
+            assert_eq!(self.occupied.next(class) == Some(class), self.bins[class] != NIL, "F3: class {class}");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! [`Pool`]: regions that grow and go, fragments placed in them, and the report of a close.
+
+use std::mem;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+use smallvec::SmallVec;
+
+use crate::error::{Error, Result};
+use crate::fragment::Fragment;
+use crate::memory::Memory;
+use crate::offsets::{Key, Layout, Placement, Request, lay_out};
+use crate::reaper;
+use crate::shared::{Block, Options, Shared};
+use crate::stats::{Snapshot, Stats};
+
+const DEFAULT_REGION_BYTES: u64 = 64 << 20;
+const DEFAULT_GRANULE: u64 = 256;
+
+/// A pool of regions over one [`Memory`].
+///
+/// A cheap handle: clones are the same pool. When the last handle goes, the pool closes; its regions go back when
+/// their last fragments do.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    owner: Arc<Owner>,
+}
+
+/// Closes the pool when the last handle goes.
+#[derive(Debug)]
+struct Owner {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if !self.shared.is_forked_child() {
+            self.shared.closing.store(true, Ordering::Release);
+            self.shared.wake_reaper();
+        }
+    }
+}
+
+/// Options of a [`Pool`], chained by value.
+#[derive(Debug)]
+#[must_use]
+pub struct PoolBuilder {
+    shared: Shared,
+}
+
+/// The fragments of a planned batch.
+#[derive(Debug)]
+pub struct Placed {
+    /// One fragment for each of the batch, in its order.
+    pub fragments: Vec<Fragment>,
+    /// First address of each region of the layout; a placement's offset counts from there.
+    pub bases: SmallVec<[NonNull<u8>; 4]>,
+}
+
+// SAFETY: `bases` are addresses within the regions that `fragments` keep; they give no access by themselves.
+unsafe impl Send for Placed {}
+// SAFETY: as above.
+unsafe impl Sync for Placed {}
+
+/// What closing found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Bytes that were given back by the time the call returned.
+    pub released_bytes: u64,
+    /// What others still hold; its memory goes back when they drop it.
+    pub held: Vec<Held>,
+    /// Bytes of the regions that stay reserved for what is held.
+    pub pinned_bytes: u64,
+}
+
+/// A fragment or tensor that outlived a close.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// Its label or name.
+    pub name: Arc<str>,
+    /// Its size in bytes; 0 for an empty one.
+    pub bytes: u64,
+}
+
+impl Pool {
+    /// A pool with default options.
+    ///
+    /// # Errors
+    /// When the reaper thread cannot be started.
+    pub fn new(memory: impl Memory) -> Result<Self> {
+        Self::builder(Arc::new(memory)).build()
+    }
+
+    /// A pool over `memory`, with options.
+    pub fn builder(memory: Arc<dyn Memory>) -> PoolBuilder {
+        let name = memory.name().to_owned();
+        let options = Options {
+            limit_bytes: None,
+            region_bytes: DEFAULT_REGION_BYTES,
+            max_region_bytes: None,
+            retain_bytes: 0,
+            granule: DEFAULT_GRANULE,
+        };
+        PoolBuilder { shared: Shared::new(memory, name, options) }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.owner.shared
+    }
+
+    /// The pool's name, for errors and snapshots.
+    pub fn name(&self) -> &str {
+        &self.shared().name
+    }
+
+    /// The memory that the regions come from.
+    pub fn memory(&self) -> &Arc<dyn Memory> {
+        &self.shared().memory
+    }
+
+    /// Places one fragment by best fit, in a new region if none has room.
+    ///
+    /// A size of 0 is valid: the fragment is in the books but takes no memory.
+    ///
+    /// # Errors
+    /// When the limit or the memory refuses, the alignment is not a power of two, or the pool is closed.
+    pub fn place(&self, label: impl Into<Arc<str>>, request: Request) -> Result<Fragment> {
+        let (shared, label) = (self.shared(), label.into());
+        if !request.align.is_power_of_two() {
+            let (pool, label) = (shared.name.clone(), label.to_string());
+            return Err(Error::Alignment { pool, label, align: request.align });
+        }
+        let (mut books, address, home) = if request.size == 0 {
+            (shared.open_books(&label)?, dangling(request.align), None)
+        } else {
+            let (books, block) = shared.take_block(&label, request, shared.options.region_bytes)?;
+            (books, block.address, Some(block.home))
+        };
+        let slot = books.enter(label, request.size, home);
+        Ok(Fragment::new(address, request.size, Arc::clone(shared), slot))
+    }
+
+    /// Lays out a batch whose sizes are known as this pool would place it: in order, one after the other, in one
+    /// region unless the pool's region size is limited.
+    ///
+    /// # Errors
+    /// When an alignment is not a power of two or the sizes overflow.
+    pub fn lay_out(&self, requests: &[Request]) -> Result<Layout> {
+        lay_out(requests, self.shared().options.max_region_bytes.map(NonZeroU64::get))
+            .map_err(|error| self.shared().broken_batch(requests.len(), error.to_string()))
+    }
+
+    /// Places a batch as laid out by [`lay_out`](Self::lay_out): each region of the layout takes one block, found by
+    /// best fit or as a new region of just that size, and its fragments are cut from it without a search.
+    ///
+    /// `fragments` are labels and sizes, in the order of the layout.
+    ///
+    /// # Errors
+    /// When the limit or the memory refuses, the layout does not belong to the fragments, or the pool is closed.
+    /// Nothing is kept then.
+    pub fn place_planned(&self, layout: &Layout, fragments: &[(Arc<str>, u64)]) -> Result<Placed> {
+        let shared = self.shared();
+        check_batch(layout, fragments).map_err(|problem| shared.broken_batch(fragments.len(), problem))?;
+        let mut blocks = SmallVec::new();
+        let placed = self.fill_blocks(layout, fragments, &mut blocks);
+        if placed.is_err() {
+            shared.discard(&blocks);
+        }
+        placed
+    }
+
+    /// Takes a block for each region of the layout and enters the fragments. `blocks` holds those taken and not yet
+    /// cut into fragments.
+    fn fill_blocks(
+        &self,
+        layout: &Layout,
+        fragments: &[(Arc<str>, u64)],
+        blocks: &mut SmallVec<[Block; 4]>,
+    ) -> Result<Placed> {
+        let shared = self.shared();
+        let label_of = |region: usize| {
+            let first = layout.placements.iter().position(|placement| placement.region as usize == region);
+            first.and_then(|index| fragments.get(index)).map_or("", |(label, _)| label)
+        };
+        for (region, shape) in layout.regions.iter().enumerate() {
+            let request = Request::new(shape.size, shape.align);
+            let (books, block) = shared.take_block(label_of(region), request, 0)?;
+            drop(books);
+            blocks.push(block);
+        }
+        let mut books = shared.open_books(label_of(0))?;
+        let mut keys: SmallVec<[std::vec::IntoIter<Key>; 4]> = SmallVec::new();
+        for (region, block) in blocks.iter().enumerate() {
+            let offsets: Vec<u64> = layout
+                .placements
+                .iter()
+                .zip(fragments)
+                .filter(|(placement, (_, bytes))| *bytes > 0 && placement.region as usize == region)
+                .map(|(placement, _)| placement.offset)
+                .collect();
+            let cut = books.carve(block, &offsets);
+            keys.push(cut.map_err(|problem| shared.broken_batch(fragments.len(), problem))?.into_iter());
+        }
+        // Cut: from here on each block is given back fragment by fragment.
+        let blocks = mem::take(blocks);
+        let place = |(placement, (label, bytes)): (&Placement, &(Arc<str>, u64))| {
+            let region = placement.region as usize;
+            let key = keys.get_mut(region).filter(|_| *bytes > 0).and_then(Iterator::next);
+            let (address, home) = match blocks.get(region).zip(key) {
+                Some((block, key)) => block.part(placement.offset, key),
+                None => (dangling(shared.options.granule), None),
+            };
+            let slot = books.enter(Arc::clone(label), *bytes, home);
+            Fragment::new(address, *bytes, Arc::clone(shared), slot)
+        };
+        let bases = blocks.iter().map(|block| block.address).collect();
+        let fragments = layout.placements.iter().zip(fragments).map(place).collect();
+        Ok(Placed { fragments, bases })
+    }
+
+    /// Waits until everything dropped before this call has been given back, and every empty region with it.
+    pub fn trim(&self) {
+        self.shared().settle();
+    }
+
+    /// The pool's numbers.
+    pub fn stats(&self) -> Stats {
+        self.shared().stats()
+    }
+
+    /// The pool's regions and fragments.
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared().snapshot()
+    }
+
+    /// Closes the pool for all its handles: nothing more is placed, what is free goes back now, and the rest when its
+    /// last fragment is dropped.
+    ///
+    /// Waits for the reaper. `released_bytes` are those of regions given back to the memory by this call.
+    pub fn close(self) -> Closed {
+        let shared = self.shared();
+        let before = shared.books().reserved;
+        shared.closing.store(true, Ordering::Release);
+        shared.settle();
+        let books = shared.books();
+        let held = books.fragments.iter().map(|(_, entry)| Held { name: Arc::clone(&entry.label), bytes: entry.bytes });
+        Closed {
+            released_bytes: before.saturating_sub(books.reserved),
+            held: held.collect(),
+            pinned_bytes: books.reserved,
+        }
+    }
+}
+
+/// Whether the fragments lie in the layout's regions, in order, from offset 0 on, and without overlap.
+fn check_batch(layout: &Layout, fragments: &[(Arc<str>, u64)]) -> std::result::Result<(), String> {
+    if layout.placements.len() != fragments.len() {
+        return Err(format!("the layout has {} placements", layout.placements.len()));
+    }
+    let mut ends: SmallVec<[Option<u64>; 4]> = SmallVec::from_elem(None, layout.regions.len());
+    for (placement, (label, bytes)) in layout.placements.iter().zip(fragments).filter(|(_, (_, bytes))| *bytes > 0) {
+        let region = placement.region as usize;
+        let (Some(shape), Some(previous)) = (layout.regions.get(region), ends.get_mut(region)) else {
+            return Err(format!("{label:?} lies in region {region} of {}", layout.regions.len()));
+        };
+        let end = placement.offset.checked_add(*bytes).filter(|end| *end <= shape.size);
+        let after_previous = previous.map_or(placement.offset == 0, |previous| placement.offset >= previous);
+        let (Some(end), true) = (end, after_previous) else {
+            let (offset, size) = (placement.offset, shape.size);
+            return Err(format!("{label:?} of {bytes} bytes does not fit at offset {offset} of a region of {size}"));
+        };
+        *previous = Some(end);
+    }
+    match ends.iter().position(Option::is_none) {
+        Some(region) => Err(format!("region {region} of the layout holds no fragment")),
+        None => Ok(()),
+    }
+}
+
+/// The address of an empty fragment: aligned, and pointing to nothing.
+fn dangling(align: u64) -> NonNull<u8> {
+    // `NonNull::without_provenance` needs Rust 1.89.
+    let address = NonZeroUsize::new(align as usize).unwrap_or(NonZeroUsize::MIN);
+    NonNull::new(ptr::without_provenance_mut(address.get())).unwrap_or(NonNull::dangling())
+}
+
+impl PoolBuilder {
+    /// Names the pool in errors and snapshots. Default: the memory's name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.shared.name = name.into();
+        self
+    }
+
+    /// At most this many bytes are reserved at any time. Default: no limit.
+    pub fn limit_bytes(mut self, bytes: u64) -> Self {
+        self.shared.options.limit_bytes = Some(bytes);
+        self
+    }
+
+    /// How large a region is that single placements share. Default: 64 MiB. A larger fragment gets a region of its
+    /// own size.
+    pub fn region_bytes(mut self, bytes: u64) -> Self {
+        self.shared.options.region_bytes = bytes;
+        self
+    }
+
+    /// How large a region of a planned batch may be. Default: as large as the batch. A larger fragment gets a region of its own size.
+    pub fn max_region_bytes(mut self, bytes: NonZeroU64) -> Self {
+        self.shared.options.max_region_bytes = Some(bytes);
+        self
+    }
+
+    /// How many bytes of empty regions are kept for later placements, until [`Pool::trim`]. Default: 0.
+    pub fn retain_bytes(mut self, bytes: u64) -> Self {
+        self.shared.options.retain_bytes = bytes;
+        self
+    }
+
+    /// Starts the pool.
+    ///
+    /// # Errors
+    /// When the reaper thread cannot be started.
+    pub fn build(self) -> Result<Pool> {
+        let shared = Arc::new(self.shared);
+        reaper::start(&shared).map_err(|source| Error::Reaper { pool: shared.name.clone(), source })?;
+        Ok(Pool { owner: Arc::new(Owner { shared }) })
+    }
+}

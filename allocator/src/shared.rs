@@ -1,0 +1,306 @@
+//! What a pool, its fragments and its reaper share: the books (regions and live fragments) behind one lock, the retire
+//! queue, and the flags that the drops use without it.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
+
+use slab::Slab;
+
+use crate::error::{Error, Result};
+use crate::fork::Process;
+use crate::fragment::Record;
+use crate::memory::{Memory, RawRegion};
+use crate::offsets::{Allocation, BestFit, Key, Request};
+use crate::retire::RetireQueue;
+
+/// How a pool grows and shrinks; see the builder's methods.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) limit_bytes: Option<u64>,
+    pub(crate) region_bytes: u64,
+    pub(crate) max_region_bytes: Option<NonZeroU64>,
+    pub(crate) retain_bytes: u64,
+    pub(crate) granule: u64,
+}
+
+pub(crate) struct Shared {
+    pub(crate) memory: Arc<dyn Memory>,
+    pub(crate) name: String,
+    pub(crate) options: Options,
+    pub(crate) books: Mutex<Books>,
+    /// Notified after each pass of the reaper.
+    pub(crate) passed: Condvar,
+    pub(crate) retired: RetireQueue,
+    /// Set once: no new placements, and the reaper ends when nothing is left (R2).
+    pub(crate) closing: AtomicBool,
+    pub(crate) reaper: OnceLock<Thread>,
+    process: Process,
+}
+
+/// The regions and the live fragments. `reserved`, `live` and the slabs always agree, except that a region being
+/// reserved or released is in `reserved` but in no slab.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    pub(crate) regions: Slab<Region>,
+    pub(crate) fragments: Slab<Entry>,
+    pub(crate) reserved: u64,
+    pub(crate) live: u64,
+    pub(crate) high_water: u64,
+    /// Bytes that can never be used again: their memory failed to synchronize or to release.
+    pub(crate) lost: u64,
+    /// Passes asked for and passes made: see [`Shared::settle`].
+    pub(crate) asked: u64,
+    pub(crate) made: u64,
+    /// The reaper has ended; nothing is left.
+    pub(crate) ended: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) raw: RawRegion,
+    pub(crate) space: BestFit,
+}
+
+/// A live fragment in the books.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) label: Arc<str>,
+    pub(crate) bytes: u64,
+    /// Where it lies; an empty fragment lies nowhere.
+    pub(crate) home: Option<Home>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Home {
+    pub(crate) region: usize,
+    pub(crate) offset: u64,
+    pub(crate) key: Key,
+}
+
+/// A block taken from a region and not yet entered as fragments.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Block {
+    pub(crate) home: Home,
+    pub(crate) address: NonNull<u8>,
+}
+
+impl Block {
+    /// The fragment at `offset` of the block, as it was carved under `key`: its address and its home.
+    pub(crate) fn part(&self, offset: u64, key: Key) -> (NonNull<u8>, Option<Home>) {
+        // SAFETY: the caller checked that the fragment lies within the block, which lies within its region (M1).
+        let address = unsafe { self.address.add(offset as usize) };
+        (address, Some(Home { region: self.home.region, offset: self.home.offset + offset, key }))
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(memory: Arc<dyn Memory>, name: String, options: Options) -> Self {
+        Self {
+            memory,
+            name,
+            options,
+            books: Mutex::default(),
+            passed: Condvar::new(),
+            retired: RetireQueue::default(),
+            closing: AtomicBool::new(false),
+            reaper: OnceLock::new(),
+            process: Process::current(),
+        }
+    }
+
+    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
+        // No code of ours panics while it holds the lock, and the books are changed by whole steps.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is a forked child of the process that made the pool: there is no reaper, so nothing is waited for
+    /// and nothing is given back.
+    pub(crate) fn is_forked_child(&self) -> bool {
+        !self.process.is_current()
+    }
+
+    /// Leaves a record for the reaper.
+    ///
+    /// # Safety
+    /// As [`RetireQueue::push`].
+    pub(crate) unsafe fn retire(&self, record: NonNull<Record>) {
+        if self.is_forked_child() {
+            return;
+        }
+        // SAFETY: passed on.
+        if unsafe { self.retired.push(record) } {
+            self.wake_reaper();
+        }
+    }
+
+    pub(crate) fn wake_reaper(&self) {
+        if let Some(thread) = self.reaper.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Waits until the reaper has dealt with all that was retired before this call, and has released every region
+    /// that was empty then.
+    pub(crate) fn settle(&self) {
+        if self.is_forked_child() {
+            return;
+        }
+        let mut books = self.books();
+        books.asked += 1;
+        let ticket = books.asked;
+        self.wake_reaper();
+        while books.made < ticket && !books.ended {
+            books = self.passed.wait(books).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Locks the books for a placement, unless the pool is closed. While the lock is held the pool cannot end.
+    pub(crate) fn open_books(&self, label: &str) -> Result<MutexGuard<'_, Books>> {
+        let books = self.books();
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::Closed { pool: self.name.clone(), label: label.into() });
+        }
+        Ok(books)
+    }
+
+    /// Takes a block from the regions there are, or from a new region of at least `region_bytes`, and returns it with
+    /// the lock still held, so that it can be entered at once.
+    ///
+    /// What has been retired counts as free: before an error is returned, it is waited for once.
+    pub(crate) fn take_block(
+        &self,
+        label: &str,
+        request: Request,
+        region_bytes: u64,
+    ) -> Result<(MutexGuard<'_, Books>, Block)> {
+        match self.fit_or_grow(label, request, region_bytes) {
+            Err(Error::LimitReached { .. } | Error::OutOfMemory { .. }) => {
+                self.settle();
+                self.fit_or_grow(label, request, region_bytes)
+            }
+            other => other,
+        }
+    }
+
+    fn fit_or_grow(
+        &self,
+        label: &str,
+        request: Request,
+        region_bytes: u64,
+    ) -> Result<(MutexGuard<'_, Books>, Block)> {
+        let mut books = self.open_books(label)?;
+        if let Some(block) = books.fit(request) {
+            return Ok((books, block));
+        }
+        let size = self.region_size(&books, label, request, region_bytes)?;
+        books.reserved += size;
+        drop(books);
+        // The lock is not held while the memory works, which may take long; `reserved` already counts the region, so
+        // that the limit holds and the reaper stays (R2).
+        let reserved = self.memory.reserve(size, request.align.max(self.options.granule));
+        let mut books = self.books();
+        match reserved {
+            Ok(raw) => {
+                let space = BestFit::new(size, self.options.granule);
+                let region = books.regions.insert(Region { raw, space });
+                match books.fit_in(region, request) {
+                    Some(block) => Ok((books, block)),
+                    None => Err(self.broken_batch(0, "a fresh region does not hold what it was reserved for")),
+                }
+            }
+            Err(source) => {
+                books.reserved -= size;
+                Err(Error::OutOfMemory {
+                    pool: self.name.clone(),
+                    label: label.into(),
+                    requested: size,
+                    reserved: books.reserved,
+                    source,
+                })
+            }
+        }
+    }
+
+    /// How large the next region is: the pool's region size or the request, whichever is larger; near the limit,
+    /// what is left of it.
+    fn region_size(&self, books: &Books, label: &str, request: Request, region_bytes: u64) -> Result<u64> {
+        let wanted = request.size.max(region_bytes);
+        let Some(limit) = self.options.limit_bytes else { return Ok(wanted) };
+        let left = limit.saturating_sub(books.reserved);
+        if request.size > left {
+            return Err(Error::LimitReached {
+                pool: self.name.clone(),
+                label: label.into(),
+                requested: request.size,
+                largest_free: books.largest_free(),
+                reserved: books.reserved,
+                limit,
+            });
+        }
+        Ok(wanted.min(left))
+    }
+
+    /// Gives back blocks that were taken and never entered as fragments.
+    pub(crate) fn discard(&self, blocks: &[Block]) {
+        let mut books = self.books();
+        for block in blocks {
+            if let Some(region) = books.regions.get_mut(block.home.region) {
+                let freed = region.space.free(block.home.key);
+                debug_assert!(freed.is_ok());
+            }
+        }
+        drop(books);
+        self.wake_reaper();
+    }
+
+    pub(crate) fn broken_batch(&self, fragments: usize, problem: impl Into<String>) -> Error {
+        Error::Batch { pool: self.name.clone(), fragments, problem: problem.into() }
+    }
+}
+
+impl Books {
+    /// A block in the first region that has room for it: best fit within the region.
+    fn fit(&mut self, request: Request) -> Option<Block> {
+        let candidates: smallvec::SmallVec<[usize; 8]> = self.regions.iter().map(|(region, _)| region).collect();
+        candidates.into_iter().find_map(|region| self.fit_in(region, request))
+    }
+
+    fn fit_in(&mut self, region: usize, request: Request) -> Option<Block> {
+        let Region { raw, space } = self.regions.get_mut(region)?;
+        // Offsets are aligned relative to the region's base, so the base has to be aligned as well.
+        if !(raw.base.as_ptr() as u64).is_multiple_of(request.align) {
+            return None;
+        }
+        let Allocation { offset, key } = space.allocate(request)?;
+        // SAFETY: the space spans the region's bytes, so the offset lies within it (M1).
+        let address = unsafe { raw.base.add(offset as usize) };
+        Some(Block { home: Home { region, offset, key }, address })
+    }
+
+    /// Cuts a block into consecutive parts that start at `offsets`.
+    pub(crate) fn carve(&mut self, block: &Block, offsets: &[u64]) -> std::result::Result<Vec<Key>, String> {
+        let region = self.regions.get_mut(block.home.region).ok_or("its region is gone")?;
+        region.space.carve(block.home.key, offsets).map_err(|error| error.to_string())
+    }
+
+    /// Enters a live fragment and returns its slot.
+    pub(crate) fn enter(&mut self, label: Arc<str>, bytes: u64, home: Option<Home>) -> usize {
+        self.live += bytes;
+        self.high_water = self.high_water.max(self.live);
+        self.fragments.insert(Entry { label, bytes, home })
+    }
+
+    pub(crate) fn largest_free(&self) -> u64 {
+        self.regions.iter().map(|(_, region)| region.space.largest_free()).max().unwrap_or(0)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("name", &self.name).field("options", &self.options).finish_non_exhaustive()
+    }
+}

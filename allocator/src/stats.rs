@@ -1,0 +1,130 @@
+//! What a pool says of itself: numbers, and a list of its regions and fragments.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::shared::Shared;
+
+/// A pool's numbers at one moment. All sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Reserved from the memory, in regions.
+    pub reserved_bytes: u64,
+    /// In live fragments, by the sizes asked for. A dropped fragment counts until the reaper has dealt with it.
+    pub live_bytes: u64,
+    /// In free blocks of the regions.
+    pub free_bytes: u64,
+    /// The largest free block.
+    pub largest_free_bytes: u64,
+    /// The most that `live_bytes` has been.
+    pub high_water_bytes: u64,
+    /// Lost for good, because the memory failed to synchronize or to release.
+    pub lost_bytes: u64,
+    /// Live fragments; clones and slices of one count once, empty ones count.
+    pub fragments: usize,
+    /// Regions.
+    pub regions: usize,
+}
+
+/// A pool's regions and fragments at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// The pool's name.
+    pub pool: String,
+    /// The numbers.
+    pub stats: Stats,
+    /// The regions, each with what lies in it.
+    pub regions: Vec<RegionSnapshot>,
+    /// Labels of the empty fragments, which lie in no region.
+    pub empty: Vec<Arc<str>>,
+}
+
+/// A region in a [`Snapshot`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RegionSnapshot {
+    /// First address.
+    pub address: u64,
+    /// Length.
+    pub bytes: u64,
+    /// In free blocks.
+    pub free_bytes: u64,
+    /// The largest free block.
+    pub largest_free_bytes: u64,
+    /// The fragments, by offset.
+    pub fragments: Vec<FragmentSnapshot>,
+}
+
+/// A fragment in a [`RegionSnapshot`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FragmentSnapshot {
+    /// What it was called when it was placed.
+    pub label: Arc<str>,
+    /// Offset in its region.
+    pub offset: u64,
+    /// Length as asked for.
+    pub bytes: u64,
+}
+
+impl Shared {
+    pub(crate) fn stats(&self) -> Stats {
+        let books = self.books();
+        Stats {
+            reserved_bytes: books.reserved,
+            live_bytes: books.live,
+            free_bytes: books.regions.iter().map(|(_, region)| region.space.free_bytes()).sum(),
+            largest_free_bytes: books.largest_free(),
+            high_water_bytes: books.high_water,
+            lost_bytes: books.lost,
+            fragments: books.fragments.len(),
+            regions: books.regions.len(),
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let stats = self.stats();
+        let books = self.books();
+        let mut empty = Vec::new();
+        // Region slots may have gaps: `position` of a slot in `regions` is looked up by the slot.
+        let mut regions: Vec<(usize, RegionSnapshot)> = books
+            .regions
+            .iter()
+            .map(|(slot, region)| {
+                let snapshot = RegionSnapshot {
+                    address: region.raw.base.as_ptr() as u64,
+                    bytes: region.space.capacity(),
+                    free_bytes: region.space.free_bytes(),
+                    largest_free_bytes: region.space.largest_free(),
+                    fragments: Vec::new(),
+                };
+                (slot, snapshot)
+            })
+            .collect();
+        for (_, entry) in &books.fragments {
+            let Some(home) = entry.home else {
+                empty.push(Arc::clone(&entry.label));
+                continue;
+            };
+            if let Ok(position) = regions.binary_search_by_key(&home.region, |(slot, _)| *slot) {
+                regions[position].1.fragments.push(FragmentSnapshot {
+                    label: Arc::clone(&entry.label),
+                    offset: home.offset,
+                    bytes: entry.bytes,
+                });
+            }
+        }
+        drop(books);
+        let regions = regions
+            .into_iter()
+            .map(|(_, mut region)| {
+                region.fragments.sort_by_key(|fragment| fragment.offset);
+                region
+            })
+            .collect();
+        Snapshot { pool: self.name.clone(), stats, regions, empty }
+    }
+}

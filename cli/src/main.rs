@@ -1,0 +1,2 @@
+//! The `tensorhold` command.
+fn main() {}

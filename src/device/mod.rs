@@ -1,0 +1,279 @@
+//! Devices: where tensors live, and how bytes get there.
+//!
+//! A [`Device`] is a handle on a [`Driver`]: its memory (regions for tensors), its staging memory (host memory that it
+//! copies from at full speed), and its [`Stream`]s (copies in order, and events that tell when they have ended).
+//! A backend is one folder or file here; all of them pass the suite in `tests/device_conformance.rs`, and a driver of
+//! your own joins through [`Device::from_driver`].
+//!
+//! | device | memory | staging |
+//! |---|---|---|
+//! | [`Device::host`] | anonymous host memory, read in place | not needed |
+//! | [`Device::pinned`] | page-locked host memory of a CUDA machine, read in place | not needed |
+//! | [`Device::cuda`] | device memory | page-locked, one ring for each reader |
+
+#[cfg(feature = "cuda-external")]
+mod cuda;
+mod host;
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use tensorhold_allocator::Memory;
+
+use crate::error::{Error, Result};
+
+/// A device that tensors can be loaded to. A cheap handle: clones are the same device.
+#[derive(Clone)]
+pub struct Device {
+    driver: Arc<dyn Driver>,
+    host_accessible: bool,
+}
+
+/// The kinds of devices that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// Plain host memory.
+    Host,
+    /// Page-locked host memory.
+    Pinned,
+    /// A CUDA device, by its ordinal.
+    Cuda(usize),
+    /// A driver from outside this crate.
+    Other,
+}
+
+/// What a backend provides.
+///
+/// The methods may be called from any thread and leave the thread's current context, where the platform has such a
+/// thing, as it was; except for `push_context` and `pop_context`, whose purpose it is.
+pub trait Driver: Send + Sync + fmt::Debug + 'static {
+    /// The device's name, such as `host` or `cuda:0`.
+    fn name(&self) -> &str;
+
+    /// What kind of device it is.
+    fn kind(&self) -> DeviceKind;
+
+    /// The memory that tensors are placed in.
+    fn memory(&self) -> Arc<dyn Memory>;
+
+    /// Host-accessible memory that [`Stream`] copies from and to at full speed.
+    fn staging_memory(&self) -> Arc<dyn Memory>;
+
+    /// A new stream.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    fn stream(&self) -> Result<Box<dyn Stream>>;
+
+    /// Makes the device's context the thread's current one, on top of those that were.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    fn push_context(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Undoes the last `push_context` on this thread.
+    fn pop_context(&self) {}
+
+    /// Lets this device's kernels and copies address the memory of `peer`.
+    ///
+    /// # Errors
+    /// When the two are not peers, with the reason. The default is that no device has peers.
+    fn enable_peer_access(&self, peer: &dyn Driver) -> Result<()> {
+        Err(not_peers(self.name(), peer.name(), "only CUDA devices have peers"))
+    }
+}
+
+/// Copies in order, with numbered events. One thread uses it at a time.
+///
+/// Dropping a stream does not wait for it: [`synchronize`](Self::synchronize) first.
+pub trait Stream: Send {
+    /// Enqueues a copy from host memory to the device.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    ///
+    /// # Safety
+    /// Until an event recorded after it has passed, or the stream is synchronized: `from` is valid for reads and `to`,
+    /// an address in the device's memory, is valid for writes of `bytes` bytes, and nothing else writes either.
+    unsafe fn copy_to_device(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
+
+    /// Enqueues a copy from the device to host memory.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    ///
+    /// # Safety
+    /// As [`copy_to_device`](Self::copy_to_device), with the roles of the two reversed.
+    unsafe fn copy_to_host(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
+
+    /// Records event number `event`: it passes when everything enqueued so far has ended. Events are made as they are
+    /// first used; use small numbers.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    fn record(&mut self, event: usize) -> Result<()>;
+
+    /// Waits, without spinning, until event number `event` has passed. One never recorded has passed.
+    ///
+    /// # Errors
+    /// When the work before the event failed; what it wrote is then undefined.
+    fn wait(&mut self, event: usize) -> Result<()>;
+
+    /// Waits, without spinning, until everything enqueued has ended.
+    ///
+    /// # Errors
+    /// When some of it failed; what it wrote is then undefined.
+    fn synchronize(&mut self) -> Result<()>;
+}
+
+impl Device {
+    /// Host memory.
+    pub fn host() -> Self {
+        Self::from_driver(Arc::new(host::HostDriver::new()))
+    }
+
+    /// Page-locked host memory of a machine with CUDA, which its devices copy from and to at full speed.
+    ///
+    /// # Errors
+    /// When there is no CUDA driver or device, or this build has no CUDA.
+    pub fn pinned() -> Result<Self> {
+        #[cfg(feature = "cuda-external")]
+        return Ok(Self::from_driver(Arc::new(cuda::PinnedDriver::open()?)));
+        #[cfg(not(feature = "cuda-external"))]
+        Err(built_without_cuda("pinned"))
+    }
+
+    /// The CUDA device with this ordinal, through its primary context.
+    ///
+    /// # Errors
+    /// When there is no CUDA driver or no such device, or this build has no CUDA.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        #[cfg(feature = "cuda-external")]
+        return Ok(Self::from_driver(Arc::new(cuda::CudaDriver::open(ordinal)?)));
+        #[cfg(not(feature = "cuda-external"))]
+        Err(built_without_cuda(&format!("cuda:{ordinal}")))
+    }
+
+    /// How many CUDA devices there are; 0 without a driver.
+    pub fn cuda_count() -> usize {
+        #[cfg(feature = "cuda-external")]
+        return cuda::device_count();
+        #[cfg(not(feature = "cuda-external"))]
+        0
+    }
+
+    /// A device of one's own.
+    pub fn from_driver(driver: Arc<dyn Driver>) -> Self {
+        let host_accessible = driver.memory().is_host_accessible();
+        Self { driver, host_accessible }
+    }
+
+    /// What the device is made of.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// The device's name, such as `host` or `cuda:0`.
+    pub fn name(&self) -> &str {
+        self.driver.name()
+    }
+
+    /// What kind of device it is.
+    pub fn kind(&self) -> DeviceKind {
+        self.driver.kind()
+    }
+
+    /// Whether the CPU can read and write the device's memory.
+    pub fn is_host_accessible(&self) -> bool {
+        self.host_accessible
+    }
+
+    /// The memory that tensors are placed in.
+    pub fn memory(&self) -> Arc<dyn Memory> {
+        self.driver.memory()
+    }
+
+    /// Makes the device's context the thread's current one until the guard goes; for calling the driver directly with
+    /// the addresses of tensors. Guards of several devices go in the reverse order of their making.
+    ///
+    /// The guard belongs to its thread:
+    ///
+    /// ```compile_fail
+    /// let device = tensorhold::Device::host();
+    /// let guard = device.make_current()?;
+    /// std::thread::scope(|scope| { scope.spawn(move || drop(guard)); }); // `*const ()` cannot be sent between threads
+    /// # Ok::<(), tensorhold::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn make_current(&self) -> Result<ContextGuard<'_>> {
+        self.driver.push_context()?;
+        Ok(ContextGuard { driver: &*self.driver, thread_bound: PhantomData })
+    }
+
+    /// Lets this device's kernels and copies address the memory of `peer`. Enabling it twice is fine.
+    ///
+    /// # Errors
+    /// When the two are not peers, with the reason.
+    pub fn enable_peer_access(&self, peer: &Device) -> Result<()> {
+        self.driver.enable_peer_access(&*peer.driver)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.name())
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Device {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// Keeps a device's context current on this thread; see [`Device::make_current`].
+#[derive(Debug)]
+#[must_use = "the context is current only while the guard lives"]
+pub struct ContextGuard<'a> {
+    driver: &'a dyn Driver,
+    /// The current context is a property of the thread: not `Send`.
+    thread_bound: PhantomData<*const ()>,
+}
+
+impl Drop for ContextGuard<'_> {
+    fn drop(&mut self) {
+        self.driver.pop_context();
+    }
+}
+
+pub(crate) fn not_peers(device: &str, peer: &str, detail: &str) -> Error {
+    Error::Device {
+        device: device.into(),
+        operation: "enable peer access",
+        detail: format!("{peer} is not a peer: {detail}"),
+        remedy: "copy through host memory instead",
+    }
+}
+
+#[cfg(not(feature = "cuda-external"))]
+fn built_without_cuda(device: &str) -> Error {
+    Error::Device {
+        device: device.into(),
+        operation: "open",
+        detail: "this build has no CUDA".into(),
+        remedy: "build with the `cuda` feature, or use Device::host()",
+    }
+}

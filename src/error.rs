@@ -1,0 +1,153 @@
+//! The crate's one error type.
+
+use std::io;
+use std::path::PathBuf;
+
+use tensorhold_allocator::Bytes;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong. A failed call leaves nothing behind (I4): I/O is drained, memory goes back, and the process can
+/// load again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The system refused to open a file or to look at it.
+    #[error("{operation} {path:?}: {}; {}", described(source), io_remedy(source))]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Something that is not a regular file stands where one should.
+    #[error("open {path:?}: it is {what}, expected a safetensors file; name a file, or load a directory with checkpoint()")]
+    NotAFile {
+        /// What was to be opened.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The system failed to read.
+    #[error("read {} of {path:?} at offset {offset}: the system reports an error; check the disk or the mount", Bytes(*bytes))]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Where the read began.
+        offset: u64,
+        /// How many bytes were asked for.
+        bytes: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file is not what it was when the load began (I5).
+    #[error("load {path:?}: the file changed while it was being loaded: {change}; load it again when no one writes to it")]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        change: String,
+    },
+    /// A loader without files.
+    #[error("load: no files were given; name them with files() or checkpoint()")]
+    NoFiles,
+    /// An option that cannot be followed.
+    #[error("option {option}: got {got}, expected {expected}; {remedy}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What was asked for.
+        got: String,
+        /// What is possible.
+        expected: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A setting in the environment that makes no sense.
+    #[error("setting {variable}: got {got:?}, expected a whole number; correct or unset it")]
+    Setting {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        got: String,
+    },
+    /// The system refused to start a single reader thread.
+    #[error("start reader threads: the system refused the first one; raise the limit on threads")]
+    Thread {
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The progress callback broke the load off.
+    #[error("load: cancelled by the progress callback after {} of {}", Bytes(*done_bytes), Bytes(*total_bytes))]
+    Cancelled {
+        /// Bytes read by then.
+        done_bytes: u64,
+        /// Bytes to read in all.
+        total_bytes: u64,
+    },
+    /// There is no tensor of that name.
+    #[error("find tensor {name:?}: there is none of that name among {tensors}{}", hint(nearest.as_deref()))]
+    UnknownTensor {
+        /// What was asked for.
+        name: String,
+        /// The name most like it, if one is.
+        nearest: Option<String>,
+        /// How many tensors there are.
+        tensors: usize,
+    },
+    /// A tensor cannot be used like that.
+    #[error("{operation} of tensor {name:?}: got {got}, expected {expected}; {remedy}")]
+    Tensor {
+        /// What was tried.
+        operation: &'static str,
+        /// The tensor.
+        name: String,
+        /// What it is, or what was asked for.
+        got: String,
+        /// What is possible.
+        expected: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A device or its driver cannot do as asked.
+    #[error("{operation} on device {device:?}: {detail}; {remedy}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// What was tried.
+        operation: &'static str,
+        /// What the driver says, with its code.
+        detail: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// The pool could not place the tensors, or a region could not be reserved.
+    #[error(transparent)]
+    Memory(#[from] tensorhold_allocator::Error),
+}
+
+fn described(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file",
+        io::ErrorKind::PermissionDenied => "permission denied",
+        _ => "the system reports an error",
+    }
+}
+
+fn io_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::PermissionDenied => "make it readable for this user",
+        _ => "check the disk or the mount",
+    }
+}
+
+fn hint(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(nearest) => format!("; did you mean {nearest:?}?"),
+        None => "; names() lists them".into(),
+    }
+}

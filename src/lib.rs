@@ -1,0 +1,52 @@
+//! Loads safetensors checkpoints into a few large device, pinned or host regions at the speed of the bus, and hands
+//! out tensor views that the compiler, or a reference count, keeps from outliving their memory.
+//!
+//! ```no_run
+//! use tensorhold::{Device, Loader};
+//!
+//! let device = Device::cuda(0).unwrap_or_else(|_| Device::host());
+//! let weights = Loader::new(device).checkpoint("llama/")?.load()?;
+//!
+//! let view = weights.view("model.norm.weight")?; // TensorView<'_>: a borrow of `weights`, free to make
+//! println!("{:?}: {} bytes", view.shape(), view.nbytes());
+//! let tensor = weights.tensor("lm_head.weight")?; // Tensor: keeps its own bytes alive, on any thread
+//! let closed = weights.close(); // does not compile while `view` is used below
+//! assert_eq!(closed.held.len(), 1); // close says what `tensor` still holds
+//! # drop(tensor);
+//! # Ok::<(), tensorhold::Error>(())
+//! ```
+//!
+//! # The rooms
+//! Dependencies point one way: `loader`, `weights` → `tensor` → `io` → `device` → the allocator crate; `format`,
+//! `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
+//! says why no tensor can dangle.
+//!
+//! # Invariants
+//! Named in the `SAFETY` comments:
+//! - **I1 Memory outlives use.** A range is reused or released only when no view, tensor or copy in flight can touch it.
+//! - **I2 Each byte is read once and written once**, to its final, aligned address.
+//! - **I3 Nothing is visible before it has arrived.**
+//! - **I4 A failure leaves nothing behind.**
+//! - **I5 Files are hostile.** Nothing from a file is trusted before it is checked.
+//! - **I6 Choices are automatic or required**, and the [`Report`] says what was picked and why.
+
+mod device;
+mod dtype;
+mod error;
+mod format;
+mod io;
+mod loader;
+pub mod settings;
+mod shape;
+mod tensor;
+mod weights;
+
+pub use device::{ContextGuard, Device, DeviceKind, Driver, Stream};
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use loader::{Choice, FileInfo, Inspection, Loader, Progress, Report, Times};
+pub use shape::Shape;
+pub use tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
+pub use tensorhold_allocator as allocator;
+pub use tensorhold_allocator::{Closed, Held, Pool};
+pub use weights::{Metadata, Weights};

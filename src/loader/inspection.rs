@@ -1,0 +1,49 @@
+//! What a checkpoint's headers say.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::headers::Opened;
+use crate::tensor::TensorInfo;
+use crate::weights::Metadata;
+
+/// What a checkpoint holds, by its headers. All sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The selected tensors, file by file in the order of their bytes.
+    pub tensors: Vec<TensorInfo>,
+    /// The files, in the order in which they were given.
+    pub files: Vec<FileInfo>,
+}
+
+/// A file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct FileInfo {
+    /// The path that it was opened under.
+    pub path: Arc<Path>,
+    /// Its length.
+    pub file_bytes: u64,
+    /// How many tensors it holds, selected or not.
+    pub tensors: usize,
+    /// The bytes of those tensors.
+    pub bytes: u64,
+    /// The free-form strings in its header.
+    pub metadata: Metadata,
+}
+
+impl Inspection {
+    pub(super) fn new(tensors: Vec<TensorInfo>, opened: Vec<Opened>) -> Self {
+        let file = |Opened { source, header }: Opened| FileInfo {
+            path: Arc::clone(source.path()),
+            file_bytes: source.len(),
+            tensors: header.tensors.len(),
+            bytes: header.tensors.iter().map(|tensor| tensor.nbytes).sum(),
+            metadata: header.metadata,
+        };
+        Self { tensors, files: opened.into_iter().map(file).collect() }
+    }
+}

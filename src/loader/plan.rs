@@ -1,0 +1,138 @@
+//! The plan of a load: what is read, from where to where. Pure: no I/O, no memory.
+//!
+//! Tensors are laid out in the order of their bytes in the files, so a run of a file is a run of a region, but for the
+//! padding that aligns each tensor. A *job* is such a run of limited length: one vectored read scatters the file's
+//! bytes into *pieces* of a buffer that looks as the region will, padding included, and one copy moves the buffer. So
+//! the number of reads and copies depends on the bytes, not on the number of tensors.
+//!
+//! ```text
+//! file    |aaaaaaaaaaa|bbb|ccccccccccccccc|        one read
+//! buffer  |aaaaaaaaaaa....|bbb.............|ccccccccccccccc|   three pieces, one copy
+//! ```
+//!
+//! # Invariants
+//! - **P1** Each byte of each selected tensor is in exactly one piece (I2).
+//! - **P2** A job's pieces lie in order, without overlap, within its span; the span lies within its region.
+
+use std::ops::Range;
+
+use tensorhold_allocator::Request;
+use tensorhold_allocator::offsets::Layout;
+
+use crate::io::MAX_BUFFERS;
+
+/// Where a selected tensor's bytes are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Index of the file.
+    pub(crate) file: usize,
+    /// Offset in the file.
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Extent {
+    /// What the allocator is asked for.
+    pub(crate) fn request(&self) -> Request {
+        Request::new(self.bytes, TENSOR_ALIGN)
+    }
+}
+
+/// Every tensor starts at a multiple of this, on every device.
+pub(crate) const TENSOR_ALIGN: u64 = 256;
+
+/// One read and, where the target is not host-accessible, one copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Job {
+    pub(crate) file: usize,
+    /// Offset of the first byte in the file.
+    pub(crate) file_offset: u64,
+    /// Bytes to read.
+    pub(crate) file_bytes: u64,
+    /// Index of the target region in the layout.
+    pub(crate) region: usize,
+    /// Offset of the span in the region.
+    pub(crate) offset: u64,
+    /// Length of the span: the bytes to read and the padding between them.
+    pub(crate) span: u64,
+    /// The pieces, in [`Plan::pieces`].
+    pub(crate) pieces: Range<usize>,
+}
+
+/// A part of a job's span that is filled from the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Offset in the span.
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+}
+
+/// All jobs of a load.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) pieces: Vec<Piece>,
+    /// Bytes to read in all.
+    pub(crate) bytes: u64,
+}
+
+impl Plan {
+    /// Cuts the tensors into jobs whose span is at most `max_span` bytes (more than 0). `layout` places `extents`, one
+    /// for one.
+    pub(crate) fn new(extents: &[Extent], layout: &Layout, max_span: u64) -> Self {
+        let mut plan = Self::default();
+        for (extent, placement) in extents.iter().zip(&layout.placements) {
+            let mut done = 0;
+            while done < extent.bytes {
+                let region = placement.region as usize;
+                done += plan.add(*extent, region, placement.offset, done, max_span);
+            }
+        }
+        plan
+    }
+
+    /// Adds the rest of an extent from `done` on, or as much of it as the current job or a new one takes. Returns how
+    /// much.
+    fn add(&mut self, extent: Extent, region: usize, offset: u64, done: u64, max_span: u64) -> u64 {
+        let (start, offset, rest) = (extent.start + done, offset + done, extent.bytes - done);
+        if let Some(job) = self.jobs.last_mut()
+            && (job.file, job.region) == (extent.file, region)
+            && job.file_offset + job.file_bytes == start
+            && let Some(room) = offset.checked_sub(job.offset).and_then(|gap| max_span.checked_sub(gap))
+            && room > 0
+            && job.pieces.len() < MAX_BUFFERS
+        {
+            let bytes = rest.min(room);
+            let at = offset - job.offset;
+            match self.pieces.last_mut() {
+                Some(piece) if piece.offset + piece.bytes == at => piece.bytes += bytes,
+                _ => {
+                    self.pieces.push(Piece { offset: at, bytes });
+                    job.pieces.end += 1;
+                }
+            }
+            job.file_bytes += bytes;
+            job.span = at + bytes;
+            self.bytes += bytes;
+            return bytes;
+        }
+        let bytes = rest.min(max_span);
+        let first = self.pieces.len();
+        self.pieces.push(Piece { offset: 0, bytes });
+        self.jobs.push(Job {
+            file: extent.file,
+            file_offset: start,
+            file_bytes: bytes,
+            region,
+            offset,
+            span: bytes,
+            pieces: first..first + 1,
+        });
+        self.bytes += bytes;
+        bytes
+    }
+
+    pub(crate) fn pieces_of(&self, job: &Job) -> &[Piece] {
+        self.pieces.get(job.pieces.clone()).unwrap_or_default()
+    }
+}

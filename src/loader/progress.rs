@@ -1,0 +1,25 @@
+//! How far a load is, told to the caller, who may stop it.
+
+use std::fmt;
+use std::ops::ControlFlow;
+
+/// How far a load is. Sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes read from files so far.
+    pub done_bytes: u64,
+    /// Bytes to read in all.
+    pub total_bytes: u64,
+    /// Tensors to load in all.
+    pub tensors: usize,
+}
+
+/// The caller's callback.
+pub(crate) struct Callback(pub(crate) Box<dyn FnMut(&Progress) -> ControlFlow<()> + Send>);
+
+impl fmt::Debug for Callback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Callback")
+    }
+}

@@ -1,0 +1,76 @@
+//! What a load says of itself.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::device::Device;
+
+/// How a load went: sizes in bytes, times in seconds when serialized.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Where the tensors are.
+    pub device: Device,
+    /// Tensors loaded.
+    pub tensors: usize,
+    /// Bytes of those tensors.
+    pub bytes: u64,
+    /// Files read.
+    pub files: usize,
+    /// Regions that hold the tensors.
+    pub regions: usize,
+    /// Bytes of those regions: those of the tensors and the padding that aligns them.
+    pub region_bytes: u64,
+    /// Threads that read.
+    pub threads: usize,
+    /// Most bytes of staging memory at any time; 0 when the files are read in place.
+    pub staging_bytes: u64,
+    /// Reads, and copies if the data was staged.
+    pub jobs: usize,
+    /// Where the time went.
+    pub times: Times,
+    /// What was chosen, and why.
+    pub choices: Vec<Choice>,
+}
+
+/// Where the time of a load went. `total` is from the call of `load` to its return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct Times {
+    /// Opening files, reading and checking their headers, planning.
+    #[serde(serialize_with = "seconds")]
+    pub plan: Duration,
+    /// Reserving regions.
+    #[serde(serialize_with = "seconds")]
+    pub reserve: Duration,
+    /// Reading and copying the tensors' bytes.
+    #[serde(serialize_with = "seconds")]
+    pub fill: Duration,
+    /// Everything.
+    #[serde(serialize_with = "seconds")]
+    pub total: Duration,
+}
+
+/// One thing that was chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Choice {
+    /// What it is about, such as `threads`.
+    pub about: &'static str,
+    /// What was picked.
+    pub picked: String,
+    /// Why.
+    pub why: String,
+}
+
+impl Report {
+    /// Bytes of tensors over the whole time, in 10^9 bytes a second.
+    pub fn gigabytes_per_second(&self) -> f64 {
+        self.bytes as f64 / 1e9 / self.times.total.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}

@@ -1,0 +1,44 @@
+//! [`Shape`]: the dimensions of a tensor.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use serde::Serialize;
+use smallvec::SmallVec;
+
+/// The dimensions of a tensor, outermost first. It derefs to `[usize]`; up to four take no memory of their own.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(transparent)]
+pub struct Shape(SmallVec<[usize; 4]>);
+
+impl Deref for Shape {
+    type Target = [usize];
+
+    fn deref(&self) -> &[usize] {
+        &self.0
+    }
+}
+
+impl DerefMut for Shape {
+    fn deref_mut(&mut self) -> &mut [usize] {
+        &mut self.0
+    }
+}
+
+impl From<&[usize]> for Shape {
+    fn from(dimensions: &[usize]) -> Self {
+        Self(dimensions.into())
+    }
+}
+
+impl From<Vec<usize>> for Shape {
+    fn from(dimensions: Vec<usize>) -> Self {
+        Self(dimensions.into())
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

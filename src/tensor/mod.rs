@@ -1,0 +1,42 @@
+//! Tensors: descriptions, borrowed views and counted owners.
+//!
+//! A tensor is a fragment of a region and a description. [`TensorView`] borrows both, [`Tensor`] counts both;
+//! what can be done with a tensor is written once, on the view.
+
+mod owned;
+mod view;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::shape::Shape;
+
+pub use owned::Tensor;
+pub use view::{TensorView, TensorViewMut};
+
+/// A tensor as it is on its device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TensorInfo {
+    /// Its name in the checkpoint.
+    pub name: Arc<str>,
+    /// The type of its elements.
+    pub dtype: DType,
+    /// Its dimensions, outermost first; none for a scalar.
+    pub shape: Shape,
+    /// Its size in bytes.
+    pub nbytes: u64,
+    /// The file that it was read from.
+    pub file: Arc<Path>,
+}
+
+/// What a tensor's views and owners point to.
+#[derive(Debug)]
+pub(crate) struct Description {
+    pub(crate) info: TensorInfo,
+    pub(crate) device: Device,
+}

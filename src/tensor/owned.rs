@@ -1,0 +1,148 @@
+//! [`Tensor`]: a counted owner of a tensor.
+
+use std::sync::Arc;
+
+use tensorhold_allocator::Fragment;
+
+use super::{Description, TensorInfo, TensorView, TensorViewMut};
+use crate::device::Device;
+use crate::dtype::{DType, Element};
+use crate::error::Result;
+
+/// A tensor that keeps its own bytes alive, and nothing else's: `'static`, `Send` and `Sync`, four words.
+///
+/// Its memory goes back to the pool after the last clone, narrowed part and set of weights that hold it are gone,
+/// from whichever thread.
+#[derive(Clone)]
+pub struct Tensor {
+    bytes: Fragment,
+    description: Arc<Description>,
+}
+
+impl Tensor {
+    /// `bytes` is memory of the description's device and as long as its `nbytes`.
+    pub(crate) fn new(bytes: Fragment, description: Arc<Description>) -> Self {
+        Self { bytes, description }
+    }
+
+    /// Borrows the tensor.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView::new(self.bytes.view(), &self.description)
+    }
+
+    /// Borrows the tensor for writing, if this is the only owner: no clone or part is left, and the weights that it
+    /// came from are gone.
+    pub fn get_mut(&mut self) -> Option<TensorViewMut<'_>> {
+        Some(TensorViewMut::new(self.bytes.get_mut()?, &self.description))
+    }
+
+    /// The part of the tensor whose index in dimension `dimension` is `start..start + length`, sharing its bytes.
+    ///
+    /// Tensors have no gaps, so the part must be one run of bytes: all dimensions before `dimension` have length 1,
+    /// as for rows of a matrix.
+    ///
+    /// # Errors
+    /// When there is no such dimension or range, or the part is not one run of whole bytes.
+    pub fn narrow(&self, dimension: usize, start: usize, length: usize) -> Result<Tensor> {
+        let (view, info) = (self.view(), self.info());
+        let error = |got: String, expected: String, remedy| Err(view.error("narrow", got, expected, remedy));
+        let Some(&extent) = info.shape.get(dimension) else {
+            let got = format!("dimension {dimension}");
+            return error(got, format!("one of its {} dimensions", info.shape.len()), "count dimensions from 0");
+        };
+        if start.checked_add(length).is_none_or(|end| end > extent) {
+            let got = format!("{length} from {start} on in dimension {dimension}");
+            return error(got, format!("a range within 0..{extent}"), "check the range against shape()");
+        }
+        if info.shape[..dimension].iter().any(|&outer| outer != 1) {
+            let got = format!("dimension {dimension} of shape {:?}", info.shape);
+            return error(got, "one run of bytes".into(), "narrow dimension 0, or copy what you need");
+        }
+        // The size of one index in bits: fits, since the whole tensor's size in bits was checked when it was parsed.
+        let inner = info.shape[dimension + 1..].iter().product::<usize>() as u64;
+        let bits = inner * u64::from(info.dtype.bits());
+        let (first, total) = (start as u64 * bits, length as u64 * bits);
+        if !first.is_multiple_of(8) || !total.is_multiple_of(8) {
+            let got = format!("bits {first}..{}", first + total);
+            return error(got, "whole bytes".into(), "begin and end at elements that begin a byte");
+        }
+        let Some(bytes) = self.bytes.slice(first / 8, total / 8) else {
+            return error(format!("{} bytes", total / 8), format!("at most {}", info.nbytes), "report this as a bug");
+        };
+        let mut shape = info.shape.clone();
+        shape[dimension] = length;
+        let info = TensorInfo { shape, nbytes: total / 8, ..info.clone() };
+        let device = self.description.device.clone();
+        Ok(Self { bytes, description: Arc::new(Description { info, device }) })
+    }
+
+    /// Drops this owner and says whether it was the last.
+    pub(crate) fn release(self) -> bool {
+        self.bytes.release()
+    }
+
+    /// The description.
+    pub fn info(&self) -> &TensorInfo {
+        &self.description.info
+    }
+
+    /// The name in the checkpoint.
+    pub fn name(&self) -> &str {
+        self.view().name()
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.view().dtype()
+    }
+
+    /// The dimensions; see [`TensorView::shape`].
+    pub fn shape(&self) -> &[usize] {
+        self.view().shape()
+    }
+
+    /// The size in bytes.
+    pub fn nbytes(&self) -> u64 {
+        self.view().nbytes()
+    }
+
+    /// The device whose memory it is in.
+    pub fn device(&self) -> &Device {
+        self.view().device()
+    }
+
+    /// The address of the first element; see [`TensorView::as_ptr`].
+    pub fn as_ptr(&self) -> *const u8 {
+        self.view().as_ptr()
+    }
+
+    /// The bytes; see [`TensorView::as_bytes`].
+    ///
+    /// # Errors
+    /// When the tensor is not in host memory.
+    pub fn as_bytes(&self) -> Result<&[u8]> {
+        self.view().as_bytes()
+    }
+
+    /// The elements; see [`TensorView::as_slice`].
+    ///
+    /// # Errors
+    /// When the tensor is not in host memory, or its dtype is not that of `T`.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        self.view().as_slice()
+    }
+
+    /// A copy of the bytes in host memory.
+    ///
+    /// # Errors
+    /// When the device fails to copy.
+    pub fn to_host(&self) -> Result<Vec<u8>> {
+        self.view().to_host()
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.view().fmt(f)
+    }
+}

@@ -1,0 +1,153 @@
+//! [`Weights`]: what a load returns.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use tensorhold_allocator::{Closed, Held, Pool};
+
+use crate::error::{Error, Result};
+use crate::loader::Report;
+use crate::tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
+
+/// The free-form strings that a safetensors file may carry in its header.
+pub type Metadata = BTreeMap<String, String>;
+
+/// The loaded tensors of a checkpoint.
+///
+/// Views borrow from here, so neither [`close`](Self::close) nor a drop compiles while one lives:
+///
+/// ```compile_fail
+/// # let weights = tensorhold::Loader::new(tensorhold::Device::host()).load()?;
+/// let view = weights.view("model.norm.weight")?;
+/// weights.close(); // cannot move out of `weights` because it is borrowed
+/// println!("{view:?}");
+/// # Ok::<(), tensorhold::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Weights {
+    tensors: IndexMap<Arc<str>, Tensor>,
+    metadata: BTreeMap<PathBuf, Metadata>,
+    report: Report,
+    pool: Pool,
+    /// The pool was made for these weights alone, and closes with them.
+    owns_pool: bool,
+}
+
+impl Weights {
+    pub(crate) fn new(
+        tensors: IndexMap<Arc<str>, Tensor>,
+        metadata: BTreeMap<PathBuf, Metadata>,
+        report: Report,
+        pool: Pool,
+        owns_pool: bool,
+    ) -> Self {
+        Self { tensors, metadata, report, pool, owns_pool }
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// The names, file by file in the order of their bytes.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.keys().map(|name| &**name)
+    }
+
+    /// The tensors, in the order of [`names`](Self::names).
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
+        self.tensors.values().map(Tensor::view)
+    }
+
+    /// What a tensor is, if there is one of that name.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        Some(self.tensors.get(name)?.info())
+    }
+
+    /// Borrows a tensor.
+    ///
+    /// # Errors
+    /// When there is none of that name; the error names the nearest.
+    pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
+        Ok(self.get(name)?.view())
+    }
+
+    /// An owner of a tensor, which keeps the tensor's bytes beyond the weights.
+    ///
+    /// # Errors
+    /// When there is none of that name; the error names the nearest.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.get(name).cloned()
+    }
+
+    /// Borrows a tensor for writing; `None` while someone else owns it too.
+    ///
+    /// # Errors
+    /// When there is none of that name; the error names the nearest.
+    pub fn get_mut(&mut self, name: &str) -> Result<Option<TensorViewMut<'_>>> {
+        match self.tensors.get_index_of(name) {
+            Some(index) => Ok(self.tensors[index].get_mut()),
+            None => Err(self.unknown(name)),
+        }
+    }
+
+    /// The strings in a file's header, by the path that it was opened under; `None` for a file not loaded.
+    pub fn metadata(&self, file: impl AsRef<Path>) -> Option<&Metadata> {
+        self.metadata.get(file.as_ref())
+    }
+
+    /// How the load went.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The pool that the tensors are in.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Gives back every tensor that no one else owns, waits until that is done, and says what is still held: its
+    /// memory goes when its last owner does. A pool of the weights' own closes with them.
+    ///
+    /// `released_bytes` and `held` speak of tensors: together they are all that was loaded. `pinned_bytes` are those of
+    /// the regions that what is held keeps reserved; 0 with a pool that other weights share.
+    pub fn close(self) -> Closed {
+        let mut closed = Closed::default();
+        for (name, tensor) in self.tensors {
+            let bytes = tensor.nbytes();
+            if tensor.release() {
+                closed.released_bytes += bytes;
+            } else {
+                closed.held.push(Held { name, bytes });
+            }
+        }
+        if self.owns_pool {
+            closed.pinned_bytes = self.pool.close().pinned_bytes;
+        } else {
+            self.pool.trim();
+        }
+        closed
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        // A search among very many names would cost more than the hint is worth.
+        let similar = self.names().take(10_000).map(|known| (strsim::normalized_levenshtein(known, name), known));
+        let nearest = similar.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(similarity, _)| *similarity > 0.6);
+        Error::UnknownTensor {
+            name: name.into(),
+            nearest: nearest.map(|(_, known)| known.into()),
+            tensors: self.len(),
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Bad input gets an error that says what, where, got, expected and what to do, and leaves the pool empty.
+
+mod support;
+
+use std::fs::{self, File};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use support::{assert_all_back, bytes_tensor, devices, file_bytes, header, pool_for, single, write};
+use tensorhold::{Device, Error, Loader, Pool};
+
+/// Loads `path` onto each device, expects an error with all of `words` in it, and the pool to be empty after it.
+fn refuses(path: &Path, words: &[&str]) {
+    for device in devices() {
+        let pool = pool_for(&device);
+        let loaded = Loader::new(device).checkpoint(path).and_then(|loader| loader.pool(&pool).load());
+        let message = full_message(&loaded.expect_err("an error"));
+        for word in words {
+            assert!(message.contains(word), "{word:?} is not in: {message}");
+        }
+        assert_all_back(&pool);
+    }
+}
+
+fn full_message(error: &Error) -> String {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        message += &format!(": {error}");
+        source = error.source();
+    }
+    message
+}
+
+/// Writes a file and expects it to be refused.
+fn refuses_file(bytes: &[u8], words: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.safetensors");
+    fs::write(&path, bytes).unwrap();
+    refuses(&path, words);
+    refuses(&path, &["bad.safetensors"]);
+}
+
+fn refuses_header(header: &str, data: usize, words: &[&str]) {
+    refuses_file(&file_bytes(header, &vec![0; data]), words);
+}
+
+#[test]
+fn a_missing_file() {
+    refuses(Path::new("/nowhere/model.safetensors"), &["/nowhere/model.safetensors", "no such file", "check the path"]);
+}
+
+#[test]
+fn a_missing_file_among_files() {
+    let pool = pool_for(&Device::host());
+    let (_folder, path) = single(&[bytes_tensor("t", 9)]);
+    let files = [path.as_path(), Path::new("/nowhere/x.safetensors")];
+    let error = Loader::new(Device::host()).files(files).pool(&pool).load().unwrap_err();
+    assert!(error.to_string().contains("/nowhere/x.safetensors"), "{error}");
+    assert_all_back(&pool);
+}
+
+#[test]
+fn an_empty_file() {
+    refuses_file(&[], &["HeaderTooSmall", "0 bytes"]);
+}
+
+#[test]
+fn a_file_too_short_for_a_header() {
+    refuses_file(&[1, 2, 3, 4, 5], &["HeaderTooSmall", "5 bytes"]);
+}
+
+#[test]
+fn a_file_that_is_something_else() {
+    refuses_file(b"PK\x03\x04 this is a zip archive, not a checkpoint", &["header"]);
+}
+
+#[test]
+fn a_header_longer_than_the_file() {
+    let mut bytes = 1_000_000_u64.to_le_bytes().to_vec();
+    bytes.extend(b"{}");
+    refuses_file(&bytes, &["1000000", "10"]);
+}
+
+#[test]
+fn a_header_longer_than_100_mb() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("huge.safetensors");
+    fs::write(&path, 100_000_001_u64.to_le_bytes()).unwrap();
+    // A sparse file: long enough for the header that it announces.
+    File::options().write(true).open(&path).unwrap().set_len(200_000_000).unwrap();
+    refuses(&path, &["100000001", "100000000"]);
+    fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
+    refuses(&path, &["18446744073709551615"]);
+}
+
+#[test]
+fn invalid_utf8_and_invalid_json() {
+    refuses_file(&[&[4, 0, 0, 0, 0, 0, 0, 0][..], b"{\xff\xfe}"].concat(), &["UTF-8"]);
+    refuses_header(r#"{"t":{"#, 0, &["JSON"]);
+    refuses_header(r#"[1,2]"#, 0, &["header"]);
+}
+
+#[test]
+fn offsets_that_overlap_leave_holes_or_run_past_the_end() {
+    let two = |a: &str, b: &str| {
+        format!(r#"{{"a":{{"dtype":"U8","shape":[8],"data_offsets":{a}}},"b":{{"dtype":"U8","shape":[8],"data_offsets":{b}}}}}"#)
+    };
+    refuses_header(&two("[0,8]", "[4,12]"), 12, &["\"b\""]);
+    refuses_header(&two("[0,8]", "[10,18]"), 18, &["\"b\""]);
+    refuses_header(&two("[8,0]", "[8,16]"), 16, &["\"a\""]);
+    refuses_header(&two("[0,8]", "[8,16]"), 15, &["cut short"]);
+    refuses_header(&two("[0,8]", "[8,16]"), 17, &["1"]);
+    refuses_header(&two("[0,8]", "[18446744073709551608,18446744073709551616]"), 16, &["header"]);
+    refuses_header(&two("[0,8]", "[18446744073709551600,18446744073709551608]"), 16, &["\"b\""]);
+}
+
+#[test]
+fn sizes_that_disagree_or_overflow() {
+    let one = |dtype: &str, shape: &str, end: u64| {
+        format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{end}]}}}}"#)
+    };
+    refuses_header(&one("F32", "[3]", 8), 8, &["\"t\"", "12", "8"]);
+    refuses_header(&one("F32", "[4294967296,4294967296,4294967296]", 8), 8, &["\"t\"", "overflow"]);
+    refuses_header(&one("F64", "[2305843009213693952]", 8), 8, &["\"t\"", "overflow"]);
+    refuses_header(&one("F4", "[3]", 2), 2, &["\"t\""]);
+    refuses_header(&one("F99", "[1]", 1), 1, &["F99"]);
+    refuses_header(&one("U8", "[-1]", 1), 1, &["header"]);
+}
+
+#[test]
+fn duplicate_names_in_a_file_and_across_files() {
+    let twice = r#"{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    refuses_header(twice, 1, &["\"t\"", "twice"]);
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("a.safetensors"), &[bytes_tensor("same", 4)]);
+    write(&folder.path().join("b.safetensors"), &[bytes_tensor("same", 4)]);
+    refuses(folder.path(), &["\"same\"", "a.safetensors", "b.safetensors"]);
+}
+
+#[test]
+fn a_directory_without_a_checkpoint_and_one_given_as_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    refuses(folder.path(), &["safetensors"]);
+    let error = Loader::new(Device::host()).files([folder.path()]).load().unwrap_err();
+    assert!(error.to_string().contains("a directory"), "{error}");
+}
+
+#[test]
+fn a_file_that_may_not_be_read() {
+    let (_folder, path) = single(&[bytes_tensor("t", 4)]);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    // Root reads it all the same.
+    if File::open(&path).is_err() {
+        refuses(&path, &["permission denied", "make it readable"]);
+    } else {
+        assert_eq!(Loader::new(Device::host()).files([path]).load().unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn a_fifo_is_refused_without_waiting_for_a_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe.safetensors");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    refuses(&path, &["not a regular file"]);
+}
+
+#[test]
+fn an_index_that_names_a_missing_shard_or_the_wrong_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("model.safetensors.index.json");
+    write(&folder.path().join("a.safetensors"), &[bytes_tensor("x", 4)]);
+    write(&folder.path().join("b.safetensors"), &[bytes_tensor("y", 4)]);
+    let with = |map: &str| fs::write(&index, format!(r#"{{"weight_map":{map}}}"#)).unwrap();
+    with(r#"{"x":"a.safetensors","z":"c.safetensors"}"#);
+    refuses(folder.path(), &["c.safetensors", "\"z\""]);
+    with(r#"{"x":"b.safetensors","y":"b.safetensors"}"#);
+    refuses(folder.path(), &["\"x\"", "b.safetensors"]);
+    with(r#"{"x":"a.safetensors","y":"b.safetensors","lost":"b.safetensors"}"#);
+    refuses(folder.path(), &["\"lost\"", "b.safetensors"]);
+    with(r#"{"x":"../a.safetensors"}"#);
+    refuses(folder.path(), &["../a.safetensors"]);
+    fs::write(&index, "{").unwrap();
+    refuses(folder.path(), &["model.safetensors.index.json"]);
+}
+
+#[test]
+fn a_dangling_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    symlink("../blobs/gone", &path).unwrap();
+    refuses(&path, &["model.safetensors", "link"]);
+}
+
+/// Loads a file that `meddle` changes after its header was read and before its bytes are.
+fn refuses_changed(meddle: fn(&Path), words: &[&str]) {
+    for device in devices() {
+        let (_folder, path) = single(&[bytes_tensor("a", 10_000_000), bytes_tensor("b", 5)]);
+        let pool = pool_for(&device);
+        let changing = path.clone();
+        let loader = Loader::new(device).files([&path]).pool(&pool).progress(move |progress| {
+            if progress.done_bytes == 0 {
+                meddle(&changing);
+            }
+            ControlFlow::Continue(())
+        });
+        let message = loader.load().unwrap_err().to_string();
+        assert!(message.contains("the file changed while it was being loaded"), "{message}");
+        for word in words {
+            assert!(message.contains(word), "{word:?} is not in: {message}");
+        }
+        assert_all_back(&pool);
+    }
+}
+
+#[test]
+fn a_file_cut_short_while_it_is_loaded() {
+    refuses_changed(|path| File::options().write(true).open(path).unwrap().set_len(6_000_000).unwrap(), &["cut short"]);
+}
+
+#[test]
+fn a_file_grown_rewritten_replaced_or_removed_while_it_is_loaded() {
+    refuses_changed(|path| File::options().write(true).open(path).unwrap().set_len(20_000_000).unwrap(), &["size"]);
+    refuses_changed(
+        |path| {
+            let file = File::options().write(true).open(path).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        },
+        &["written to"],
+    );
+    refuses_changed(
+        |path| {
+            let other = path.with_extension("other");
+            fs::copy(path, &other).unwrap();
+            fs::rename(other, path).unwrap();
+        },
+        &["another file"],
+    );
+    refuses_changed(|path| fs::remove_file(path).unwrap(), &["removed"]);
+}
+
+#[test]
+fn a_region_that_cannot_be_reserved() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vast.safetensors");
+    // A sparse file of 1 EiB minus some: its header is right, and no machine has the memory.
+    let nbytes: u64 = 1 << 42;
+    let header = format!(r#"{{"t":{{"dtype":"U8","shape":[{nbytes}],"data_offsets":[0,{nbytes}]}}}}"#);
+    fs::write(&path, file_bytes(&header, &[])).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(8 + header.len() as u64 + nbytes).unwrap();
+    refuses(&path, &["4.0 TiB", "\"t\"", "drop fragments, load less at once"]);
+}
+
+#[test]
+fn a_pool_whose_limit_is_too_small() {
+    for device in devices() {
+        let (_folder, path) = single(&[bytes_tensor("first", 5000), bytes_tensor("t", 5000)]);
+        let pool = Pool::builder(device.memory()).name("tight").limit_bytes(8192).build().unwrap();
+        let message = Loader::new(device).files([path]).pool(&pool).load().unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "place \"first\" on pool \"tight\": requested 9.9 KiB, largest free block 0 B, reserved 0 B of a limit of \
+             8.0 KiB; raise the limit or drop fragments"
+        );
+        assert_all_back(&pool);
+    }
+}
+
+#[test]
+fn an_unknown_tensor_with_the_nearest_name() {
+    let (_folder, path) = single(&[bytes_tensor("model.norm.weight", 5), bytes_tensor("lm_head.weight", 5)]);
+    let weights = Loader::new(Device::host()).files([path]).load().unwrap();
+    let message = weights.view("model.norm.wieght").unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "find tensor \"model.norm.wieght\": there is none of that name among 2; did you mean \"model.norm.weight\"?"
+    );
+    let message = weights.tensor("zzz").unwrap_err().to_string();
+    assert_eq!(message, "find tensor \"zzz\": there is none of that name among 2; names() lists them");
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    let message = Device::cuda(977).unwrap_err().to_string();
+    assert!(message.contains("cuda:977"), "{message}");
+}
+
+#[test]
+fn a_name_with_control_characters_is_quoted_in_messages() {
+    let tensors = [bytes_tensor("t", 4)];
+    let header = header(&tensors).replace("\"t\"", r#""t\u001b[31m""#);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    fs::write(&path, file_bytes(&header, &[0; 3])).unwrap();
+    let error = Loader::new(Device::host()).files([path]).load().unwrap_err();
+    assert!(!full_message(&error).contains('\u{1b}'), "{error:?}");
+}

@@ -1,0 +1,104 @@
+//! What the integration tests share: checkpoints to load, and a device whose memory the CPU is told not to touch.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+pub mod staged_host;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tensorhold::allocator::{Pool, Stats};
+use tensorhold::{Device, Weights};
+
+/// A tensor to write: name, dtype as the format spells it, shape, bytes.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub name: String,
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// A tensor of `length` bytes (as U8) whose bytes depend on its name and on their positions.
+pub fn bytes_tensor(name: &str, length: usize) -> Spec {
+    tensor(name, "U8", &[length], length)
+}
+
+/// A tensor of `nbytes` bytes that depend on its name and on their positions.
+pub fn tensor(name: &str, dtype: &'static str, shape: &[usize], nbytes: usize) -> Spec {
+    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let bytes = (0..nbytes)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect();
+    Spec { name: name.into(), dtype, shape: shape.to_vec(), bytes }
+}
+
+/// The header of a file with these tensors, one after the other.
+pub fn header(tensors: &[Spec]) -> String {
+    let mut offset = 0;
+    let mut entries = Vec::new();
+    for tensor in tensors {
+        let end = offset + tensor.bytes.len();
+        let (name, dtype, shape) = (&tensor.name, tensor.dtype, &tensor.shape);
+        entries.push(format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{offset},{end}]}}"#));
+        offset = end;
+    }
+    format!("{{{}}}", entries.join(","))
+}
+
+/// A file's bytes: length, header, data.
+pub fn file_bytes(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// Writes a file with these tensors.
+pub fn write(path: &Path, tensors: &[Spec]) {
+    let data: Vec<u8> = tensors.iter().flat_map(|tensor| tensor.bytes.iter().copied()).collect();
+    fs::write(path, file_bytes(&header(tensors), &data)).unwrap();
+}
+
+/// A folder with one file, `model.safetensors`, and its path.
+pub fn single(tensors: &[Spec]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write(&path, tensors);
+    (folder, path)
+}
+
+/// Every tensor of `weights` is one of `tensors`, and the other way round, byte by byte.
+pub fn assert_holds(weights: &Weights, tensors: &[Spec]) {
+    assert_eq!(weights.len(), tensors.len());
+    for tensor in tensors {
+        let view = weights.view(&tensor.name).unwrap();
+        assert_eq!(view.shape(), tensor.shape, "{}", tensor.name);
+        assert_eq!(view.dtype().to_string(), tensor.dtype, "{}", tensor.name);
+        assert_eq!(view.nbytes(), tensor.bytes.len() as u64, "{}", tensor.name);
+        assert!(view.nbytes() == 0 || (view.as_ptr() as usize).is_multiple_of(256), "{} is not aligned", tensor.name);
+        assert!(view.to_host().unwrap() == tensor.bytes, "the bytes of {} differ", tensor.name);
+    }
+}
+
+/// The devices that the tests of loading run on here: one that is read in place, one that is staged.
+pub fn devices() -> [Device; 2] {
+    [Device::host(), staged_host::device()]
+}
+
+/// A pool over the device's memory.
+pub fn pool_for(device: &Device) -> Pool {
+    Pool::builder(device.memory()).build().unwrap()
+}
+
+/// The pool is as it was when it was made, high water aside.
+pub fn assert_all_back(pool: &Pool) {
+    pool.trim();
+    let stats = pool.stats();
+    let Stats { reserved_bytes, live_bytes, free_bytes, fragments, regions, lost_bytes, .. } = stats;
+    let all_zero = (reserved_bytes, live_bytes, free_bytes, fragments, regions, lost_bytes) == (0, 0, 0, 0, 0, 0);
+    assert!(all_zero, "{stats:?}");
+}

@@ -1,0 +1,120 @@
+//! A device on the host whose memory claims not to be host-accessible, so that loads onto it are staged, and whose
+//! copies can be made to fail.
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use tensorhold::allocator::{HostMemory, Memory, MemoryError, RawRegion};
+use tensorhold::{Device, DeviceKind, Driver, Error, Result, Stream};
+
+/// Host memory that says it is a device's.
+#[derive(Debug)]
+struct Opaque(HostMemory);
+
+// SAFETY: M1 as HostMemory's; M2 is not claimed; M3: the streams below copy at once, so nothing is ever in flight.
+unsafe impl Memory for Opaque {
+    fn name(&self) -> &str {
+        "staged-host"
+    }
+
+    fn is_host_accessible(&self) -> bool {
+        false
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
+        self.0.reserve(bytes, align)
+    }
+
+    unsafe fn release(&self, region: RawRegion) -> std::result::Result<(), MemoryError> {
+        // SAFETY: passed on.
+        unsafe { self.0.release(region) }
+    }
+
+    fn synchronize(&self) -> std::result::Result<(), MemoryError> {
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct StagedHost {
+    memory: Arc<Opaque>,
+    staging: Arc<HostMemory>,
+    /// Copies that still succeed.
+    copies: Arc<AtomicI64>,
+}
+
+/// A device onto which every copy succeeds.
+pub fn device() -> Device {
+    device_failing_after(i64::MAX)
+}
+
+/// A device onto which so many copies succeed, and the others fail.
+pub fn device_failing_after(copies: i64) -> Device {
+    Device::from_driver(Arc::new(StagedHost {
+        memory: Arc::new(Opaque(HostMemory::new())),
+        staging: Arc::new(HostMemory::new()),
+        copies: Arc::new(AtomicI64::new(copies)),
+    }))
+}
+
+impl Driver for StagedHost {
+    fn name(&self) -> &str {
+        "staged-host"
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Other
+    }
+
+    fn memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.memory) as Arc<dyn Memory>
+    }
+
+    fn staging_memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.staging) as Arc<dyn Memory>
+    }
+
+    fn stream(&self) -> Result<Box<dyn Stream>> {
+        Ok(Box::new(Copies { left: Arc::clone(&self.copies) }))
+    }
+}
+
+/// Copies at once.
+struct Copies {
+    left: Arc<AtomicI64>,
+}
+
+impl Stream for Copies {
+    unsafe fn copy_to_device(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) <= 0 {
+            return Err(Error::Device {
+                device: "staged-host".into(),
+                operation: "copy to the device",
+                detail: "no more copies".into(),
+                remedy: "allow more",
+            });
+        }
+        // SAFETY: as the caller promises.
+        unsafe { ptr::copy_nonoverlapping(from, to, bytes as usize) };
+        Ok(())
+    }
+
+    unsafe fn copy_to_host(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { ptr::copy_nonoverlapping(from, to, bytes as usize) };
+        Ok(())
+    }
+
+    fn record(&mut self, _event: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&mut self, _event: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
