@@ -43,6 +43,40 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// There is no checkpoint where one should be.
+    #[error("find checkpoint {path:?}: {problem}")]
+    Checkpoint {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is there instead, and what to do.
+        problem: String,
+    },
+    /// An index is damaged, or does not fit the files.
+    #[error("read index {path:?}: {problem}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong: got, expected and what to do.
+        problem: String,
+    },
+    /// A file's header is damaged, or does not fit the file.
+    #[error("read header of {path:?}: {problem}")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong: got, expected and what to do.
+        problem: String,
+    },
+    /// Two files hold tensors of the same name.
+    #[error("load tensor {name:?}: it is in {first:?} and in {second:?}, expected in one file; leave one of them out")]
+    DuplicateTensor {
+        /// The tensor.
+        name: String,
+        /// A file that holds it.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+    },
     /// A file is not what it was when the load began (I5).
     #[error("load {path:?}: the file changed while it was being loaded: {change}; load it again when no one writes to it")]
     FileChanged {

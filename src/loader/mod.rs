@@ -35,7 +35,7 @@ use self::plan::{Extent, Plan};
 use self::progress::Callback;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{self, Index};
+use crate::format::{self, Catalog, Index};
 use crate::tensor::{Description, Tensor, TensorInfo};
 use crate::weights::{Metadata, Weights};
 
@@ -202,10 +202,9 @@ impl Loader {
             return Err(Error::NoFiles);
         }
         let opened = headers::open_all(&self.files, threads)?;
-        let headers = || opened.iter().map(|file| (&**file.source.path(), &file.header));
-        format::check_duplicates(headers())?;
+        let catalog = Catalog::new(opened.iter().map(|file| (&**file.source.path(), &file.header)))?;
         for index in &self.indexes {
-            index.check(headers())?;
+            index.check(&catalog)?;
         }
         Ok(opened)
     }

@@ -1,0 +1,123 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::header::{Header, header_len, parse};
+use crate::dtype::DType;
+
+/// Parses a whole file.
+fn parse_file(file: &[u8]) -> Result<Header, String> {
+    let length = header_len(&file[..file.len().min(8)], file.len() as u64).map_err(|problem| problem.to_string())?;
+    parse(&file[8..8 + length], file.len() as u64).map_err(|problem| problem.to_string())
+}
+
+fn message(header: &str, file_len: u64) -> String {
+    parse(header.as_bytes(), file_len).unwrap_err().to_string()
+}
+
+fn dtype() -> impl Strategy<Value = Dtype> {
+    let names: Vec<&str> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
+    prop::sample::select(names).prop_map(|name| serde_json::from_value(name.into()).unwrap())
+}
+
+proptest! {
+    #[test]
+    fn what_the_safetensors_crate_writes_is_read_back(
+        tensors in prop::collection::hash_map(".{0,12}", (dtype(), prop::collection::vec(0..4_usize, 0..4)), 0..20),
+        metadata in prop::option::of(prop::collection::hash_map("[a-z]{1,5}", ".{0,9}", 0..4))
+    ) {
+        // Whole bytes for every dtype: the last extent is a multiple of 8.
+        let tensors: HashMap<String, (Dtype, Vec<usize>, Vec<u8>)> = tensors
+            .into_iter()
+            .filter(|(name, _)| name != "__metadata__")
+            .map(|(name, (dtype, mut shape))| {
+                shape.push(8);
+                let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+                (name, (dtype, shape, vec![7; bytes]))
+            })
+            .collect();
+        let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+            (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        let file = safetensors::serialize(views, metadata.clone()).unwrap();
+        let header = parse_file(&file).unwrap();
+        prop_assert_eq!(header.tensors.len(), tensors.len());
+        prop_assert_eq!(header.metadata.into_iter().collect::<HashMap<_, _>>(), metadata.unwrap_or_default());
+        let mut end = None;
+        for entry in &header.tensors {
+            let (dtype, shape, bytes) = &tensors[&*entry.name];
+            prop_assert_eq!(Some(entry.dtype), DType::from_safetensors(*dtype));
+            prop_assert_eq!((&*entry.shape, entry.nbytes), (&shape[..], bytes.len() as u64));
+            prop_assert!(end.is_none_or(|end| end == entry.start), "in the order of their bytes");
+            end = Some(entry.start + entry.nbytes);
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_refused_or_read_but_never_a_panic(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6), cut in 0..400_usize
+    ) {
+        let views = [("a", Dtype::F32, vec![2, 3]), ("b", Dtype::F4, vec![4]), ("c", Dtype::U8, vec![0])];
+        let bytes = [0; 24];
+        let views = views.map(|(name, dtype, shape)| {
+            let bytes = &bytes[..shape.iter().product::<usize>() * dtype.bitsize() / 8];
+            (name, TensorView::new(dtype, shape, bytes).unwrap())
+        });
+        let mut file = safetensors::serialize(views, None).unwrap();
+        for (index, byte) in damage {
+            let at = index.index(file.len());
+            file[at] = byte;
+        }
+        file.truncate(cut);
+        let _ = parse_file(&file);
+    }
+
+    #[test]
+    fn arbitrary_objects_are_refused_or_read_but_never_a_panic(
+        dtype in "F32|U8|F4|X", shape in prop::collection::vec(any::<u64>(), 0..3), offsets in any::<[u64; 2]>(), len in any::<u64>()
+    ) {
+        let header = format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":{offsets:?}}}}}"#);
+        let _ = parse(header.as_bytes(), len);
+    }
+}
+
+#[test]
+fn messages_name_the_tensor_what_was_got_and_what_was_expected() {
+    let two = |offsets: &str| {
+        format!(
+            r#"{{"b":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}},"a":{{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}}}"#
+        )
+    };
+    let expected = [
+        ("[4,12]", r#"tensor "b": its offset 4 overlaps the tensor before it, expected 8; write the file again"#),
+        ("[9,17]", r#"tensor "b": its offset 9 leaves a hole, expected 8; write the file again"#),
+        ("[12,8]", r#"tensor "b": its offsets 12..8 run backwards; write the file again"#),
+        ("[8,15]", r#"tensor "b": its offsets span 7 bytes, expected 8 by shape [2] of F32; write the file again"#),
+        ("[8]", r#"tensor "b": its "data_offsets" is [8], expected two numbers; write the file again"#),
+    ];
+    for (offsets, text) in expected {
+        assert_eq!(message(&two(offsets), 1000), text);
+    }
+    assert_eq!(
+        message(r#"{"t":{"dtype":"F5","shape":[],"data_offsets":[0,1]}}"#, 1000),
+        r#"tensor "t": unknown dtype "F5"; write the file again"#
+    );
+    assert_eq!(
+        message(r#"{"__metadata__":{"n":3}}"#, 1000),
+        r#"its __metadata__ is 3 under "n", expected an object of strings; write the file again"#
+    );
+    let header = two("[8,16]");
+    let expected = 8 + header.len() as u64 + 16;
+    assert!(parse(header.as_bytes(), expected).is_ok());
+    assert!(message(&header, expected - 1).contains(&format!("expected {expected} by its header: it is cut short")));
+    assert!(message(&header, expected + 3).contains("3 more than belong to it"));
+}
+
+#[test]
+fn a_header_of_blanks_or_with_something_behind_it_is_refused() {
+    for header in ["  ", "{} {}", "{}x", "null", "\"x\""] {
+        assert!(message(header, 100).contains("JSON"), "{header:?}");
+    }
+    assert!(parse(b"{}      ", 16).unwrap().tensors.is_empty());
+}

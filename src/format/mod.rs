@@ -1,0 +1,18 @@
+//! The safetensors format: headers, indexes, and the files of a checkpoint. Everything is checked before it is
+//! believed (I5); no tensor's bytes are read here.
+#![forbid(unsafe_code)]
+
+mod catalog;
+mod checkpoint;
+mod diagnose;
+mod duplicates;
+mod header;
+#[cfg(test)]
+mod header_tests;
+mod index;
+mod problem;
+
+pub(crate) use catalog::Catalog;
+pub(crate) use checkpoint::resolve;
+pub(crate) use header::{Header, header_len, parse};
+pub(crate) use index::Index;
