@@ -155,6 +155,9 @@ mod tests {
             assert_eq!(8 * size_of::<T>(), T::DTYPE.bits() as usize);
             T::DTYPE.bits()
         }
-        assert_eq!([bits::<u8>(), bits::<f16>(), bits::<bf16>(), bits::<f32>(), bits::<i64>()], [8, 16, 16, 32, 64]);
+        assert_eq!(
+            [bits::<u8>(), bits::<f16>(), bits::<bf16>(), bits::<f32>(), bits::<i64>()],
+            [8, 16, 16, 32, 64]
+        );
     }
 }

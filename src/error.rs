@@ -24,7 +24,9 @@ pub enum Error {
         source: io::Error,
     },
     /// Something that is not a regular file stands where one should.
-    #[error("open {path:?}: it is {what}, expected a safetensors file; name a file, or load a directory with checkpoint()")]
+    #[error(
+        "open {path:?}: it is {what}, expected a safetensors file; name a file, or load a directory with checkpoint()"
+    )]
     NotAFile {
         /// What was to be opened.
         path: PathBuf,
@@ -68,7 +70,9 @@ pub enum Error {
         problem: String,
     },
     /// Two files hold tensors of the same name.
-    #[error("load tensor {name:?}: it is in {first:?} and in {second:?}, expected in one file; leave one of them out")]
+    #[error(
+        "load tensor {name:?}: it is in {first:?} and in {second:?}, expected in one file; leave one of them out"
+    )]
     DuplicateTensor {
         /// The tensor.
         name: String,
@@ -78,7 +82,9 @@ pub enum Error {
         second: PathBuf,
     },
     /// A file is not what it was when the load began (I5).
-    #[error("load {path:?}: the file changed while it was being loaded: {change}; load it again when no one writes to it")]
+    #[error(
+        "load {path:?}: the file changed while it was being loaded: {change}; load it again when no one writes to it"
+    )]
     FileChanged {
         /// The file.
         path: PathBuf,

@@ -30,6 +30,9 @@
 //! - **I5 Files are hostile.** Nothing from a file is trusted before it is checked.
 //! - **I6 Choices are automatic or required**, and the [`Report`] says what was picked and why.
 
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+
 mod device;
 mod dtype;
 mod error;

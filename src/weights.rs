@@ -142,7 +142,8 @@ impl Weights {
 
     fn unknown(&self, name: &str) -> Error {
         // A search among very many names would cost more than the hint is worth.
-        let similar = self.names().take(10_000).map(|known| (strsim::normalized_levenshtein(known, name), known));
+        let similar =
+            self.names().take(10_000).map(|known| (strsim::normalized_levenshtein(known, name), known));
         let nearest = similar.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(similarity, _)| *similarity > 0.6);
         Error::UnknownTensor {
             name: name.into(),

@@ -48,7 +48,10 @@ fn refuses_header(header: &str, data: usize, words: &[&str]) {
 
 #[test]
 fn a_missing_file() {
-    refuses(Path::new("/nowhere/model.safetensors"), &["/nowhere/model.safetensors", "no such file", "check the path"]);
+    refuses(
+        Path::new("/nowhere/model.safetensors"),
+        &["/nowhere/model.safetensors", "no such file", "check the path"],
+    );
 }
 
 #[test]
@@ -105,7 +108,9 @@ fn invalid_utf8_and_invalid_json() {
 #[test]
 fn offsets_that_overlap_leave_holes_or_run_past_the_end() {
     let two = |a: &str, b: &str| {
-        format!(r#"{{"a":{{"dtype":"U8","shape":[8],"data_offsets":{a}}},"b":{{"dtype":"U8","shape":[8],"data_offsets":{b}}}}}"#)
+        format!(
+            r#"{{"a":{{"dtype":"U8","shape":[8],"data_offsets":{a}}},"b":{{"dtype":"U8","shape":[8],"data_offsets":{b}}}}}"#
+        )
     };
     refuses_header(&two("[0,8]", "[4,12]"), 12, &["\"b\""]);
     refuses_header(&two("[0,8]", "[10,18]"), 18, &["\"b\""]);
@@ -217,12 +222,18 @@ fn refuses_changed(meddle: fn(&Path), words: &[&str]) {
 
 #[test]
 fn a_file_cut_short_while_it_is_loaded() {
-    refuses_changed(|path| File::options().write(true).open(path).unwrap().set_len(6_000_000).unwrap(), &["cut short"]);
+    refuses_changed(
+        |path| File::options().write(true).open(path).unwrap().set_len(6_000_000).unwrap(),
+        &["cut short"],
+    );
 }
 
 #[test]
 fn a_file_grown_rewritten_replaced_or_removed_while_it_is_loaded() {
-    refuses_changed(|path| File::options().write(true).open(path).unwrap().set_len(20_000_000).unwrap(), &["size"]);
+    refuses_changed(
+        |path| File::options().write(true).open(path).unwrap().set_len(20_000_000).unwrap(),
+        &["size"],
+    );
     refuses_changed(
         |path| {
             let file = File::options().write(true).open(path).unwrap();

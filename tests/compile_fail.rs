@@ -17,7 +17,10 @@ fn reported_codes() -> BTreeMap<String, Vec<String>> {
         .args(["check", "--offline", "--package", "compile-fail", "--features", "broken"])
         .args(["--keep-going", "--message-format", "json"])
         // A folder of its own: the one in use may be locked by the cargo that runs this test.
-        .args(["--target-dir".as_ref(), Path::new(env!("CARGO_TARGET_TMPDIR")).join("compile-fail").as_os_str()])
+        .args([
+            "--target-dir".as_ref(),
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join("compile-fail").as_os_str(),
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stderr(Stdio::null())
         .output()

@@ -9,12 +9,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, header, pool_for, single, tensor, write};
+use support::{
+    Spec, assert_all_back, assert_holds, bytes_tensor, devices, header, pool_for, single, tensor, write,
+};
 use tensorhold::{DType, Device, Error, Loader, Pool};
 
 /// Sizes around every boundary there is: alignment, pages, slots, jobs.
 fn many_sizes() -> Vec<Spec> {
-    let sizes = [0, 1, 255, 256, 257, 4095, 4096, 4097, 65_536, (2 << 20) - 1, 2 << 20, (4 << 20) + 13, 0, 9_000_001, 3];
+    let sizes = [
+        0,
+        1,
+        255,
+        256,
+        257,
+        4095,
+        4096,
+        4097,
+        65_536,
+        (2 << 20) - 1,
+        2 << 20,
+        (4 << 20) + 13,
+        0,
+        9_000_001,
+        3,
+    ];
     sizes.iter().enumerate().map(|(n, &size)| bytes_tensor(&format!("t{n}"), size)).collect()
 }
 
@@ -29,7 +47,10 @@ fn every_byte_arrives_whatever_the_sizes_threads_and_staging() {
                 let weights = loader.files([&path]).load().unwrap();
                 assert_holds(&weights, &tensors);
                 assert!(weights.report().staging_bytes <= staging_bytes);
-                assert_eq!(weights.report().bytes, tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum::<u64>());
+                assert_eq!(
+                    weights.report().bytes,
+                    tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum::<u64>()
+                );
             }
         }
     }
@@ -38,9 +59,28 @@ fn every_byte_arrives_whatever_the_sizes_threads_and_staging() {
 #[test]
 fn every_dtype_of_the_format_arrives() {
     let sizes = [
-        ("BOOL", 8), ("F4", 4), ("F6_E2M3", 6), ("F6_E3M2", 6), ("U8", 8), ("I8", 8), ("F8_E5M2", 8), ("F8_E4M3", 8),
-        ("F8_E8M0", 8), ("F8_E4M3FNUZ", 8), ("F8_E5M2FNUZ", 8), ("I16", 16), ("U16", 16), ("F16", 16), ("BF16", 16),
-        ("I32", 32), ("U32", 32), ("F32", 32), ("C64", 64), ("F64", 64), ("I64", 64), ("U64", 64),
+        ("BOOL", 8),
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("U8", 8),
+        ("I8", 8),
+        ("F8_E5M2", 8),
+        ("F8_E4M3", 8),
+        ("F8_E8M0", 8),
+        ("F8_E4M3FNUZ", 8),
+        ("F8_E5M2FNUZ", 8),
+        ("I16", 16),
+        ("U16", 16),
+        ("F16", 16),
+        ("BF16", 16),
+        ("I32", 32),
+        ("U32", 32),
+        ("F32", 32),
+        ("C64", 64),
+        ("F64", 64),
+        ("I64", 64),
+        ("U64", 64),
     ];
     let mut tensors: Vec<Spec> =
         sizes.iter().map(|&(dtype, bits)| tensor(dtype, dtype, &[3, 4, 5], 3 * 4 * 5 * bits / 8)).collect();
@@ -74,7 +114,8 @@ fn shards_with_an_index_load_as_one_checkpoint_through_links() {
     let mut tensors = Vec::new();
     let mut weight_map = Vec::new();
     for shard in 0..5 {
-        let specs: Vec<Spec> = (0..20).map(|n| bytes_tensor(&format!("s{shard}.t{n}"), 1000 * n + shard)).collect();
+        let specs: Vec<Spec> =
+            (0..20).map(|n| bytes_tensor(&format!("s{shard}.t{n}"), 1000 * n + shard)).collect();
         write(&blobs.join(format!("{shard:08x}")), &specs);
         let name = format!("model-0000{}-of-00005.safetensors", shard + 1);
         symlink(format!("../blobs/{shard:08x}"), snapshot.join(&name)).unwrap();
@@ -155,7 +196,8 @@ fn metadata_is_told_by_file() {
 #[test]
 fn typed_slices_are_of_the_dtype_or_an_error() {
     let numbers: Vec<u8> = [1.5_f32, -2.0, 3.25].iter().flat_map(|number| number.to_le_bytes()).collect();
-    let halves: Vec<u8> = [1.5_f32, -2.0].iter().flat_map(|&number| half::bf16::from_f32(number).to_le_bytes()).collect();
+    let halves: Vec<u8> =
+        [1.5_f32, -2.0].iter().flat_map(|&number| half::bf16::from_f32(number).to_le_bytes()).collect();
     let tensors = [
         Spec { name: "f".into(), dtype: "F32", shape: vec![3], bytes: numbers },
         Spec { name: "h".into(), dtype: "BF16", shape: vec![2], bytes: halves },
@@ -242,10 +284,11 @@ fn breaking_at_any_time_cancels_and_gives_everything_back() {
         let pool = pool_for(&device);
         for calls in 0..4 {
             let mut left = calls;
-            let loader = Loader::new(device.clone()).files([&path]).pool(&pool).threads(2).progress(move |_| {
-                left -= 1;
-                if left < 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
+            let loader =
+                Loader::new(device.clone()).files([&path]).pool(&pool).threads(2).progress(move |_| {
+                    left -= 1;
+                    if left < 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                });
             match loader.load() {
                 Err(Error::Cancelled { done_bytes, total_bytes }) => assert!(done_bytes <= total_bytes),
                 // All bytes may arrive within few calls; the first call comes before any.
@@ -349,6 +392,9 @@ fn tensors_know_their_dtype_and_device() {
     let (_folder, path) = single(&[tensor("t", "BF16", &[2, 3], 12)]);
     let weights = Loader::new(Device::host()).files([&path]).load().unwrap();
     let tensor = weights.tensor("t").unwrap();
-    assert_eq!((tensor.dtype(), tensor.shape(), tensor.device().name()), (DType::BF16, [2, 3].as_slice(), "host"));
+    assert_eq!(
+        (tensor.dtype(), tensor.shape(), tensor.device().name()),
+        (DType::BF16, [2, 3].as_slice(), "host")
+    );
     assert_eq!(format!("{tensor:?}"), r#""t": BF16[2, 3] on host"#);
 }

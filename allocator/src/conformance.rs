@@ -27,14 +27,21 @@ fn regions_are_aligned_and_disjoint(memory: &dyn Memory) {
         .map(|&(bytes, align)| {
             let region = memory.reserve(bytes, align).expect("a small region is reserved");
             assert!(region.bytes >= bytes, "asked for {bytes} bytes, got {}", region.bytes);
-            assert!((region.base.as_ptr() as u64).is_multiple_of(align), "{:?} is not aligned to {align}", region.base);
+            assert!(
+                (region.base.as_ptr() as u64).is_multiple_of(align),
+                "{:?} is not aligned to {align}",
+                region.base
+            );
             region
         })
         .collect();
     regions.sort_by_key(|region| region.base);
     for pair in regions.windows(2) {
         let [low, high] = pair else { continue };
-        assert!(low.base.as_ptr() as u64 + low.bytes <= high.base.as_ptr() as u64, "{low:?} and {high:?} overlap");
+        assert!(
+            low.base.as_ptr() as u64 + low.bytes <= high.base.as_ptr() as u64,
+            "{low:?} and {high:?} overlap"
+        );
     }
     memory.synchronize().expect("idle memory synchronizes");
     for region in regions {
@@ -51,14 +58,19 @@ fn an_impossible_region_is_an_error(memory: &dyn Memory) {
 fn bytes_are_readable_and_keep_their_values(memory: &Arc<dyn Memory>) {
     let pool = Pool::builder(Arc::clone(memory)).build().expect("a pool starts");
     let mut fragments: Vec<_> = (1..=64u8)
-        .map(|n| pool.place(format!("f{n}"), Request::new(u64::from(n) * 1000, 256)).expect("a fragment is placed"))
+        .map(|n| {
+            pool.place(format!("f{n}"), Request::new(u64::from(n) * 1000, 256)).expect("a fragment is placed")
+        })
         .collect();
     for (n, fragment) in (1u8..).zip(&mut fragments) {
         fragment.as_bytes_mut().expect("the only owner writes").fill(n);
     }
     for (n, fragment) in (1u8..).zip(&fragments) {
         let bytes = fragment.as_bytes().expect("the memory is host-accessible");
-        assert!(bytes.len() == usize::from(n) * 1000 && bytes.iter().all(|&byte| byte == n), "fragment {n} changed");
+        assert!(
+            bytes.len() == usize::from(n) * 1000 && bytes.iter().all(|&byte| byte == n),
+            "fragment {n} changed"
+        );
     }
 }
 

@@ -59,7 +59,9 @@ pub enum Error {
         label: String,
     },
     /// An alignment that is not a power of two.
-    #[error("place {label:?} on pool {pool:?}: alignment {align} is not a power of two; ask for 1, 2, 4, ...")]
+    #[error(
+        "place {label:?} on pool {pool:?}: alignment {align} is not a power of two; ask for 1, 2, 4, ..."
+    )]
     Alignment {
         /// The pool's name.
         pool: String,
@@ -79,7 +81,9 @@ pub enum Error {
         problem: String,
     },
     /// The reaper thread could not be started.
-    #[error("start the reaper thread of pool {pool:?}: the system refused a thread; raise the limit on threads")]
+    #[error(
+        "start the reaper thread of pool {pool:?}: the system refused a thread; raise the limit on threads"
+    )]
     Reaper {
         /// The pool's name.
         pool: String,

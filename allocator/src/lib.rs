@@ -33,6 +33,9 @@
 //! regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
 //! In a forked child, where there is no reaper, drops do nothing.
 
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+
 mod bytes;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -247,7 +247,10 @@ impl Pool {
         shared.closing.store(true, Ordering::Release);
         shared.settle();
         let books = shared.books();
-        let held = books.fragments.iter().map(|(_, entry)| Held { name: Arc::clone(&entry.label), bytes: entry.bytes });
+        let held = books
+            .fragments
+            .iter()
+            .map(|(_, entry)| Held { name: Arc::clone(&entry.label), bytes: entry.bytes });
         Closed {
             released_bytes: before.saturating_sub(books.reserved),
             held: held.collect(),
@@ -262,7 +265,9 @@ fn check_batch(layout: &Layout, fragments: &[(Arc<str>, u64)]) -> std::result::R
         return Err(format!("the layout has {} placements", layout.placements.len()));
     }
     let mut ends: SmallVec<[Option<u64>; 4]> = SmallVec::from_elem(None, layout.regions.len());
-    for (placement, (label, bytes)) in layout.placements.iter().zip(fragments).filter(|(_, (_, bytes))| *bytes > 0) {
+    for (placement, (label, bytes)) in
+        layout.placements.iter().zip(fragments).filter(|(_, (_, bytes))| *bytes > 0)
+    {
         let region = placement.region as usize;
         let (Some(shape), Some(previous)) = (layout.regions.get(region), ends.get_mut(region)) else {
             return Err(format!("{label:?} lies in region {region} of {}", layout.regions.len()));
@@ -271,7 +276,9 @@ fn check_batch(layout: &Layout, fragments: &[(Arc<str>, u64)]) -> std::result::R
         let after_previous = previous.map_or(placement.offset == 0, |previous| placement.offset >= previous);
         let (Some(end), true) = (end, after_previous) else {
             let (offset, size) = (placement.offset, shape.size);
-            return Err(format!("{label:?} of {bytes} bytes does not fit at offset {offset} of a region of {size}"));
+            return Err(format!(
+                "{label:?} of {bytes} bytes does not fit at offset {offset} of a region of {size}"
+            ));
         };
         *previous = Some(end);
     }

@@ -26,7 +26,7 @@ fn run(shared: &Shared) {
     loop {
         // Read before the queue is taken: whatever was retired before the asking is then in this pass.
         let asked = shared.books().asked;
-        let records: Vec<Box<Record>> = shared.retired.take_all().collect();
+        let records: Vec<Record> = shared.retired.take_all().collect();
         let idle = records.is_empty();
         give_back(shared, records);
         release_empty_regions(shared, asked);
@@ -51,7 +51,7 @@ fn run(shared: &Shared) {
 }
 
 /// Returns retired ranges to their regions, once nothing can touch them.
-fn give_back(shared: &Shared, records: Vec<Box<Record>>) {
+fn give_back(shared: &Shared, records: Vec<Record>) {
     if records.is_empty() {
         return;
     }

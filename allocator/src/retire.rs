@@ -31,7 +31,8 @@ impl RetireQueue {
             // SAFETY: the record is the caller's until the exchange below succeeds.
             unsafe { record.as_ref() }.next.store(head, Ordering::Relaxed);
             // Release: the reaper sees the record as the dropping thread left it.
-            match self.head.compare_exchange_weak(head, record.as_ptr(), Ordering::Release, Ordering::Relaxed) {
+            match self.head.compare_exchange_weak(head, record.as_ptr(), Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => return head.is_null(),
                 Err(current) => head = current,
             }
@@ -51,15 +52,15 @@ pub(crate) struct Retired {
 }
 
 impl Iterator for Retired {
-    type Item = Box<Record>;
+    type Item = Record;
 
-    fn next(&mut self) -> Option<Box<Record>> {
+    fn next(&mut self) -> Option<Record> {
         if self.next.is_null() {
             return None;
         }
         // SAFETY: records are made by `Box::into_raw`; R1: this one was retired, so no fragment points to it, and
         // `take_all` gave it to this iterator alone.
-        let record = unsafe { Box::from_raw(self.next) };
+        let record = *unsafe { Box::from_raw(self.next) };
         self.next = record.next.load(Ordering::Relaxed);
         Some(record)
     }

@@ -209,7 +209,9 @@ impl Shared {
                 let region = books.regions.insert(Region { raw, space });
                 match books.fit_in(region, request) {
                     Some(block) => Ok((books, block)),
-                    None => Err(self.broken_batch(0, "a fresh region does not hold what it was reserved for")),
+                    None => {
+                        Err(self.broken_batch(0, "a fresh region does not hold what it was reserved for"))
+                    }
                 }
             }
             Err(source) => {
@@ -265,7 +267,8 @@ impl Shared {
 impl Books {
     /// A block in the first region that has room for it: best fit within the region.
     fn fit(&mut self, request: Request) -> Option<Block> {
-        let candidates: smallvec::SmallVec<[usize; 8]> = self.regions.iter().map(|(region, _)| region).collect();
+        let candidates: smallvec::SmallVec<[usize; 8]> =
+            self.regions.iter().map(|(region, _)| region).collect();
         candidates.into_iter().find_map(|region| self.fit_in(region, request))
     }
 
@@ -301,6 +304,9 @@ impl Books {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("name", &self.name).field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("name", &self.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }

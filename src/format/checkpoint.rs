@@ -28,7 +28,10 @@ pub(crate) fn resolve(path: &Path) -> Result<Shards> {
     let metadata = fs::metadata(path).map_err(|source| match fs::symlink_metadata(path) {
         Ok(_) if source.kind() == io::ErrorKind::NotFound => {
             let target = fs::read_link(path).unwrap_or_default();
-            not_found(path, format!("it is a link to {target:?}, which is not there; fetch the file it stands for"))
+            not_found(
+                path,
+                format!("it is a link to {target:?}, which is not there; fetch the file it stands for"),
+            )
         }
         _ => Error::Io { operation: "open", path: path.into(), source },
     })?;
@@ -60,12 +63,15 @@ fn in_folder(folder: &Path) -> Result<Shards> {
     }
     match &indexes[..] {
         [] if files.is_empty() => {
-            let problem = "the folder holds no *.safetensors file and no index; name the folder that holds the weights";
+            let problem =
+                "the folder holds no *.safetensors file and no index; name the folder that holds the weights";
             Err(not_found(folder, problem.into()))
         }
         [] => Ok(Shards { files, index: None }),
         [index] => by_index(index),
-        several => Err(not_found(folder, format!("the folder holds several indexes, {several:?}; name one of them"))),
+        several => {
+            Err(not_found(folder, format!("the folder holds several indexes, {several:?}; name one of them")))
+        }
     }
 }
 

@@ -15,7 +15,9 @@ pub(super) fn diagnose(text: &str) -> Option<Problem> {
         if name == "__metadata__" {
             match value.as_object().map(|map| map.iter().find(|(_, value)| !value.is_string())) {
                 Some(None) => {}
-                Some(Some((key, value))) => return Some(Problem::Metadata { got: format!("{value} under {key:?}") }),
+                Some(Some((key, value))) => {
+                    return Some(Problem::Metadata { got: format!("{value} under {key:?}") });
+                }
                 None => return Some(Problem::Metadata { got: value.to_string() }),
             }
             continue;
@@ -49,7 +51,8 @@ impl Claim {
         let field = |name: &str| value.get(name).ok_or_else(|| format!("it has no {name:?}"));
         let (dtype, shape, offsets) = (field("dtype")?, field("shape")?, field("data_offsets")?);
         let numbers = |name: &str, value: &Value| {
-            let numbers = value.as_array().map(|list| list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>());
+            let numbers =
+                value.as_array().map(|list| list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>());
             let expected = "a list of whole numbers from 0 to 2^64-1";
             numbers.flatten().ok_or_else(|| format!("its {name:?} is {value}, expected {expected}"))
         };
@@ -84,7 +87,10 @@ impl Claim {
         }
         if end - start != bits / 8 {
             let got = end - start;
-            return Err(format!("its offsets span {got} bytes, expected {} by shape {shape:?} of {dtype:?}", bits / 8));
+            return Err(format!(
+                "its offsets span {got} bytes, expected {} by shape {shape:?} of {dtype:?}",
+                bits / 8
+            ));
         }
         Ok(())
     }

@@ -72,7 +72,8 @@ pub(crate) fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     for (name, info) in parsed.tensors() {
         let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let past_end = || Problem::Tensor { tensor: name.clone(), problem: "its offsets overflow".into() };
-        let unknown = || Problem::Tensor { tensor: name.clone(), problem: format!("unknown dtype {:?}", info.dtype) };
+        let unknown =
+            || Problem::Tensor { tensor: name.clone(), problem: format!("unknown dtype {:?}", info.dtype) };
         data_len = data_len.max(end);
         tensors.push(Entry {
             dtype: DType::from_safetensors(info.dtype).ok_or_else(unknown)?,
@@ -91,6 +92,7 @@ pub(crate) fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     if file_len > expected {
         return Err(Problem::Trailing { file_len, expected });
     }
-    let metadata = parsed.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+    let metadata =
+        parsed.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(Header { tensors, metadata })
 }

@@ -8,7 +8,8 @@ use crate::dtype::DType;
 
 /// Parses a whole file.
 fn parse_file(file: &[u8]) -> Result<Header, String> {
-    let length = header_len(&file[..file.len().min(8)], file.len() as u64).map_err(|problem| problem.to_string())?;
+    let length =
+        header_len(&file[..file.len().min(8)], file.len() as u64).map_err(|problem| problem.to_string())?;
     parse(&file[8..8 + length], file.len() as u64).map_err(|problem| problem.to_string())
 }
 
@@ -90,10 +91,16 @@ fn messages_name_the_tensor_what_was_got_and_what_was_expected() {
         )
     };
     let expected = [
-        ("[4,12]", r#"tensor "b": its offset 4 overlaps the tensor before it, expected 8; write the file again"#),
+        (
+            "[4,12]",
+            r#"tensor "b": its offset 4 overlaps the tensor before it, expected 8; write the file again"#,
+        ),
         ("[9,17]", r#"tensor "b": its offset 9 leaves a hole, expected 8; write the file again"#),
         ("[12,8]", r#"tensor "b": its offsets 12..8 run backwards; write the file again"#),
-        ("[8,15]", r#"tensor "b": its offsets span 7 bytes, expected 8 by shape [2] of F32; write the file again"#),
+        (
+            "[8,15]",
+            r#"tensor "b": its offsets span 7 bytes, expected 8 by shape [2] of F32; write the file again"#,
+        ),
         ("[8]", r#"tensor "b": its "data_offsets" is [8], expected two numbers; write the file again"#),
     ];
     for (offsets, text) in expected {
@@ -110,7 +117,10 @@ fn messages_name_the_tensor_what_was_got_and_what_was_expected() {
     let header = two("[8,16]");
     let expected = 8 + header.len() as u64 + 16;
     assert!(parse(header.as_bytes(), expected).is_ok());
-    assert!(message(&header, expected - 1).contains(&format!("expected {expected} by its header: it is cut short")));
+    assert!(
+        message(&header, expected - 1)
+            .contains(&format!("expected {expected} by its header: it is cut short"))
+    );
     assert!(message(&header, expected + 3).contains("3 more than belong to it"));
 }
 

@@ -26,8 +26,11 @@ struct Parsed {
 impl Index {
     /// Reads an index and checks that the files it names are there.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let bytes =
-            fs::read(path).map_err(|source| Error::Io { operation: "read index", path: path.into(), source })?;
+        let bytes = fs::read(path).map_err(|source| Error::Io {
+            operation: "read index",
+            path: path.into(),
+            source,
+        })?;
         let index = Self::parse(path, &bytes)?;
         for (file, tensor) in index.files() {
             let shard = index.path_of(file);
@@ -57,7 +60,9 @@ impl Index {
             let inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
             if !inside || file.is_empty() {
                 let expected = "expected the name of a file in the index's folder";
-                return Err(error(format!("tensor {tensor:?} is in {file:?}, {expected}; do not trust this index")));
+                return Err(error(format!(
+                    "tensor {tensor:?} is in {file:?}, {expected}; do not trust this index"
+                )));
             }
         }
         Ok(index)

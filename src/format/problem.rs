@@ -24,7 +24,9 @@ pub(crate) enum Problem {
     PastEnd { header_len: u64, file_len: u64 },
     #[error("it is not UTF-8 from byte {valid} on; this is not a safetensors file, or a damaged one")]
     Utf8 { valid: usize },
-    #[error("it is not the JSON object that it should be: {0}; this is not a safetensors file, or a damaged one")]
+    #[error(
+        "it is not the JSON object that it should be: {0}; this is not a safetensors file, or a damaged one"
+    )]
     Json(serde_json::Error),
     #[error("the key {key:?} is there twice, expected once; write the file again with distinct names")]
     Duplicate { key: String },

@@ -85,7 +85,9 @@ impl FileSource {
         let open = Identity::of(&self.file.metadata().map_err(stat_error)?);
         let named = match fs::metadata(&self.path) {
             Ok(metadata) => Identity::of(&metadata),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.changed("it was removed".into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(self.changed("it was removed".into()));
+            }
             Err(error) => return Err(stat_error(error)),
         };
         match self.identity.difference(&open).or_else(|| self.identity.difference(&named)) {

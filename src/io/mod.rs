@@ -22,7 +22,11 @@ pub(crate) const MAX_BUFFERS: usize = 1024;
 /// Fills all buffers from `offset` on. Interrupted and short reads go on where they stopped.
 ///
 /// Returns how many bytes were read: fewer than the buffers hold only at the end of the file.
-pub(crate) fn read_full(source: &dyn Source, mut buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<u64> {
+pub(crate) fn read_full(
+    source: &dyn Source,
+    mut buffers: &mut [IoSliceMut<'_>],
+    offset: u64,
+) -> io::Result<u64> {
     let mut done = 0;
     // Empty buffers at the front would make a read of 0 bytes look like the end of the file.
     IoSliceMut::advance_slices(&mut buffers, 0);
@@ -54,7 +58,7 @@ mod tests {
 
     impl Source for Halting {
         fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
-            if self.calls.fetch_add(1, Ordering::Relaxed) % 3 == 0 {
+            if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             let rest = self.bytes.get(offset as usize..).unwrap_or_default();

@@ -210,7 +210,10 @@ impl Fill<'_> {
             .map_err(|error| file.read_error(job.file_offset, job.file_bytes, error))?;
         if read < job.file_bytes {
             let end = job.file_offset + read;
-            return Err(file.changed(format!("it was cut short: {} bytes when opened, now it ends at {end}", file.len())));
+            return Err(file.changed(format!(
+                "it was cut short: {} bytes when opened, now it ends at {end}",
+                file.len()
+            )));
         }
         Ok(())
     }
@@ -233,7 +236,7 @@ impl Reporter<'_> {
         self.last = Some(done_bytes);
         let progress = Progress { done_bytes, total_bytes: self.total_bytes, tensors: self.tensors };
         match &mut self.callback {
-            Some(Callback(callback)) => callback(&progress),
+            Some(callback) => callback(&progress),
             None => ControlFlow::Continue(()),
         }
     }

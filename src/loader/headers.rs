@@ -48,7 +48,8 @@ fn open(path: &Path) -> Result<Opened> {
     let source = FileSource::open(path)?;
     let mut prefix = [0; 8];
     let prefix_bytes = read(&source, &mut prefix, 0)?;
-    let length = format::header_len(&prefix[..prefix_bytes], source.len()).map_err(|problem| problem.of(path))?;
+    let length =
+        format::header_len(&prefix[..prefix_bytes], source.len()).map_err(|problem| problem.of(path))?;
     let mut bytes = vec![0; length];
     let got = read(&source, &mut bytes, 8)?;
     if got < length {

@@ -32,7 +32,6 @@ use self::fill::Fill;
 use self::headers::Opened;
 use self::options::{Options, Readers};
 use self::plan::{Extent, Plan};
-use self::progress::Callback;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{self, Catalog, Index};
@@ -111,7 +110,7 @@ impl Loader {
     /// Calls `progress` on the thread that called [`load`](Self::load): before the first byte, as bytes arrive, and at
     /// the end. Breaking cancels the load, which then gives everything back and returns [`Error::Cancelled`].
     pub fn progress(mut self, progress: impl FnMut(&Progress) -> ControlFlow<()> + Send + 'static) -> Self {
-        self.options.callback = Some(Callback(Box::new(progress)));
+        self.options.callback = Some(Box::new(progress));
         self
     }
 
@@ -272,7 +271,8 @@ impl Loader {
         };
         let mut choices = readers.choices;
         choices.push(Choice { about: "path", picked: path.into(), why: why.into() });
-        let backend = Choice { about: "backend", picked: "buffered".into(), why: "it is the only one so far".into() };
+        let backend =
+            Choice { about: "backend", picked: "buffered".into(), why: "it is the only one so far".into() };
         choices.push(backend);
         choices
     }
@@ -294,18 +294,26 @@ impl Batch {
     }
 
     /// Makes tensors of what has arrived (I3).
-    fn publish(self, placed: Placed, device: &Device) -> (IndexMap<Arc<str>, Tensor>, BTreeMap<PathBuf, Metadata>) {
+    fn publish(
+        self,
+        placed: Placed,
+        device: &Device,
+    ) -> (IndexMap<Arc<str>, Tensor>, BTreeMap<PathBuf, Metadata>) {
         let tensors = self.infos.into_iter().zip(placed.fragments).map(|(info, fragment)| {
             let name = Arc::clone(&info.name);
             (name, Tensor::new(fragment, Arc::new(Description { info, device: device.clone() })))
         });
-        let metadata = self.opened.into_iter().map(|file| (file.source.path().to_path_buf(), file.header.metadata));
+        let metadata =
+            self.opened.into_iter().map(|file| (file.source.path().to_path_buf(), file.header.metadata));
         (tensors.collect(), metadata.collect())
     }
 }
 
 impl fmt::Debug for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loader").field("device", &self.device).field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Loader")
+            .field("device", &self.device)
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }

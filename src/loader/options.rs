@@ -85,7 +85,9 @@ impl Options {
         let (threads, why) = match self.threads {
             Some(threads) => (threads, "as asked".to_owned()),
             None => match settings::number(settings::THREADS)? {
-                Some(threads) => (usize::try_from(threads).unwrap_or(usize::MAX), format!("by {}", settings::THREADS)),
+                Some(threads) => {
+                    (usize::try_from(threads).unwrap_or(usize::MAX), format!("by {}", settings::THREADS))
+                }
                 None => {
                     let cores = thread::available_parallelism().map_or(1, usize::from);
                     (cores.min(MAX_THREADS), format!("{cores} cores, and no more than {MAX_THREADS}"))
@@ -94,7 +96,12 @@ impl Options {
         };
         if !(1..=1024).contains(&threads) {
             let (got, expected) = (threads.to_string(), "1 to 1024".to_owned());
-            return Err(Error::Option { option: "threads", got, expected, remedy: "leave it unset for one a core" });
+            return Err(Error::Option {
+                option: "threads",
+                got,
+                expected,
+                remedy: "leave it unset for one a core",
+            });
         }
         Ok((threads, why))
     }

@@ -1,6 +1,5 @@
 //! How far a load is, told to the caller, who may stop it.
 
-use std::fmt;
 use std::ops::ControlFlow;
 
 /// How far a load is. Sizes in bytes.
@@ -16,10 +15,4 @@ pub struct Progress {
 }
 
 /// The caller's callback.
-pub(crate) struct Callback(pub(crate) Box<dyn FnMut(&Progress) -> ControlFlow<()> + Send>);
-
-impl fmt::Debug for Callback {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Callback")
-    }
-}
+pub(super) type Callback = Box<dyn FnMut(&Progress) -> ControlFlow<()> + Send>;

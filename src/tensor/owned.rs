@@ -48,7 +48,11 @@ impl Tensor {
         let error = |got: String, expected: String, remedy| Err(view.error("narrow", got, expected, remedy));
         let Some(&extent) = info.shape.get(dimension) else {
             let got = format!("dimension {dimension}");
-            return error(got, format!("one of its {} dimensions", info.shape.len()), "count dimensions from 0");
+            return error(
+                got,
+                format!("one of its {} dimensions", info.shape.len()),
+                "count dimensions from 0",
+            );
         };
         if start.checked_add(length).is_none_or(|end| end > extent) {
             let got = format!("{length} from {start} on in dimension {dimension}");
@@ -67,7 +71,11 @@ impl Tensor {
             return error(got, "whole bytes".into(), "begin and end at elements that begin a byte");
         }
         let Some(bytes) = self.bytes.slice(first / 8, total / 8) else {
-            return error(format!("{} bytes", total / 8), format!("at most {}", info.nbytes), "report this as a bug");
+            return error(
+                format!("{} bytes", total / 8),
+                format!("at most {}", info.nbytes),
+                "report this as a bug",
+            );
         };
         let mut shape = info.shape.clone();
         shape[dimension] = length;

@@ -68,7 +68,12 @@ impl<'a> TensorView<'a> {
     pub fn as_bytes(&self) -> Result<&'a [u8]> {
         if !self.device().is_host_accessible() {
             let remedy = "copy it with to_host()";
-            return Err(self.error("read in place", format!("memory of {}", self.device()), "host memory", remedy));
+            return Err(self.error(
+                "read in place",
+                format!("memory of {}", self.device()),
+                "host memory",
+                remedy,
+            ));
         }
         // SAFETY: M2: the tensor lies in its device's memory, which is host-accessible.
         Ok(unsafe { self.bytes.as_bytes() })

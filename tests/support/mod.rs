@@ -1,6 +1,7 @@
 //! What the integration tests share: checkpoints to load, and a device whose memory the CPU is told not to touch.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
+pub mod device;
 pub mod staged_host;
 
 use std::fs;
@@ -26,7 +27,9 @@ pub fn bytes_tensor(name: &str, length: usize) -> Spec {
 
 /// A tensor of `nbytes` bytes that depend on its name and on their positions.
 pub fn tensor(name: &str, dtype: &'static str, shape: &[usize], nbytes: usize) -> Spec {
-    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let mut state = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let bytes = (0..nbytes)
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -43,7 +46,9 @@ pub fn header(tensors: &[Spec]) -> String {
     for tensor in tensors {
         let end = offset + tensor.bytes.len();
         let (name, dtype, shape) = (&tensor.name, tensor.dtype, &tensor.shape);
-        entries.push(format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{offset},{end}]}}"#));
+        entries.push(format!(
+            r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{offset},{end}]}}"#
+        ));
         offset = end;
     }
     format!("{{{}}}", entries.join(","))
@@ -79,7 +84,11 @@ pub fn assert_holds(weights: &Weights, tensors: &[Spec]) {
         assert_eq!(view.shape(), tensor.shape, "{}", tensor.name);
         assert_eq!(view.dtype().to_string(), tensor.dtype, "{}", tensor.name);
         assert_eq!(view.nbytes(), tensor.bytes.len() as u64, "{}", tensor.name);
-        assert!(view.nbytes() == 0 || (view.as_ptr() as usize).is_multiple_of(256), "{} is not aligned", tensor.name);
+        assert!(
+            view.nbytes() == 0 || (view.as_ptr() as usize).is_multiple_of(256),
+            "{} is not aligned",
+            tensor.name
+        );
         assert!(view.to_host().unwrap() == tensor.bytes, "the bytes of {} differ", tensor.name);
     }
 }
@@ -99,6 +108,7 @@ pub fn assert_all_back(pool: &Pool) {
     pool.trim();
     let stats = pool.stats();
     let Stats { reserved_bytes, live_bytes, free_bytes, fragments, regions, lost_bytes, .. } = stats;
-    let all_zero = (reserved_bytes, live_bytes, free_bytes, fragments, regions, lost_bytes) == (0, 0, 0, 0, 0, 0);
+    let all_zero =
+        (reserved_bytes, live_bytes, free_bytes, fragments, regions, lost_bytes) == (0, 0, 0, 0, 0, 0);
     assert!(all_zero, "{stats:?}");
 }

@@ -60,7 +60,9 @@ pub enum CarveError {
     #[error(transparent)]
     Stale(#[from] StaleKey),
     /// The offsets do not begin at 0, do not ascend, or run past the block.
-    #[error("part {index} begins at offset {offset}: parts begin at 0 and ascend within a block of {size} bytes")]
+    #[error(
+        "part {index} begins at offset {offset}: parts begin at 0 and ascend within a block of {size} bytes"
+    )]
     Offsets {
         /// Which part.
         index: usize,
@@ -380,7 +382,11 @@ impl BestFit {
         assert_eq!(listed + empty, self.nodes.len(), "no node is lost");
         assert_eq!(self.nodes.iter().filter(|(_, node)| node.stamp != 0).count(), self.live);
         for class in 0..CLASSES {
-            assert_eq!(self.occupied.next(class) == Some(class), self.bins[class] != NIL, "F3: class {class}");
+            assert_eq!(
+                self.occupied.next(class) == Some(class),
+                self.bins[class] != NIL,
+                "F3: class {class}"
+            );
         }
     }
 }

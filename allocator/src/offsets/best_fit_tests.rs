@@ -12,7 +12,8 @@ struct Oracle {
 
 impl Oracle {
     fn gaps(&self) -> Vec<(u64, u64)> {
-        let mut live: Vec<(u64, u64)> = self.live.iter().map(|&(offset, size, _)| (offset, offset + size)).collect();
+        let mut live: Vec<(u64, u64)> =
+            self.live.iter().map(|&(offset, size, _)| (offset, offset + size)).collect();
         live.sort_unstable();
         live.push((self.capacity, self.capacity));
         let mut gaps = Vec::new();
@@ -130,10 +131,13 @@ proptest! {
 fn a_space_of_exactly_the_sum_holds_everything_with_its_tail_unrounded() {
     for last in [1, 200, 255, 256] {
         let sizes = [256, 1024, 100, 4096, last];
-        let capacity: u64 = sizes[..4].iter().map(|size: &u64| size.next_multiple_of(256)).sum::<u64>() + last;
+        let capacity: u64 =
+            sizes[..4].iter().map(|size: &u64| size.next_multiple_of(256)).sum::<u64>() + last;
         let mut space = BestFit::new(capacity, 256);
-        let keys: Vec<Key> =
-            sizes.iter().map(|&size| space.allocate(Request::new(size, 256)).expect("an exact fit").key).collect();
+        let keys: Vec<Key> = sizes
+            .iter()
+            .map(|&size| space.allocate(Request::new(size, 256)).expect("an exact fit").key)
+            .collect();
         assert_eq!((space.free_bytes(), space.largest_free()), (0, 0));
         assert_eq!(space.allocate(Request::new(1, 1)), None);
         // Each hole takes back just what it held.
@@ -162,7 +166,8 @@ fn stale_keys_never_free_a_later_block() {
 #[test]
 fn empty_blocks_are_distinct_and_granted_in_a_full_space() {
     let mut space = BestFit::new(0, 256);
-    let (one, two) = (space.allocate(Request::new(0, 256)).unwrap(), space.allocate(Request::new(0, 256)).unwrap());
+    let (one, two) =
+        (space.allocate(Request::new(0, 256)).unwrap(), space.allocate(Request::new(0, 256)).unwrap());
     assert_ne!(one.key, two.key);
     assert!(!space.is_empty());
     assert_eq!((space.free(one.key), space.free(one.key)), (Ok(0), Err(StaleKey)));

@@ -98,8 +98,10 @@ mod tests {
         for class in [3, 40, 41, 1000, CLASSES - 1] {
             occupied.insert(class);
         }
-        assert_eq!([0, 3, 4, 41, 42, 1001, CLASSES].map(|class| occupied.next(class)),
-            [Some(3), Some(3), Some(40), Some(41), Some(1000), Some(CLASSES - 1), None]);
+        assert_eq!(
+            [0, 3, 4, 41, 42, 1001, CLASSES].map(|class| occupied.next(class)),
+            [Some(3), Some(3), Some(40), Some(41), Some(1000), Some(CLASSES - 1), None]
+        );
         assert_eq!(occupied.last(), Some(CLASSES - 1));
         occupied.remove(CLASSES - 1);
         occupied.remove(40);

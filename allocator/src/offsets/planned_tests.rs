@@ -59,7 +59,10 @@ fn sizes_past_u64_and_odd_alignments_are_errors() {
     assert_eq!(lay_out(&[huge], None).unwrap().regions[0].size, u64::MAX - 10);
     let error = lay_out(&[huge, Request::new(11, 1)], None).unwrap_err();
     assert_eq!(error, LayoutError::Overflow { index: 1, size: 11 });
-    assert_eq!(lay_out(&[huge, Request::new(1, 256)], None).unwrap_err(), LayoutError::Overflow { index: 1, size: 1 });
+    assert_eq!(
+        lay_out(&[huge, Request::new(1, 256)], None).unwrap_err(),
+        LayoutError::Overflow { index: 1, size: 1 }
+    );
     for align in [0, 3] {
         let requests = [Request::new(1, 1), Request::new(1, align)];
         assert_eq!(lay_out(&requests, None).unwrap_err(), LayoutError::Alignment { index: 1, align });

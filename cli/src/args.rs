@@ -1,0 +1,174 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::device::DeviceName;
+
+#[derive(Debug, Parser)]
+#[command(name = "tensorhold", version, about = "Loads safetensors checkpoints at the speed of the bus")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the tensors of a checkpoint; reads only the headers
+    Inspect(InspectArgs),
+    /// Load a checkpoint and say where the time went
+    Load(LoadArgs),
+    /// Load a checkpoint, read every tensor back and compare it with the files, byte by byte
+    Verify(LoadArgs),
+    /// Write a Llama-shaped checkpoint sized to this machine, load it on the best device and verify it
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A checkpoint: a directory, an index (.json) or a safetensors file
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// A checkpoint: a directory, an index (.json) or a safetensors file
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) options: LoadOptions,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is loaded, and how.
+#[derive(Debug, Default, Args)]
+pub(crate) struct LoadOptions {
+    /// Where to: cpu (or host), pinned, cuda:N [default: cuda:0 if there is one, else cpu]
+    #[arg(long)]
+    pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+    /// How many threads read [default: one a core, at most 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Page-locked staging memory of all threads together, such as 64MiB [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) staging_bytes: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Where to write, created if missing [default: a new folder in the temporary directory]
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// About how much to write, such as 2GB [default: what suits this machine, at most 16 GB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) bytes: Option<u64>,
+    /// Where to load to: cpu (or host), pinned, cuda:N [default: cuda:0 if there is one, else cpu]
+    #[arg(long)]
+    pub(crate) device: Option<DeviceName>,
+    /// Keep the checkpoint (without this it is removed, unless the command is interrupted)
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Seed of the pseudo-random bytes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Which tensors are wanted, by name.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Selection {
+    /// Only tensors whose whole name matches; `*` matches anything, dots and slashes too; may be repeated
+    #[arg(long = "select", value_name = "GLOB", value_parser = glob)]
+    patterns: Vec<GlobMatcher>,
+}
+
+impl Selection {
+    /// Whether every tensor is wanted.
+    pub(crate) fn is_all(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// Whether the tensor of this name is wanted.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.is_all() || self.patterns.iter().any(|pattern| pattern.is_match(name))
+    }
+
+    /// Fails when patterns were given and none has matched: a load or comparison of nothing is not what was meant.
+    pub(crate) fn check_matched(&self, tensors: usize) -> anyhow::Result<()> {
+        if tensors > 0 || self.is_all() {
+            return Ok(());
+        }
+        let patterns: Vec<_> =
+            self.patterns.iter().map(|pattern| format!("{:?}", pattern.glob().glob())).collect();
+        anyhow::bail!(
+            "select: no tensor's name matches {}; `tensorhold inspect` lists them",
+            patterns.join(" or ")
+        )
+    }
+}
+
+fn glob(text: &str) -> Result<GlobMatcher, globset::Error> {
+    Ok(GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build()?.compile_matcher())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) => Ok(size.as_u64()),
+        Err(_) => Err("expected a size such as 64MiB, 16GB or 1000000".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::{Arguments, Selection, glob, size};
+
+    fn selects(pattern: &str, name: &str) -> bool {
+        Selection { patterns: vec![glob(pattern).unwrap()] }.wants(name)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_decimal_binary_or_plain() {
+        let sizes = ["64MiB", "16GB", "1000000", "1.5 KiB"].map(size);
+        assert_eq!(sizes, [Ok(64 << 20), Ok(16_000_000_000), Ok(1_000_000), Ok(1536)]);
+        assert!(size("many").is_err());
+        assert!(size("-1").is_err());
+    }
+
+    #[test]
+    fn a_star_matches_dots_and_slashes() {
+        assert!(selects("*.weight", "model.layers.0.mlp.weight"));
+        assert!(selects("model*weight", "model/layers/0.weight"));
+        assert!(selects("model.layers.[01].*", "model.layers.1.a/b.c"));
+        assert!(selects("{a,b}.bias", "b.bias"));
+    }
+
+    #[test]
+    fn a_pattern_is_about_the_whole_name() {
+        assert!(!selects("weight", "model.weight"));
+        assert!(!selects("model.?", "model.10"));
+        assert!(!selects("*.weight", "model.weight_scale"));
+    }
+
+    #[test]
+    fn no_pattern_wants_everything() {
+        assert!(Selection::default().wants("anything"));
+        assert!(Selection::default().check_matched(0).is_ok());
+    }
+}

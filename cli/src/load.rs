@@ -1,0 +1,86 @@
+//! `tensorhold load`, and the load that `verify` and `demo` begin with.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use serde::Serialize;
+use tensorhold::allocator::Bytes;
+use tensorhold::{Loader, Report, Weights};
+
+use crate::args::{LoadArgs, LoadOptions};
+use crate::device::{self, Chosen};
+use crate::output::{self, count, rate};
+
+pub(crate) fn run(args: &LoadArgs) -> anyhow::Result<()> {
+    let loaded = load(&args.path, &args.options, device::choose(args.options.device)?)?;
+    output::print(|out| match args.json {
+        true => output::write_json(out, &loaded.document()),
+        false => loaded.write_text(out),
+    })
+}
+
+/// A loaded checkpoint.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) weights: Weights,
+    device_why: String,
+}
+
+/// The JSON form of a load: the library's report, and what the command adds.
+#[derive(Serialize)]
+pub(crate) struct Document<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    gigabytes_per_second: f64,
+    device_why: &'a str,
+}
+
+/// Loads the selected tensors onto the chosen device, with a progress bar.
+pub(crate) fn load(path: &Path, options: &LoadOptions, chosen: Chosen) -> anyhow::Result<Loaded> {
+    let selection = options.selection.clone();
+    let mut loader =
+        Loader::new(chosen.device).checkpoint(path)?.select(move |tensor| selection.wants(&tensor.name));
+    if let Some(threads) = options.threads {
+        loader = loader.threads(threads.into());
+    }
+    if let Some(bytes) = options.staging_bytes {
+        loader = loader.staging_bytes(bytes);
+    }
+    let bar = output::bar("loading", 0);
+    let loader = loader.progress(move |progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+        ControlFlow::Continue(())
+    });
+    let weights = loader.load()?;
+    options.selection.check_matched(weights.len())?;
+    Ok(Loaded { weights, device_why: chosen.why })
+}
+
+impl Loaded {
+    pub(crate) fn document(&self) -> Document<'_> {
+        let report = self.weights.report();
+        Document { report, gigabytes_per_second: report.gigabytes_per_second(), device_why: &self.device_why }
+    }
+
+    pub(crate) fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let report = self.weights.report();
+        let (tensors, files) = (count(report.tensors, "tensor"), count(report.files, "file"));
+        let total = report.times.total.as_secs_f64();
+        writeln!(out, "loaded {tensors} from {files}, {}", rate(report.bytes, total))?;
+        let mut line = |about: &str, what: String| writeln!(out, "  {about:<10}{what}");
+        line("device", format!("{} ({})", report.device, self.device_why))?;
+        let regions = count(report.regions, "region");
+        let (memory, staging) = (Bytes(report.region_bytes), Bytes(report.staging_bytes));
+        line("memory", format!("{memory} in {regions}, {staging} of staging"))?;
+        let [plan, reserve, fill] =
+            [report.times.plan, report.times.reserve, report.times.fill].map(|time| time.as_secs_f64());
+        let jobs = count(report.jobs, "job");
+        line("time", format!("plan {plan:.3} s, reserve {reserve:.3} s, fill {fill:.3} s in {jobs}"))?;
+        for choice in &report.choices {
+            line(choice.about, format!("{} ({})", choice.picked, choice.why))?;
+        }
+        Ok(())
+    }
+}

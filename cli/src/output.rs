@@ -1,0 +1,104 @@
+//! What goes to standard output and standard error, and how numbers are shown there.
+//!
+//! Tensors, files and rates are in decimal units, so that bytes over seconds is the rate that is shown; memory is in
+//! binary units, as it is asked for.
+
+use std::borrow::Cow;
+use std::io::{self, BufWriter, IsTerminal, Write};
+
+use anyhow::Context;
+use bytesize::ByteSize;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// Writes a result to standard output. A reader that has gone has seen enough: that is no error.
+pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write to the standard output"),
+    }
+}
+
+/// Writes `value` as JSON, with a newline at its end.
+pub(crate) fn write_json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+/// Writes an error and its sources to standard error.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    let mut err = io::stderr().lock();
+    // Where standard error cannot be written, the exit code still tells.
+    let _ = writeln!(err, "error: {error}");
+    for source in error.chain().skip(1) {
+        let _ = writeln!(err, "  caused by: {source}");
+    }
+}
+
+/// A bar of bytes on standard error; one that never shows if that is not a terminal.
+///
+/// It clears itself when its last handle is dropped.
+pub(crate) fn bar(label: &'static str, total_bytes: u64) -> ProgressBar {
+    const TEMPLATE: &str =
+        "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
+    let target = match io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(Some(total_bytes), target)
+        .with_style(style.progress_chars("=> "))
+        .with_prefix(label)
+}
+
+/// Bytes of tensors and files: `16.06 GB`.
+pub(crate) fn data(bytes: u64) -> String {
+    format!("{:.2}", ByteSize::b(bytes).display().si())
+}
+
+/// `1 tensor`, `2 tensors`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
+/// Bytes in seconds, and the rate: `16.06 GB in 0.345 s: 46.55 GB/s`.
+pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
+    let per_second = bytes as f64 / 1e9 / seconds.max(f64::MIN_POSITIVE);
+    format!("{} in {seconds:.3} s: {per_second:.2} GB/s", data(bytes))
+}
+
+/// A string from a file as it can be shown on a terminal: control characters are escaped.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{count, data, printable, rate};
+
+    #[test]
+    fn bytes_over_seconds_is_the_rate_shown() {
+        assert_eq!(rate(16_060_000_000, 0.5), "16.06 GB in 0.500 s: 32.12 GB/s");
+        assert_eq!(data(17), "17 B");
+        assert_eq!(data(1_500), "1.50 kB");
+    }
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!([0, 1, 2].map(|n| count(n, "file")), ["0 files", "1 file", "2 files"]);
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(printable("a\u{1b}[2Jß\n"), "a\\u{1b}[2Jß\\n");
+        assert_eq!(printable("plain.ß"), "plain.ß");
+    }
+}

@@ -1,0 +1,49 @@
+//! Wrong usage: exit code 2, and a message that says what is right.
+
+mod support;
+
+use support::{command, failure, stdout};
+
+fn usage(args: &[&str]) -> String {
+    failure(&command().args(args).output().unwrap(), 2)
+}
+
+#[test]
+fn a_wrong_device_is_answered_with_the_right_ones() {
+    for subcommand in ["load", "verify"] {
+        assert!(usage(&[subcommand, "x", "--device", "gpu"]).contains("cpu, pinned or cuda:N"));
+    }
+    assert!(usage(&["demo", "--device", "cuda"]).contains("cpu, pinned or cuda:N"));
+}
+
+#[test]
+fn a_wrong_size_is_answered_with_examples() {
+    assert!(usage(&["load", "x", "--staging-bytes", "lots"]).contains("64MiB"));
+    assert!(usage(&["demo", "--bytes", "-5"]).contains("demo"));
+}
+
+#[test]
+fn a_wrong_number_of_threads_is_answered_with_the_range() {
+    assert!(usage(&["load", "x", "--threads", "0"]).contains("1..=1024"));
+}
+
+#[test]
+fn a_wrong_pattern_is_a_usage_error() {
+    assert!(usage(&["load", "x", "--select", "a[b"]).contains("a[b"));
+}
+
+#[test]
+fn a_path_is_needed() {
+    for subcommand in ["inspect", "load", "verify"] {
+        assert!(usage(&[subcommand]).contains("<PATH>"));
+    }
+}
+
+#[test]
+fn help_and_version_are_results() {
+    let help = stdout(&command().arg("--help").output().unwrap());
+    for subcommand in ["inspect", "load", "verify", "demo"] {
+        assert!(help.contains(subcommand), "{help}");
+    }
+    assert!(stdout(&command().arg("--version").output().unwrap()).starts_with("tensorhold "));
+}

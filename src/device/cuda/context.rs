@@ -1,0 +1,147 @@
+//! Primary contexts, retained once for each device (C2), and current while they are needed (C3).
+
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUresult};
+
+use super::library::Library;
+use super::status::check;
+use crate::error::{Error, Result};
+
+/// The oldest architecture that serves: Turing.
+const MIN_CAPABILITY: (i32, i32) = (7, 5);
+
+/// A device's primary context.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) name: String,
+    pub(super) ordinal: usize,
+    device: CUdevice,
+    raw: CUcontext,
+}
+
+// SAFETY: the handles are process-wide names; the driver API may be called with them from any thread.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+static CONTEXTS: Mutex<Vec<&'static Context>> = Mutex::new(Vec::new());
+
+impl Context {
+    /// The context of the device with this ordinal, retained on first use.
+    pub(super) fn of(ordinal: usize) -> Result<&'static Context> {
+        let name = format!("cuda:{ordinal}");
+        let library = Library::open(&name)?;
+        let mut contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = contexts.iter().find(|context| context.ordinal == ordinal) {
+            return Ok(context);
+        }
+        let context = Box::leak(Box::new(Self::retain(library, ordinal, name)?));
+        contexts.push(context);
+        Ok(context)
+    }
+
+    fn retain(library: Library, ordinal: usize, name: String) -> Result<Self> {
+        let refused =
+            |detail, remedy| Err(Error::Device { device: name.clone(), operation: "open", detail, remedy });
+        let count = library.device_count()?;
+        if ordinal >= count {
+            let remedy = "name one of those, and check CUDA_VISIBLE_DEVICES";
+            return refused(format!("there is no such device, expected an ordinal below {count}"), remedy);
+        }
+        let mut device = 0;
+        // SAFETY: C1; `device` is valid for the write, and the ordinal is below the count, so it fits.
+        check(&name, "open", unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) })?;
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: C1; `value` is valid for the write, and the device was got above.
+            check(&name, "look at", unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })
+                .map(|()| value)
+        };
+        let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if (major, minor) < MIN_CAPABILITY {
+            let detail = format!("its compute capability is {major}.{minor}, expected at least 7.5");
+            return refused(detail, "use a newer device, or Device::host()");
+        }
+        let mut raw = ptr::null_mut();
+        // SAFETY: C1; `raw` is valid for the write. C2: never released.
+        check(&name, "open the context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })?;
+        Ok(Self { name, ordinal, device, raw })
+    }
+
+    /// Whether anyone in this process uses the device through its primary context.
+    pub(super) fn is_active(library: Library, ordinal: usize) -> bool {
+        let _ = library;
+        let (mut device, mut flags, mut active) = (0, 0, 0);
+        // SAFETY: C1 by `library`; the outputs are valid for the writes, and a wrong ordinal is an error.
+        let status = unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) };
+        // SAFETY: as above; asked only of a device that was found.
+        let found = status == CUresult::CUDA_SUCCESS
+            && unsafe { sys::cuDevicePrimaryCtxGetState(device, &mut flags, &mut active) }
+                == CUresult::CUDA_SUCCESS;
+        found && active != 0
+    }
+
+    /// Makes the context current on this thread until the guard goes.
+    pub(super) fn enter(&'static self) -> Result<Current> {
+        self.push()?;
+        Ok(Current { thread_bound: PhantomData })
+    }
+
+    /// Makes the context current on this thread, on top of what was.
+    pub(super) fn push(&self) -> Result<()> {
+        // SAFETY: C1: a context exists only with the library. C2: it is still retained.
+        check(&self.name, "make the context current", unsafe { sys::cuCtxPushCurrent_v2(self.raw) })
+    }
+
+    /// Waits until all work in the context has ended.
+    pub(super) fn synchronize(&'static self) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: C1, C3.
+        check(&self.name, "synchronize", unsafe { sys::cuCtxSynchronize() })
+    }
+
+    /// Lets this context address the memory of another device's.
+    pub(super) fn enable_peer(&'static self, peer: &'static Context) -> Result<()> {
+        let mut possible = 0;
+        // SAFETY: C1; `possible` is valid for the write, and both devices were got from the driver.
+        let status = unsafe { sys::cuDeviceCanAccessPeer(&mut possible, self.device, peer.device) };
+        check(&self.name, "ask for peer access", status)?;
+        if possible == 0 {
+            return Err(crate::device::not_peers(
+                &self.name,
+                &peer.name,
+                "the driver sees no path between them",
+            ));
+        }
+        let _current = self.enter()?;
+        // SAFETY: C1, C3; C2: the peer's context is retained.
+        let status = unsafe { sys::cuCtxEnablePeerAccess(peer.raw, 0) };
+        if status == CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED {
+            return Ok(());
+        }
+        check(&self.name, "enable peer access", status)
+    }
+}
+
+/// Takes the thread's current context off again.
+pub(super) fn pop() {
+    let mut popped = ptr::null_mut();
+    // SAFETY: C1: only called after a push. A failure, as at the end of the process, leaves nothing to undo.
+    let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
+}
+
+/// Keeps a context current on this thread (C3).
+#[derive(Debug)]
+pub(super) struct Current {
+    thread_bound: PhantomData<*const ()>,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        pop();
+    }
+}

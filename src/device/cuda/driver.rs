@@ -1,0 +1,119 @@
+//! The CUDA devices and page-locked host memory as [`Driver`]s.
+
+use std::sync::Arc;
+
+use tensorhold_allocator::Memory;
+
+use super::context::{self, Context};
+use super::library::Library;
+use super::memory::{DeviceMemory, PinnedMemory};
+use super::stream::CudaStream;
+use crate::device::host::HostStream;
+use crate::device::{DeviceKind, Driver, Stream, not_peers};
+use crate::error::Result;
+
+/// How many devices there are; 0 without a driver.
+pub(crate) fn device_count() -> usize {
+    Library::open("cuda").and_then(Library::device_count).unwrap_or(0)
+}
+
+/// A CUDA device.
+#[derive(Debug)]
+pub(crate) struct CudaDriver {
+    context: &'static Context,
+    memory: Arc<DeviceMemory>,
+    staging: Arc<PinnedMemory>,
+}
+
+impl CudaDriver {
+    pub(crate) fn open(ordinal: usize) -> Result<Self> {
+        let context = Context::of(ordinal)?;
+        let memory = Arc::new(DeviceMemory::new(context));
+        Ok(Self { context, memory, staging: Arc::new(PinnedMemory::staging(context)) })
+    }
+}
+
+impl Driver for CudaDriver {
+    fn name(&self) -> &str {
+        &self.context.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Cuda(self.context.ordinal)
+    }
+
+    fn memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.memory) as Arc<dyn Memory>
+    }
+
+    fn staging_memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.staging) as Arc<dyn Memory>
+    }
+
+    fn stream(&self) -> Result<Box<dyn Stream>> {
+        Ok(Box::new(CudaStream::new(self.context)?))
+    }
+
+    fn push_context(&self) -> Result<()> {
+        self.context.push()
+    }
+
+    fn pop_context(&self) {
+        context::pop();
+    }
+
+    fn enable_peer_access(&self, peer: &dyn Driver) -> Result<()> {
+        match peer.kind() {
+            DeviceKind::Cuda(ordinal) if ordinal == self.context.ordinal => {
+                Err(not_peers(self.name(), peer.name(), "it is the same device"))
+            }
+            DeviceKind::Cuda(ordinal) => self.context.enable_peer(Context::of(ordinal)?),
+            _ => Err(not_peers(self.name(), peer.name(), "it is not a CUDA device")),
+        }
+    }
+}
+
+/// Page-locked host memory that every CUDA device copies from and to.
+#[derive(Debug)]
+pub(crate) struct PinnedDriver {
+    context: &'static Context,
+    memory: Arc<PinnedMemory>,
+}
+
+impl PinnedDriver {
+    pub(crate) fn open() -> Result<Self> {
+        let library = Library::open("pinned")?;
+        let context = Context::of(0)?;
+        Ok(Self { context, memory: Arc::new(PinnedMemory::portable(library, context)) })
+    }
+}
+
+impl Driver for PinnedDriver {
+    fn name(&self) -> &str {
+        self.memory.name()
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Pinned
+    }
+
+    fn memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.memory) as Arc<dyn Memory>
+    }
+
+    fn staging_memory(&self) -> Arc<dyn Memory> {
+        self.memory()
+    }
+
+    fn stream(&self) -> Result<Box<dyn Stream>> {
+        Ok(Box::new(HostStream))
+    }
+
+    fn push_context(&self) -> Result<()> {
+        self.context.push()
+    }
+
+    fn pop_context(&self) {
+        context::pop();
+    }
+}

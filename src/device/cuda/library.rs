@@ -1,0 +1,122 @@
+//! The driver library: there or not, complete or not, initialised once.
+
+use std::sync::OnceLock;
+
+use cudarc::driver::sys;
+
+use super::status::check;
+use crate::error::{Error, Result};
+
+/// Proof that the driver can be called (C1).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Library(());
+
+/// The oldest driver that serves: r525 answers 12000.
+const MIN_VERSION: i32 = 12000;
+
+/// What to do when there is no driver to speak of.
+const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host()";
+
+/// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
+#[cfg(feature = "cuda")]
+const SYMBOLS: [&str; 27] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGet",
+    "cuDeviceGetCount",
+    "cuDeviceGetAttribute",
+    "cuDeviceCanAccessPeer",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxGetState",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
+    "cuCtxSynchronize",
+    "cuCtxEnablePeerAccess",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventDestroy_v2",
+];
+
+impl Library {
+    /// The driver, for a device called `device`.
+    ///
+    /// # Errors
+    /// When it is missing, too old, or finds no device.
+    pub(super) fn open(device: &str) -> Result<Self> {
+        static OPENED: OnceLock<std::result::Result<(), (String, &'static str)>> = OnceLock::new();
+        match OPENED.get_or_init(load) {
+            Ok(()) => Ok(Self(())),
+            Err((detail, remedy)) => Err(Error::Device {
+                device: device.into(),
+                operation: "open",
+                detail: detail.clone(),
+                remedy,
+            }),
+        }
+    }
+
+    /// How many devices there are.
+    pub(super) fn device_count(self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: C1; `count` is valid for the write.
+        check("cuda", "count devices", unsafe { sys::cuDeviceGetCount(&mut count) })?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}
+
+fn load() -> std::result::Result<(), (String, &'static str)> {
+    probe()?;
+    // SAFETY: the driver is there and has the symbol, as `probe` found.
+    let initialised = check("cuda", "initialise", unsafe { sys::cuInit(0) });
+    if let Err(Error::Device { detail, remedy, .. }) = initialised {
+        return Err((detail, remedy));
+    }
+    let mut version = 0;
+    // SAFETY: as above; `version` is valid for the write.
+    let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
+    if version < MIN_VERSION {
+        return Err((
+            format!("the CUDA driver is version {version}, expected at least {MIN_VERSION}"),
+            INSTALL,
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the library is there and complete.
+#[cfg(feature = "cuda")]
+fn probe() -> std::result::Result<(), (String, &'static str)> {
+    // SAFETY: loading libcuda runs its initialisers, which are made to be run in any process.
+    if !unsafe { sys::is_culib_present() } {
+        return Err((
+            "there is no CUDA driver on this machine: libcuda.so is not to be found".into(),
+            INSTALL,
+        ));
+    }
+    for symbol in SYMBOLS {
+        // SAFETY: the library was found just now; the symbol is looked up, not called.
+        let found = unsafe { sys::culib().get::<*const ()>(symbol.as_bytes()) };
+        if found.is_err() {
+            return Err((format!("the CUDA driver is too old: it has no {symbol}"), INSTALL));
+        }
+    }
+    Ok(())
+}
+
+/// The application chose how the driver is linked, and answers for its being complete.
+#[cfg(not(feature = "cuda"))]
+fn probe() -> std::result::Result<(), (String, &'static str)> {
+    Ok(())
+}

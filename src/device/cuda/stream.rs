@@ -1,0 +1,113 @@
+//! A CUDA stream and its events.
+
+use std::ptr;
+
+use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUevent_flags, CUstream, CUstream_flags};
+
+use super::context::{Context, Current};
+use super::status::check;
+use crate::device::Stream;
+use crate::error::Result;
+
+/// A stream that does not wait for the default stream, with events that block instead of spinning.
+#[derive(Debug)]
+pub(super) struct CudaStream {
+    context: &'static Context,
+    raw: CUstream,
+    /// By number; null where not used yet.
+    events: Vec<CUevent>,
+    /// For `synchronize`.
+    end: CUevent,
+}
+
+// SAFETY: the driver API may be called with these handles from any thread; one thread at a time has the stream.
+unsafe impl Send for CudaStream {}
+
+impl CudaStream {
+    pub(super) fn new(context: &'static Context) -> Result<Self> {
+        let _current = context.enter()?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: C1, C3; `raw` is valid for the write.
+        let status = unsafe { sys::cuStreamCreate(&mut raw, CUstream_flags::CU_STREAM_NON_BLOCKING as u32) };
+        check(&context.name, "create a stream", status)?;
+        // From here on the drop cleans up.
+        let mut stream = Self { context, raw, events: Vec::new(), end: ptr::null_mut() };
+        stream.end = stream.create_event()?;
+        Ok(stream)
+    }
+
+    fn create_event(&self) -> Result<CUevent> {
+        let flags =
+            CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        let mut event = ptr::null_mut();
+        // SAFETY: C1, C3: the callers have entered the context; `event` is valid for the write.
+        check(&self.context.name, "create an event", unsafe { sys::cuEventCreate(&mut event, flags) })?;
+        Ok(event)
+    }
+
+    fn record_raw(&self, event: CUevent, _: &Current) -> Result<()> {
+        // SAFETY: C1, C3; event and stream are of this context and live.
+        check(&self.context.name, "record an event", unsafe { sys::cuEventRecord(event, self.raw) })
+    }
+
+    fn wait_raw(&self, event: CUevent, _: &Current) -> Result<()> {
+        // SAFETY: C1, C3; the event is of this context and lives.
+        check(&self.context.name, "wait for copies", unsafe { sys::cuEventSynchronize(event) })
+    }
+}
+
+impl Stream for CudaStream {
+    unsafe fn copy_to_device(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        let _current = self.context.enter()?;
+        // SAFETY: C1, C3; the caller promises that both ranges stay valid until an event behind this has passed.
+        let status =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to as CUdeviceptr, from.cast(), bytes as usize, self.raw) };
+        check(&self.context.name, "copy to the device", status)
+    }
+
+    unsafe fn copy_to_host(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        let _current = self.context.enter()?;
+        // SAFETY: as above.
+        let status =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from as CUdeviceptr, bytes as usize, self.raw) };
+        check(&self.context.name, "copy to the host", status)
+    }
+
+    fn record(&mut self, event: usize) -> Result<()> {
+        let current = self.context.enter()?;
+        if self.events.len() <= event {
+            self.events.resize(event + 1, ptr::null_mut());
+        }
+        if self.events[event].is_null() {
+            self.events[event] = self.create_event()?;
+        }
+        self.record_raw(self.events[event], &current)
+    }
+
+    fn wait(&mut self, event: usize) -> Result<()> {
+        match self.events.get(event) {
+            Some(&event) if !event.is_null() => self.wait_raw(event, &self.context.enter()?),
+            _ => Ok(()),
+        }
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        // cuStreamSynchronize would spin, unless the whole context was set up otherwise.
+        let current = self.context.enter()?;
+        self.record_raw(self.end, &current)?;
+        self.wait_raw(self.end, &current)
+    }
+}
+
+impl Drop for CudaStream {
+    fn drop(&mut self) {
+        // At the end of the process the driver may be gone: then there is nothing to destroy.
+        let Ok(_current) = self.context.enter() else { return };
+        for &event in self.events.iter().chain([&self.end]).filter(|event| !event.is_null()) {
+            // SAFETY: C1, C3; created here, destroyed once. An event that is still recorded goes when it has passed.
+            let _ = unsafe { sys::cuEventDestroy_v2(event) };
+        }
+        // SAFETY: as above; the driver keeps the stream until its work has ended.
+        let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
+    }
+}

@@ -1,0 +1,229 @@
+//! What needs a CUDA device. Without one every test is ignored, and counted as such; with `TENSORHOLD_REQUIRE_GPU=1` it
+//! fails instead, so that a GPU machine whose driver is broken does not pass.
+
+mod support;
+
+use std::ptr;
+use std::sync::Barrier;
+use std::thread;
+
+use cudarc::driver::sys;
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::{Spec, assert_all_back, assert_holds, bytes_tensor, pool_for, single};
+use tensorhold::{Device, Loader, Tensor, Weights};
+
+type Test = fn() -> Result<(), Failed>;
+
+fn main() {
+    let tests: &[(&str, Test)] = &[
+        ("the_device_conforms", the_device_conforms),
+        ("pinned_memory_conforms", pinned_memory_conforms),
+        ("an_ordinal_that_is_not_there_is_an_error", an_ordinal_that_is_not_there_is_an_error),
+        ("the_current_context_is_left_as_it_was", the_current_context_is_left_as_it_was),
+        ("every_byte_arrives_on_the_device", every_byte_arrives_on_the_device),
+        ("every_byte_arrives_in_pinned_memory", every_byte_arrives_in_pinned_memory),
+        ("views_are_of_device_memory", views_are_of_device_memory),
+        ("close_gives_the_memory_back_to_the_device", close_gives_the_memory_back_to_the_device),
+        ("every_drop_order_gives_the_memory_back", every_drop_order_gives_the_memory_back),
+        ("out_of_memory_is_an_error_and_loses_nothing", out_of_memory_is_an_error_and_loses_nothing),
+        ("two_loads_at_once", two_loads_at_once),
+        ("a_load_from_a_thread_without_a_context", a_load_from_a_thread_without_a_context),
+    ];
+    let required = std::env::var_os("TENSORHOLD_REQUIRE_GPU").is_some_and(|value| value == "1");
+    let skip = Device::cuda_count() == 0 && !required;
+    let trials = tests.iter().map(|&(name, test)| Trial::test(name, test).with_ignored_flag(skip)).collect();
+    // One at a time: several of them look at the device's free memory.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn tensors() -> Vec<Spec> {
+    let sizes = [0, 1, 255, 256, 257, 4097, 65_536, (2 << 20) - 1, 2 << 20, (4 << 20) + 13, 0, 90_000_001, 3];
+    sizes.iter().enumerate().map(|(n, &size)| bytes_tensor(&format!("t{n}"), size)).collect()
+}
+
+fn load(device: &Device, tensors: &[Spec]) -> Weights {
+    let (_folder, path) = single(tensors);
+    Loader::new(device.clone()).files([path]).load().unwrap()
+}
+
+/// Free bytes of the device.
+fn free_bytes(device: &Device) -> u64 {
+    let _current = device.make_current().unwrap();
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the device is there, so the driver is, and its context is current.
+    assert_eq!(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, sys::CUresult::CUDA_SUCCESS);
+    free as u64
+}
+
+fn current_context() -> sys::CUcontext {
+    let mut context = ptr::null_mut();
+    // SAFETY: the driver is there; `context` is valid for the write.
+    assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut context) }, sys::CUresult::CUDA_SUCCESS);
+    context
+}
+
+fn the_device_conforms() -> Result<(), Failed> {
+    support::device::conforms(&Device::cuda(0)?);
+    Ok(())
+}
+
+fn pinned_memory_conforms() -> Result<(), Failed> {
+    support::device::conforms(&Device::pinned()?);
+    Ok(())
+}
+
+fn an_ordinal_that_is_not_there_is_an_error() -> Result<(), Failed> {
+    let message = Device::cuda(977).unwrap_err().to_string();
+    assert!(message.contains("cuda:977") && message.contains("ordinal below"), "{message}");
+    Ok(())
+}
+
+fn the_current_context_is_left_as_it_was() -> Result<(), Failed> {
+    let device = Device::cuda(0)?;
+    let load_and_drop = || {
+        let before = current_context();
+        let weights = load(&device, &tensors());
+        assert_eq!(current_context(), before);
+        weights.view("t5").unwrap().to_host().unwrap();
+        weights.close();
+        assert_eq!(current_context(), before);
+        before
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| assert!(load_and_drop().is_null(), "a fresh thread has no context"));
+    });
+    let current = device.make_current()?;
+    assert!(!load_and_drop().is_null());
+    drop(current);
+    assert!(current_context().is_null());
+    Ok(())
+}
+
+fn every_byte_arrives_on_the_device() -> Result<(), Failed> {
+    let (device, tensors) = (Device::cuda(0)?, tensors());
+    let (_folder, path) = single(&tensors);
+    for threads in [1, 5, 16] {
+        for staging_bytes in [128 << 10, 3_000_000, 64 << 20] {
+            let loader = Loader::new(device.clone()).threads(threads).staging_bytes(staging_bytes);
+            let weights = loader.files([&path]).load()?;
+            assert_holds(&weights, &tensors);
+            assert!(weights.report().staging_bytes <= staging_bytes);
+        }
+    }
+    Ok(())
+}
+
+fn every_byte_arrives_in_pinned_memory() -> Result<(), Failed> {
+    let tensors = tensors();
+    let weights = load(&Device::pinned()?, &tensors);
+    assert_holds(&weights, &tensors);
+    assert_eq!(weights.view("t5")?.as_slice::<u8>()?, tensors[5].bytes);
+    Ok(())
+}
+
+fn views_are_of_device_memory() -> Result<(), Failed> {
+    let device = Device::cuda(0)?;
+    let weights = load(&device, &tensors());
+    let view = weights.view("t9")?;
+    let _current = device.make_current()?;
+    let (mut base, mut bytes) = (0, 0);
+    // SAFETY: the context is current; the outputs are valid for the writes.
+    let status = unsafe { sys::cuMemGetAddressRange_v2(&mut base, &mut bytes, view.as_ptr() as u64) };
+    assert_eq!(status, sys::CUresult::CUDA_SUCCESS);
+    assert!(bytes as u64 >= weights.report().region_bytes);
+    assert!(view.as_bytes().unwrap_err().to_string().contains("to_host()"));
+    Ok(())
+}
+
+fn close_gives_the_memory_back_to_the_device() -> Result<(), Failed> {
+    let device = Device::cuda(0)?;
+    let before = free_bytes(&device);
+    let weights = load(&device, &tensors());
+    let (pool, loaded) = (weights.pool().clone(), weights.report().bytes);
+    assert!(free_bytes(&device) + loaded <= before);
+    let kept = weights.tensor("t9")?;
+    let closed = weights.close();
+    assert_eq!((closed.held.len(), closed.held[0].bytes), (1, (4 << 20) + 13));
+    assert_eq!(kept.to_host()?, tensors()[9].bytes);
+    drop(kept);
+    assert_all_back(&pool);
+    // The staging ring of the load is released in the background, and is host memory.
+    assert_eq!(free_bytes(&device), before);
+    Ok(())
+}
+
+fn every_drop_order_gives_the_memory_back() -> Result<(), Failed> {
+    let (device, tensors) = (Device::cuda(0)?, tensors());
+    let before = free_bytes(&device);
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let weights = load(&device, &tensors);
+        let pool = weights.pool().clone();
+        let tensor = weights.tensor("t11")?;
+        let part: Tensor = tensor.narrow(0, 1000, 50)?;
+        let mut owners: [Option<Box<dyn Send>>; 3] =
+            [Some(Box::new(weights)), Some(Box::new(tensor)), Some(Box::new(part))];
+        thread::scope(|scope| {
+            for owner in order {
+                let owner = owners[owner].take();
+                scope.spawn(move || drop(owner)).join().unwrap();
+            }
+        });
+        assert_all_back(&pool);
+        assert_eq!(free_bytes(&device), before);
+    }
+    Ok(())
+}
+
+fn out_of_memory_is_an_error_and_loses_nothing() -> Result<(), Failed> {
+    let device = Device::cuda(0)?;
+    let before = free_bytes(&device);
+    let pool = pool_for(&device);
+    // Sparse: a file larger than the device's memory, which takes none of the disk.
+    let nbytes = before + (1 << 30);
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("vast.safetensors");
+    let header = format!(r#"{{"t":{{"dtype":"U8","shape":[{nbytes}],"data_offsets":[0,{nbytes}]}}}}"#);
+    std::fs::write(&path, support::file_bytes(&header, &[]))?;
+    std::fs::File::options().write(true).open(&path)?.set_len(8 + header.len() as u64 + nbytes)?;
+    let error = Loader::new(device.clone()).files([path]).pool(&pool).load().unwrap_err();
+    let reason = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    assert!(
+        error.to_string().contains("\"t\"") && reason.contains("out of memory: asked for"),
+        "{error}: {reason}"
+    );
+    assert_all_back(&pool);
+    assert_eq!(free_bytes(&device), before);
+    assert_holds(&load(&device, &tensors()), &tensors());
+    Ok(())
+}
+
+fn two_loads_at_once() -> Result<(), Failed> {
+    let (device, tensors) = (Device::cuda(0)?, tensors());
+    let (pool, barrier) = (pool_for(&device), Barrier::new(2));
+    let (_folder, path) = single(&tensors);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                barrier.wait();
+                let weights = Loader::new(device.clone()).files([&path]).pool(&pool).load().unwrap();
+                assert_holds(&weights, &tensors);
+            });
+        }
+    });
+    assert_all_back(&pool);
+    Ok(())
+}
+
+fn a_load_from_a_thread_without_a_context() -> Result<(), Failed> {
+    let tensors = tensors();
+    let loaded = thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            assert!(current_context().is_null());
+            load(&Device::cuda(0).unwrap(), &tensors)
+        });
+        loading.join().map_err(|_| "the loading thread panicked")
+    })?;
+    assert_holds(&loaded, &tensors);
+    Ok(())
+}
