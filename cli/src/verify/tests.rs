@@ -69,7 +69,7 @@ fn the_first_byte_that_differs_is_named() {
         "tensor \"large\": byte {first} is {:#04x} in the file and {loaded:#04x} on the device",
         !loaded
     );
-    assert_eq!(differences(&found), [expected.clone()]);
+    assert_eq!(differences(&found), [expected.as_str()]);
     assert_eq!((found.tensors, found.equal_tensors, found.equal_bytes), (3, 2, 16));
     let error = found.check().unwrap_err();
     assert_eq!(error.source().unwrap().to_string(), expected);
