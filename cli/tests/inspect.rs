@@ -70,7 +70,7 @@ fn control_characters_in_names_do_not_reach_the_terminal() {
 
 #[test]
 fn headers_are_enough_to_inspect() {
-    // A petabyte of tensors would not be read in this test's lifetime; the file is a hole but for its header.
+    // A terabyte could not be read in the time of a test. The file is a hole but for its header.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let header = r#"{"huge":{"dtype":"U8","shape":[1000000000000],"data_offsets":[0,1000000000000]}}"#;

@@ -12,7 +12,7 @@ fn what_was_loaded_is_equal() {
     let folder = checkpoint();
     let printed = stdout(&run("verify", folder.path(), &["--device", "cpu"]));
     assert!(printed.starts_with("loaded 3 tensors from 2 files"), "{printed}");
-    assert!(printed.ends_with(" s: 3 tensors and 56 B are equal to the files\n"), "{printed}");
+    assert!(printed.ends_with(" s: 3 of 3 tensors, 56 B of 56 B, equal the files\n"), "{printed}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::iter;
 
 use slab::Slab;
 
-use super::bins::{CLASSES, Occupied, class_of};
+use super::bins::{CLASSES, Occupied, class_of, same_class};
 use super::{Request, align_up};
 
 /// No node.
@@ -139,26 +139,34 @@ impl BestFit {
             return Some(Allocation { offset: 0, key: self.enliven(index) });
         }
         let (index, offset) = self.best(request)?;
-        self.unbin(index);
         let Node { offset: start, size, .. } = self.nodes[index as usize];
         let end = start + size;
         let taken = match align_up(offset + request.size, self.granule) {
             Some(rounded) if rounded < end => rounded,
             _ => end,
         };
-        let live = if offset > start {
-            // The padding before the block stays free.
-            self.nodes[index as usize].size = offset - start;
-            self.bin(index);
-            self.insert_above(index, offset, taken - offset)
-        } else {
-            self.nodes[index as usize].size = taken - offset;
-            index
+        // What is left of the free block keeps its node, and as a rule its bin.
+        let live = match (offset > start, taken < end) {
+            (false, false) => {
+                self.unbin(index);
+                index
+            }
+            (false, true) => {
+                let live = self.insert_below(index, start, taken - start);
+                self.nodes[index as usize].offset = taken;
+                self.resize_free(index, end - taken);
+                live
+            }
+            (true, rest) => {
+                self.resize_free(index, offset - start);
+                let live = self.insert_above(index, offset, taken - offset);
+                if rest {
+                    let rest = self.insert_above(live, taken, end - taken);
+                    self.bin(rest);
+                }
+                live
+            }
         };
-        if taken < end {
-            let rest = self.insert_above(live, taken, end - taken);
-            self.bin(rest);
-        }
         Some(Allocation { offset, key: self.enliven(live) })
     }
 
@@ -167,25 +175,35 @@ impl BestFit {
     /// # Errors
     /// When the key is stale; nothing changes.
     pub fn free(&mut self, key: Key) -> Result<u64, StaleKey> {
-        let node = *self.live_node(key)?;
+        let Node { offset, size, below, above, .. } = *self.live_node(key)?;
         self.live -= 1;
-        if node.size == 0 {
-            self.nodes.remove(key.index as usize);
+        let index = key.index;
+        if size == 0 {
+            self.nodes.remove(index as usize);
             return Ok(0);
         }
-        let mut index = key.index;
-        self.nodes[index as usize].stamp = 0;
-        if self.is_free(node.above) {
-            self.unbin(node.above);
-            self.absorb_above(index);
+        match (self.free_size(below), self.free_size(above)) {
+            (None, None) => {
+                self.nodes[index as usize].stamp = 0;
+                self.bin(index);
+            }
+            (Some(below_size), None) => {
+                self.unlink(index);
+                self.resize_free(below, below_size + size);
+            }
+            (None, Some(above_size)) => {
+                self.unlink(index);
+                self.nodes[above as usize].offset = offset;
+                self.resize_free(above, size + above_size);
+            }
+            (Some(below_size), Some(above_size)) => {
+                self.unlink(index);
+                self.unbin(above);
+                self.unlink(above);
+                self.resize_free(below, below_size + size + above_size);
+            }
         }
-        if self.is_free(node.below) {
-            self.unbin(node.below);
-            self.absorb_above(node.below);
-            index = node.below;
-        }
-        self.bin(index);
-        Ok(node.size)
+        Ok(size)
     }
 
     /// Divides a live block into live parts that begin at `offsets`, counted from the block's start; each ends where
@@ -262,23 +280,33 @@ impl BestFit {
     }
 
     /// The free block that holds the request best, and where in it the request starts.
+    #[inline]
     fn best(&self, request: Request) -> Option<(u32, u64)> {
         let mut class = class_of(request.size);
         loop {
             class = self.occupied.next(class)?;
             // Blocks of a later class are all larger, so the first class with a hit has the best.
-            let fitting = self.in_bin(class).filter_map(|(index, node)| {
-                let offset = align_up(node.offset, request.align)?;
-                let left = node.size.checked_sub(offset - node.offset)?;
-                (left >= request.size).then_some((node.size, node.offset, index, offset))
-            });
-            if let Some((_, _, index, offset)) = fitting.min() {
-                return Some((index, offset));
+            let mut best = None;
+            let mut best_order = (u64::MAX, u64::MAX);
+            for (index, node) in self.in_bin(class) {
+                let order = (node.size, node.offset);
+                if node.size >= request.size
+                    && order < best_order
+                    && let Some(offset) = align_up(node.offset, request.align)
+                    // Neither overflows: the block is at least as large as the request.
+                    && offset - node.offset <= node.size - request.size
+                {
+                    (best, best_order) = (Some((index, offset)), order);
+                }
+            }
+            if best.is_some() {
+                return best;
             }
             class += 1;
         }
     }
 
+    #[inline]
     fn in_bin(&self, class: usize) -> impl Iterator<Item = (u32, &Node)> {
         let mut at = self.bins[class];
         iter::from_fn(move || {
@@ -288,14 +316,18 @@ impl BestFit {
         })
     }
 
+    #[inline]
     fn live_node(&self, key: Key) -> Result<&Node, StaleKey> {
         self.nodes.get(key.index as usize).filter(|node| node.stamp == key.stamp).ok_or(StaleKey)
     }
 
-    fn is_free(&self, index: u32) -> bool {
-        self.nodes.get(index as usize).is_some_and(|node| node.stamp == 0)
+    /// The size of a free block; `None` for a live one, or for no block.
+    #[inline]
+    fn free_size(&self, index: u32) -> Option<u64> {
+        self.nodes.get(index as usize).filter(|node| node.stamp == 0).map(|node| node.size)
     }
 
+    #[inline]
     fn insert(&mut self, offset: u64, size: u64, below: u32, above: u32) -> u32 {
         self.nodes.insert(Node { offset, size, stamp: 0, below, above, previous: NIL, next: NIL }) as u32
     }
@@ -311,18 +343,34 @@ impl BestFit {
         new
     }
 
-    /// Joins the block above to a block. Neither is in a bin.
-    fn absorb_above(&mut self, index: u32) {
-        let absorbed = self.nodes.remove(self.nodes[index as usize].above as usize);
-        let node = &mut self.nodes[index as usize];
-        node.size += absorbed.size;
-        node.above = absorbed.above;
-        if let Some(above) = self.nodes.get_mut(absorbed.above as usize) {
-            above.below = index;
+    /// Inserts a block right below another.
+    #[inline]
+    fn insert_below(&mut self, index: u32, offset: u64, size: u64) -> u32 {
+        let below = self.nodes[index as usize].below;
+        let new = self.insert(offset, size, below, index);
+        self.nodes[index as usize].below = new;
+        match self.nodes.get_mut(below as usize) {
+            Some(node) => node.above = new,
+            None => self.first = new,
+        }
+        new
+    }
+
+    /// Takes a block, which is in no bin, out of the list and out of the world; a neighbour takes over its bytes.
+    #[inline]
+    fn unlink(&mut self, index: u32) {
+        let Node { below, above, .. } = self.nodes.remove(index as usize);
+        match self.nodes.get_mut(below as usize) {
+            Some(node) => node.above = above,
+            None => self.first = above,
+        }
+        if let Some(node) = self.nodes.get_mut(above as usize) {
+            node.below = below;
         }
     }
 
     /// Makes a block live (F4).
+    #[inline]
     fn enliven(&mut self, index: u32) -> Key {
         self.last_stamp += 1;
         self.live += 1;
@@ -331,6 +379,7 @@ impl BestFit {
     }
 
     /// Enters a free block in its bin (F3).
+    #[inline]
     fn bin(&mut self, index: u32) {
         let size = self.nodes[index as usize].size;
         self.free_bytes += size;
@@ -344,7 +393,22 @@ impl BestFit {
         }
     }
 
+    /// Changes the size of a free block, and its bin if need be (F3).
+    #[inline]
+    fn resize_free(&mut self, index: u32, size: u64) {
+        let old = self.nodes[index as usize].size;
+        if same_class(old, size) {
+            self.free_bytes = self.free_bytes - old + size;
+            self.nodes[index as usize].size = size;
+        } else {
+            self.unbin(index);
+            self.nodes[index as usize].size = size;
+            self.bin(index);
+        }
+    }
+
     /// Takes a free block out of its bin.
+    #[inline]
     fn unbin(&mut self, index: u32) {
         let Node { size, previous, next, .. } = self.nodes[index as usize];
         self.free_bytes -= size;

@@ -33,6 +33,7 @@ impl Request {
 }
 
 /// `offset` rounded up to a multiple of `align`, a power of two; `None` past `u64::MAX`.
+#[inline]
 pub(crate) const fn align_up(offset: u64, align: u64) -> Option<u64> {
     match offset.checked_add(align - 1) {
         Some(sum) => Some(sum & !(align - 1)),

@@ -13,7 +13,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let chosen = device::choose(args.device)?;
     print(|out| {
         writeln!(out, "devices: {}", device::found())?;
-        writeln!(out, "using: {} ({})", chosen.device, chosen.why)
+        writeln!(out, "using: {}", chosen.device)
     })?;
 
     let mut folder = Folder::open(args.dir.as_deref())?;

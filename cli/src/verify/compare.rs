@@ -47,6 +47,7 @@ pub(crate) struct Verification {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Difference {
     tensor: String,
+    file: Arc<Path>,
     #[serde(flatten)]
     kind: Kind,
 }
@@ -55,9 +56,9 @@ pub(crate) struct Difference {
 #[serde(rename_all = "snake_case", tag = "differs")]
 enum Kind {
     /// The first byte that differs, by its offset in the tensor.
-    Byte { offset: u64, file: u8, device: u8 },
+    Byte { offset: u64, in_file: u8, on_device: u8 },
     /// Dtype, shape or size.
-    Description { file: String, device: String },
+    Description { in_file: String, on_device: String },
     /// The file has it, the load does not.
     NotLoaded,
     /// The load has it, the file does not.
@@ -66,18 +67,18 @@ enum Kind {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tensor {:?}: {}", self.tensor, self.kind)
+        write!(f, "tensor {:?} of {:?}: {}", self.tensor, self.file, self.kind)
     }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Byte { offset, file, device } => {
-                write!(f, "byte {offset} is {file:#04x} in the file and {device:#04x} on the device")
+            Self::Byte { offset, in_file, on_device } => {
+                write!(f, "byte {offset} is {in_file:#04x} in the file and {on_device:#04x} on the device")
             }
-            Self::Description { file, device } => {
-                write!(f, "it is {file} in the file and {device} on the device")
+            Self::Description { in_file, on_device } => {
+                write!(f, "it is {in_file} in the file and {on_device} on the device")
             }
             Self::NotLoaded => f.write_str("it is in the file and was not loaded"),
             Self::NotInFile => f.write_str("it was loaded and is not in the file"),
@@ -95,26 +96,30 @@ pub(crate) fn compare(weights: &Weights, wanted: impl Fn(&str) -> bool) -> anyho
             files.insert(Arc::clone(path), Reference::open(path)?);
         }
     }
-    let mut differences = BTreeMap::new();
+    let mut differences: BTreeMap<Arc<str>, Difference> = BTreeMap::new();
+    let mut differs = |tensor: Arc<str>, file: &Arc<Path>, kind| {
+        let difference = Difference { tensor: tensor.to_string(), file: Arc::clone(file), kind };
+        differences.entry(tensor).or_insert(difference);
+    };
     let mut pieces = Vec::new();
     let (mut tensors, mut bytes) = (weights.len(), 0);
     for view in weights.iter() {
         bytes += view.nbytes();
-        let (name, file) = (view.name(), &files[&view.info().file]);
-        match pieces_of(weights.tensor(name)?, file) {
+        let info = view.info();
+        match pieces_of(weights.tensor(&info.name)?, &files[&info.file]) {
             Ok(of_tensor) => pieces.extend(of_tensor),
-            Err(kind) => drop(differences.insert(name.to_owned(), kind)),
+            Err(kind) => differs(Arc::clone(&info.name), &info.file, kind),
         }
     }
     for (path, file) in &files {
-        let loaded = |name: &str| weights.info(name).is_some_and(|info| info.file == *path);
-        for name in file.names().into_iter().filter(|name| wanted(name) && !loaded(name)) {
+        for name in file.names().into_iter().filter(|name| wanted(name) && weights.info(name).is_none()) {
             tensors += 1;
-            differences.insert(name, Kind::NotLoaded);
+            differs(name.into(), path, Kind::NotLoaded);
         }
     }
-    for (name, kind) in compare_pieces(&pieces, &output::bar("verifying", bytes))? {
-        differences.insert(name, kind);
+    for (piece, kind) in compare_pieces(&pieces, &output::bar("verifying", bytes))? {
+        let info = piece.part.info();
+        differs(Arc::clone(&info.name), &info.file, kind);
     }
     let different_bytes = differences.keys().filter_map(|name| Some(weights.info(name)?.nbytes)).sum::<u64>();
     Ok(Verification {
@@ -123,7 +128,7 @@ pub(crate) fn compare(weights: &Weights, wanted: impl Fn(&str) -> bool) -> anyho
         equal_tensors: tensors - differences.len(),
         equal_bytes: bytes - different_bytes,
         seconds: started.elapsed().as_secs_f64(),
-        differences: differences.into_iter().map(|(tensor, kind)| Difference { tensor, kind }).collect(),
+        differences: differences.into_values().collect(),
     })
 }
 
@@ -146,7 +151,7 @@ fn pieces_of<'a>(tensor: Tensor, file: &'a Reference) -> Result<Vec<Piece<'a>>, 
     let in_file = describe(&info.dtype, &info.shape, (end - start) as u64);
     let on_device = describe(&tensor.dtype(), tensor.shape(), tensor.nbytes());
     if in_file != on_device {
-        return Err(Kind::Description { file: in_file, device: on_device });
+        return Err(Kind::Description { in_file, on_device });
     }
     let piece = |(part, offset)| Piece { part, offset, file, file_offset: start as u64 };
     Ok(parts(tensor).into_iter().map(piece).collect())
@@ -174,8 +179,11 @@ fn parts(tensor: Tensor) -> Vec<(Tensor, u64)> {
     vec![(tensor, 0)]
 }
 
-/// The first difference of each tensor that has one.
-fn compare_pieces(pieces: &[Piece<'_>], bar: &ProgressBar) -> anyhow::Result<Vec<(String, Kind)>> {
+/// The pieces that differ, in their order: the first of a tensor has its first difference.
+fn compare_pieces<'a, 'b>(
+    pieces: &'a [Piece<'b>],
+    bar: &ProgressBar,
+) -> anyhow::Result<Vec<(&'a Piece<'b>, Kind)>> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut found = Vec::new();
@@ -204,10 +212,8 @@ fn compare_pieces(pieces: &[Piece<'_>], bar: &ProgressBar) -> anyhow::Result<Vec
         }
         anyhow::Ok(found)
     })?;
-    // A tensor's pieces are neighbours and ascend: its first difference comes first.
     found.sort_by_key(|(index, _)| *index);
-    found.dedup_by_key(|(index, _)| pieces[*index].part.name());
-    Ok(found.into_iter().map(|(index, kind)| (pieces[index].part.name().to_owned(), kind)).collect())
+    Ok(found.into_iter().map(|(index, kind)| (&pieces[index], kind)).collect())
 }
 
 fn take<'a, T>(next: &AtomicUsize, items: &'a [T]) -> Option<(usize, &'a T)> {
@@ -222,8 +228,8 @@ impl Piece<'_> {
         for got in on_device.chunks(block.len()) {
             let expected = &mut block[..got.len()];
             self.file.read_exact_at(expected, self.file_offset + offset)?;
-            if let Some((at, file, device)) = first_difference(expected, got) {
-                return Ok(Some(Kind::Byte { offset: offset + at as u64, file, device }));
+            if let Some((at, in_file, on_device)) = first_difference(expected, got) {
+                return Ok(Some(Kind::Byte { offset: offset + at as u64, in_file, on_device }));
             }
             offset += got.len() as u64;
         }

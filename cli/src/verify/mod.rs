@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::args::LoadArgs;
 use crate::device;
-use crate::load::{self, Document as LoadDocument};
-use crate::output::{self, count, data, printable};
+use crate::load;
+use crate::output::{self, count, data};
 
 pub(crate) use compare::{Verification, compare};
 
@@ -45,15 +45,20 @@ struct Document<'a> {
     equal: bool,
     #[serde(flatten)]
     verification: &'a Verification,
-    load: LoadDocument<'a>,
+    load: load::Document<'a>,
 }
 
 impl Verification {
     pub(crate) fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
-        let (equal, bytes) = (count(self.equal_tensors, "tensor"), data(self.equal_bytes));
-        writeln!(out, "verified in {:.3} s: {equal} and {bytes} are equal to the files", self.seconds)?;
+        let (tensors, all) = (self.equal_tensors, count(self.tensors, "tensor"));
+        let (bytes, all_bytes) = (data(self.equal_bytes), data(self.bytes));
+        writeln!(
+            out,
+            "verified in {:.3} s: {tensors} of {all}, {bytes} of {all_bytes}, equal the files",
+            self.seconds
+        )?;
         for difference in self.differences.iter().take(LISTED) {
-            writeln!(out, "  differs: {}", printable(&difference.to_string()))?;
+            writeln!(out, "  differs: {difference}")?;
         }
         match self.differences.len().checked_sub(LISTED) {
             Some(more @ 1..) => writeln!(out, "  and {more} more"),

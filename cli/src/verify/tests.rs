@@ -42,8 +42,14 @@ fn flip(path: &Path, from_end: u64) {
     file.write_all_at(&[!byte[0]], at).unwrap();
 }
 
-fn differences(verification: &Verification) -> Vec<String> {
-    verification.differences.iter().map(ToString::to_string).collect()
+/// The differences as they are shown, without the file's path, which is in each.
+fn differences(verification: &Verification, path: &Path) -> Vec<String> {
+    let file = format!(" of {path:?}");
+    let shown = verification.differences.iter().map(ToString::to_string);
+    shown
+        .inspect(|shown| assert!(shown.contains(&file), "{shown}"))
+        .map(|shown| shown.replace(&file, ""))
+        .collect()
 }
 
 #[test]
@@ -69,10 +75,10 @@ fn the_first_byte_that_differs_is_named() {
         "tensor \"large\": byte {first} is {:#04x} in the file and {loaded:#04x} on the device",
         !loaded
     );
-    assert_eq!(differences(&found), [expected.as_str()]);
+    assert_eq!(differences(&found, &path), [expected.as_str()]);
     assert_eq!((found.tensors, found.equal_tensors, found.equal_bytes), (3, 2, 16));
     let error = found.check().unwrap_err();
-    assert_eq!(error.source().unwrap().to_string(), expected);
+    assert_eq!(error.source().unwrap().to_string(), expected.replace(':', &format!(" of {path:?}:")));
     assert!(error.to_string().starts_with("verify: 1 of 3 tensors differ"), "{error}");
 }
 
@@ -83,7 +89,7 @@ fn a_wrong_shape_is_named() {
     let found = compare(&weights, |_| true).unwrap();
     let expected =
         "tensor \"bias\": it is U8 [4, 4] of 16 bytes in the file and U8 [16] of 16 bytes on the device";
-    assert_eq!(differences(&found), [expected]);
+    assert_eq!(differences(&found, &path), [expected]);
 }
 
 #[test]
@@ -95,16 +101,16 @@ fn names_of_one_side_only_are_differences() {
         "tensor \"large\": it was loaded and is not in the file",
         "tensor \"other\": it is in the file and was not loaded",
     ];
-    assert_eq!(differences(&found), expected);
+    assert_eq!(differences(&found, &path), expected);
     assert_eq!((found.tensors, found.equal_tensors), (4, 2));
 }
 
 #[test]
 fn what_was_not_wanted_is_not_missed() {
-    let (_folder, _, weights) = loaded(|name| name == "bias");
+    let (_folder, path, weights) = loaded(|name| name == "bias");
     assert!(compare(&weights, |name| name == "bias").unwrap().differences.is_empty());
     let found = compare(&weights, |name| name != "empty").unwrap();
-    assert_eq!(differences(&found), ["tensor \"large\": it is in the file and was not loaded"]);
+    assert_eq!(differences(&found, &path), ["tensor \"large\": it is in the file and was not loaded"]);
 }
 
 #[test]
