@@ -47,7 +47,8 @@ fn load(device: &Device, tensors: &[Spec]) -> Weights {
     Loader::new(device.clone()).files([path]).load().unwrap()
 }
 
-/// Free bytes of the device.
+/// Free bytes of the device. Comparable between tests since each waits for its own memory to be back: weights are closed
+/// and pools trimmed.
 fn free_bytes(device: &Device) -> u64 {
     let _current = device.make_current().unwrap();
     let (mut free, mut total) = (0, 0);
@@ -109,6 +110,7 @@ fn every_byte_arrives_on_the_device() -> Result<(), Failed> {
             let weights = loader.files([&path]).load()?;
             assert_holds(&weights, &tensors);
             assert!(weights.report().staging_bytes <= staging_bytes);
+            weights.close();
         }
     }
     Ok(())
@@ -133,6 +135,7 @@ fn views_are_of_device_memory() -> Result<(), Failed> {
     assert_eq!(status, sys::CUresult::CUDA_SUCCESS);
     assert!(bytes as u64 >= weights.report().region_bytes);
     assert!(view.as_bytes().unwrap_err().to_string().contains("to_host()"));
+    weights.close();
     Ok(())
 }
 
@@ -194,7 +197,9 @@ fn out_of_memory_is_an_error_and_loses_nothing() -> Result<(), Failed> {
     );
     assert_all_back(&pool);
     assert_eq!(free_bytes(&device), before);
-    assert_holds(&load(&device, &tensors()), &tensors());
+    let weights = load(&device, &tensors());
+    assert_holds(&weights, &tensors());
+    weights.close();
     Ok(())
 }
 
@@ -225,5 +230,6 @@ fn a_load_from_a_thread_without_a_context() -> Result<(), Failed> {
         loading.join().map_err(|_| "the loading thread panicked")
     })?;
     assert_holds(&loaded, &tensors);
+    loaded.close();
     Ok(())
 }

@@ -4,6 +4,9 @@
 //! bins by size class, so that a search begins at the first class that can hold the request. Within a class the search
 //! looks at every block: exactness is paid for there, and few large blocks make it cheap.
 //!
+//! Blocks are nodes of one vector, named by their index. Node 0 is no block: it closes the list by address to a ring,
+//! and as a bin link it means "none". So links are followed and written without asking whether they are there.
+//!
 //! # Invariants
 //! - **F1** Free and live blocks partition `0..capacity`; each has at least one byte.
 //! - **F2** No two free blocks touch.
@@ -12,13 +15,14 @@
 
 use std::iter;
 
-use slab::Slab;
-
 use super::bins::{CLASSES, Occupied, class_of, same_class};
 use super::{Request, align_up};
 
-/// No node.
-const NIL: u32 = u32::MAX;
+/// The node that is no block.
+const RING: u32 = 0;
+
+/// A request takes up to two nodes more, and their indices are `u32`.
+const MAX_NODES: usize = u32::MAX as usize - 2;
 
 /// Names a live block. A key whose block was freed is stale for good: it is never the key of another block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,6 +75,12 @@ pub enum CarveError {
         /// The block's size in bytes.
         size: u64,
     },
+    /// A space holds fewer than 2^32 blocks.
+    #[error("{parts} parts are more than the space can name; carve fewer at once")]
+    TooMany {
+        /// How many parts were asked for.
+        parts: usize,
+    },
 }
 
 /// One space, `0..capacity`, with exact best fit.
@@ -78,12 +88,12 @@ pub enum CarveError {
 pub struct BestFit {
     capacity: u64,
     granule: u64,
-    nodes: Slab<Node>,
+    nodes: Vec<Node>,
+    /// A node that is not in use; those not in use are linked by `above`.
+    vacant: u32,
     /// First free block of each class.
-    bins: Box<[u32]>,
+    bins: Box<[u32; CLASSES]>,
     occupied: Occupied,
-    /// The block at offset 0.
-    first: u32,
     free_bytes: u64,
     /// Live blocks, empty ones included.
     live: usize,
@@ -94,7 +104,7 @@ pub struct BestFit {
 struct Node {
     offset: u64,
     size: u64,
-    /// 0 when free.
+    /// 0 when free; [`NO_BLOCK`] for the ring's node and those not in use.
     stamp: u64,
     /// Neighbours by address.
     below: u32,
@@ -104,24 +114,28 @@ struct Node {
     next: u32,
 }
 
+/// A stamp that no block gets.
+const NO_BLOCK: u64 = u64::MAX;
+
 impl BestFit {
     /// An empty space. Blocks are rounded up to a multiple of `granule` (itself rounded up to a power of two), but for
     /// the last one, which may use the end of the space whatever its size.
     pub fn new(capacity: u64, granule: u64) -> Self {
+        let ring = Node { offset: capacity, size: 0, stamp: NO_BLOCK, below: RING, above: RING, previous: RING, next: RING };
         let mut space = Self {
             capacity,
             granule: granule.checked_next_power_of_two().unwrap_or(1 << 63),
-            nodes: Slab::new(),
-            bins: vec![NIL; CLASSES].into_boxed_slice(),
+            nodes: vec![ring],
+            vacant: RING,
+            bins: Box::new([RING; CLASSES]),
             occupied: Occupied::new(),
-            first: NIL,
             free_bytes: 0,
             live: 0,
             last_stamp: 0,
         };
         if capacity > 0 {
-            space.first = space.insert(0, capacity, NIL, NIL);
-            space.bin(space.first);
+            let all = space.insert_above(RING, 0, capacity);
+            space.bin(all);
         }
         space
     }
@@ -131,11 +145,11 @@ impl BestFit {
     /// An empty request is granted always, at offset 0, with a key of its own. A full search looks at each free block
     /// once: O(free blocks) at worst, and a few of them as a rule.
     pub fn allocate(&mut self, request: Request) -> Option<Allocation> {
-        if !request.align.is_power_of_two() || self.nodes.len() >= NIL as usize - 2 {
+        if !request.align.is_power_of_two() || self.nodes.len() >= MAX_NODES {
             return None;
         }
         if request.size == 0 {
-            let index = self.insert(0, 0, NIL, NIL);
+            let index = self.insert(Node { offset: 0, size: 0, stamp: 0, below: RING, above: RING, previous: RING, next: RING });
             return Some(Allocation { offset: 0, key: self.enliven(index) });
         }
         let (index, offset) = self.best(request)?;
@@ -152,7 +166,8 @@ impl BestFit {
                 index
             }
             (false, true) => {
-                let live = self.insert_below(index, start, taken - start);
+                let below = self.nodes[index as usize].below;
+                let live = self.insert_above(below, start, taken - start);
                 self.nodes[index as usize].offset = taken;
                 self.resize_free(index, end - taken);
                 live
@@ -179,7 +194,7 @@ impl BestFit {
         self.live -= 1;
         let index = key.index;
         if size == 0 {
-            self.nodes.remove(index as usize);
+            self.retire(index);
             return Ok(0);
         }
         match (self.free_size(below), self.free_size(above)) {
@@ -222,6 +237,9 @@ impl BestFit {
         }
         if offsets.is_empty() {
             return Err(CarveError::Offsets { index: 0, offset: 0, size });
+        }
+        if self.nodes.len() + offsets.len() > MAX_NODES {
+            return Err(CarveError::TooMany { parts: offsets.len() });
         }
         self.nodes.reserve(offsets.len() - 1);
         self.live -= 1;
@@ -270,9 +288,9 @@ impl BestFit {
 
     /// The blocks in the order of their offsets; empty ones, which lie nowhere, are left out.
     pub fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
-        let mut at = self.first;
+        let mut at = self.nodes[RING as usize].above;
         iter::from_fn(move || {
-            let node = self.nodes.get(at as usize)?;
+            let node = self.nodes.get(at as usize).filter(|_| at != RING)?;
             let key = (node.stamp != 0).then_some(Key { index: at, stamp: node.stamp });
             at = node.above;
             Some(Block { offset: node.offset, size: node.size, key })
@@ -310,9 +328,9 @@ impl BestFit {
     fn in_bin(&self, class: usize) -> impl Iterator<Item = (u32, &Node)> {
         let mut at = self.bins[class];
         iter::from_fn(move || {
-            let (index, node) = (at, self.nodes.get(at as usize)?);
+            let (index, node) = (at, &self.nodes[at as usize]);
             at = node.next;
-            Some((index, node))
+            (index != RING).then_some((index, node))
         })
     }
 
@@ -324,49 +342,47 @@ impl BestFit {
     /// The size of a free block; `None` for a live one, or for no block.
     #[inline]
     fn free_size(&self, index: u32) -> Option<u64> {
-        self.nodes.get(index as usize).filter(|node| node.stamp == 0).map(|node| node.size)
+        let node = &self.nodes[index as usize];
+        (node.stamp == 0).then_some(node.size)
     }
 
+    /// Puts a node into the vector.
     #[inline]
-    fn insert(&mut self, offset: u64, size: u64, below: u32, above: u32) -> u32 {
-        self.nodes.insert(Node { offset, size, stamp: 0, below, above, previous: NIL, next: NIL }) as u32
+    fn insert(&mut self, node: Node) -> u32 {
+        let index = self.vacant;
+        if index == RING {
+            self.nodes.push(node);
+            return self.nodes.len() as u32 - 1;
+        }
+        self.vacant = std::mem::replace(&mut self.nodes[index as usize], node).above;
+        index
+    }
+
+    /// Puts a node out of use.
+    #[inline]
+    fn retire(&mut self, index: u32) {
+        let node = &mut self.nodes[index as usize];
+        (node.stamp, node.above) = (NO_BLOCK, self.vacant);
+        self.vacant = index;
     }
 
     /// Inserts a block right above another.
-    fn insert_above(&mut self, index: u32, offset: u64, size: u64) -> u32 {
-        let above = self.nodes[index as usize].above;
-        let new = self.insert(offset, size, index, above);
-        self.nodes[index as usize].above = new;
-        if let Some(node) = self.nodes.get_mut(above as usize) {
-            node.below = new;
-        }
-        new
-    }
-
-    /// Inserts a block right below another.
     #[inline]
-    fn insert_below(&mut self, index: u32, offset: u64, size: u64) -> u32 {
-        let below = self.nodes[index as usize].below;
-        let new = self.insert(offset, size, below, index);
-        self.nodes[index as usize].below = new;
-        match self.nodes.get_mut(below as usize) {
-            Some(node) => node.above = new,
-            None => self.first = new,
-        }
+    fn insert_above(&mut self, below: u32, offset: u64, size: u64) -> u32 {
+        let above = self.nodes[below as usize].above;
+        let new = self.insert(Node { offset, size, stamp: 0, below, above, previous: RING, next: RING });
+        self.nodes[below as usize].above = new;
+        self.nodes[above as usize].below = new;
         new
     }
 
-    /// Takes a block, which is in no bin, out of the list and out of the world; a neighbour takes over its bytes.
+    /// Takes a block, which is in no bin, out of the list and out of use; a neighbour takes over its bytes.
     #[inline]
     fn unlink(&mut self, index: u32) {
-        let Node { below, above, .. } = self.nodes.remove(index as usize);
-        match self.nodes.get_mut(below as usize) {
-            Some(node) => node.above = above,
-            None => self.first = above,
-        }
-        if let Some(node) = self.nodes.get_mut(above as usize) {
-            node.below = below;
-        }
+        let Node { below, above, .. } = self.nodes[index as usize];
+        self.nodes[below as usize].above = above;
+        self.nodes[above as usize].below = below;
+        self.retire(index);
     }
 
     /// Makes a block live (F4).
@@ -381,16 +397,13 @@ impl BestFit {
     /// Enters a free block in its bin (F3).
     #[inline]
     fn bin(&mut self, index: u32) {
-        let size = self.nodes[index as usize].size;
-        self.free_bytes += size;
-        let class = class_of(size);
-        let next = std::mem::replace(&mut self.bins[class], index);
-        self.occupied.insert(class);
         let node = &mut self.nodes[index as usize];
-        (node.previous, node.next) = (NIL, next);
-        if let Some(next) = self.nodes.get_mut(next as usize) {
-            next.previous = index;
-        }
+        self.free_bytes += node.size;
+        let class = class_of(node.size);
+        let next = std::mem::replace(&mut self.bins[class], index);
+        (node.previous, node.next) = (RING, next);
+        self.nodes[next as usize].previous = index;
+        self.occupied.insert(class);
     }
 
     /// Changes the size of a free block, and its bin if need be (F3).
@@ -412,16 +425,14 @@ impl BestFit {
     fn unbin(&mut self, index: u32) {
         let Node { size, previous, next, .. } = self.nodes[index as usize];
         self.free_bytes -= size;
-        if let Some(next) = self.nodes.get_mut(next as usize) {
-            next.previous = previous;
-        }
-        if let Some(previous) = self.nodes.get_mut(previous as usize) {
-            previous.next = next;
+        self.nodes[next as usize].previous = previous;
+        if previous != RING {
+            self.nodes[previous as usize].next = next;
             return;
         }
         let class = class_of(size);
         self.bins[class] = next;
-        if next == NIL {
+        if next == RING {
             self.occupied.remove(class);
         }
     }
@@ -429,9 +440,10 @@ impl BestFit {
     /// Checks F1 to F4.
     #[cfg(test)]
     pub(super) fn check(&self) {
-        let (mut end, mut below, mut was_free, mut free_bytes, mut listed) = (0, NIL, false, 0, 0);
-        let mut at = self.first;
-        while let Some(node) = self.nodes.get(at as usize) {
+        let (mut end, mut below, mut was_free, mut free_bytes, mut listed) = (0, RING, false, 0, 0);
+        let mut at = self.nodes[RING as usize].above;
+        while at != RING {
+            let node = &self.nodes[at as usize];
             let free = node.stamp == 0;
             assert_eq!((node.offset, node.below), (end, below), "F1: blocks follow each other");
             assert!(node.size > 0, "F1: no block in the list is empty");
@@ -442,13 +454,15 @@ impl BestFit {
             at = node.above;
         }
         assert_eq!((end, free_bytes), (self.capacity, self.free_bytes));
-        let empty = self.nodes.iter().filter(|(_, node)| node.size == 0).count();
-        assert_eq!(listed + empty, self.nodes.len(), "no node is lost");
-        assert_eq!(self.nodes.iter().filter(|(_, node)| node.stamp != 0).count(), self.live);
+        let used = || self.nodes.iter().filter(|node| node.stamp != NO_BLOCK);
+        assert_eq!(used().filter(|node| node.size > 0).count(), listed, "no block is lost");
+        assert_eq!(used().filter(|node| node.stamp != 0).count(), self.live);
+        let vacant = iter::successors(Some(self.vacant), |&at| Some(self.nodes[at as usize].above));
+        assert_eq!(vacant.take_while(|&at| at != RING).count() + used().count() + 1, self.nodes.len(), "no node is lost");
         for class in 0..CLASSES {
             assert_eq!(
                 self.occupied.next(class) == Some(class),
-                self.bins[class] != NIL,
+                self.bins[class] != RING,
                 "F3: class {class}"
             );
         }

@@ -20,9 +20,12 @@ impl Bump {
     /// The offset of a request, the first multiple of its alignment behind what has been placed; `None` when it does
     /// not fit, or its alignment is not a power of two. An empty request takes no space, so it does not align the next.
     pub const fn place(&mut self, request: Request) -> Option<u64> {
-        if !request.align.is_power_of_two() {
-            return None;
-        }
+        if request.align.is_power_of_two() { self.place_aligned(request) } else { None }
+    }
+
+    /// As `place`, for an alignment known to be a power of two.
+    #[inline]
+    const fn place_aligned(&mut self, request: Request) -> Option<u64> {
         if request.size == 0 {
             return Some(self.used);
         }
@@ -105,7 +108,7 @@ pub fn lay_out(requests: &[Request], region_limit: Option<u64>) -> Result<Layout
         if !request.align.is_power_of_two() {
             return Err(LayoutError::Alignment { index, align: request.align });
         }
-        let offset = match bump.place(*request) {
+        let offset = match bump.place_aligned(*request) {
             Some(offset) => offset,
             None => {
                 // The current region is full, or there is none yet.
@@ -119,7 +122,7 @@ pub fn lay_out(requests: &[Request], region_limit: Option<u64>) -> Result<Layout
                 region = u32::try_from(layout.regions.len()).map_err(|_| overflow)?;
                 bump = Bump::new(limit.max(request.size));
                 align = 1;
-                bump.place(*request).ok_or(overflow)?
+                bump.place_aligned(*request).ok_or(overflow)?
             }
         };
         if request.size > 0 {
