@@ -121,7 +121,15 @@ impl BestFit {
     /// An empty space. Blocks are rounded up to a multiple of `granule` (itself rounded up to a power of two), but for
     /// the last one, which may use the end of the space whatever its size.
     pub fn new(capacity: u64, granule: u64) -> Self {
-        let ring = Node { offset: capacity, size: 0, stamp: NO_BLOCK, below: RING, above: RING, previous: RING, next: RING };
+        let ring = Node {
+            offset: capacity,
+            size: 0,
+            stamp: NO_BLOCK,
+            below: RING,
+            above: RING,
+            previous: RING,
+            next: RING,
+        };
         let mut space = Self {
             capacity,
             granule: granule.checked_next_power_of_two().unwrap_or(1 << 63),
@@ -149,7 +157,15 @@ impl BestFit {
             return None;
         }
         if request.size == 0 {
-            let index = self.insert(Node { offset: 0, size: 0, stamp: 0, below: RING, above: RING, previous: RING, next: RING });
+            let index = self.insert(Node {
+                offset: 0,
+                size: 0,
+                stamp: 0,
+                below: RING,
+                above: RING,
+                previous: RING,
+                next: RING,
+            });
             return Some(Allocation { offset: 0, key: self.enliven(index) });
         }
         let (index, offset) = self.best(request)?;
@@ -458,7 +474,11 @@ impl BestFit {
         assert_eq!(used().filter(|node| node.size > 0).count(), listed, "no block is lost");
         assert_eq!(used().filter(|node| node.stamp != 0).count(), self.live);
         let vacant = iter::successors(Some(self.vacant), |&at| Some(self.nodes[at as usize].above));
-        assert_eq!(vacant.take_while(|&at| at != RING).count() + used().count() + 1, self.nodes.len(), "no node is lost");
+        assert_eq!(
+            vacant.take_while(|&at| at != RING).count() + used().count() + 1,
+            self.nodes.len(),
+            "no node is lost"
+        );
         for class in 0..CLASSES {
             assert_eq!(
                 self.occupied.next(class) == Some(class),

@@ -100,7 +100,11 @@ mod tests {
         assert!(class_of(u64::MAX) < CLASSES);
         for pair in sizes.windows(2) {
             let same = class_of(pair[0]) == class_of(pair[1]);
-            assert_eq!((same_class(pair[0], pair[1]), same_class(pair[1], pair[0])), (same, same), "{pair:?}");
+            assert_eq!(
+                (same_class(pair[0], pair[1]), same_class(pair[1], pair[0])),
+                (same, same),
+                "{pair:?}"
+            );
         }
         for pair in sizes.windows(2).filter(|pair| class_of(pair[0]) == class_of(pair[1])) {
             assert!(pair[1] - pair[0] <= pair[0] / 32);
