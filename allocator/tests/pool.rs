@@ -268,8 +268,7 @@ fn memory_is_called_by_the_reaper_and_never_by_a_drop() {
     let droppers: Vec<ThreadId> = thread::scope(|scope| {
         let threads: Vec<_> =
             fragments.into_iter().map(|fragment| scope.spawn(move || drop(fragment))).collect();
-        let ids = threads.iter().map(|thread| thread.thread().id()).collect();
-        ids
+        threads.iter().map(|thread| thread.thread().id()).collect()
     });
     assert_empty(&pool);
     let callers = memory.callers.lock().unwrap().clone();

@@ -4,6 +4,8 @@
 //! Results go to standard output, errors and progress bars to standard error. Exit codes: 0, 1 for a failure or a
 //! difference, 2 for wrong usage.
 
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod demo;
 mod device;
