@@ -17,7 +17,7 @@
 //! ```
 //!
 //! # The rooms
-//! Dependencies point one way: `loader`, `weights` → `tensor` → `io` → `device` → the allocator crate; `format`,
+//! Dependencies point one way: `loader` → `weights` → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
 //! `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
 //! says why no tensor can dangle.
 //!
@@ -39,6 +39,7 @@ mod error;
 mod format;
 mod io;
 mod loader;
+mod report;
 pub mod settings;
 mod shape;
 mod tensor;
@@ -47,9 +48,14 @@ mod weights;
 pub use device::{ContextGuard, Device, DeviceKind, Driver, Stream};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
-pub use loader::{Choice, FileInfo, Inspection, Loader, Progress, Report, Times};
+pub use loader::{FileInfo, Inspection, Loader, Progress};
+pub use report::{Choice, Report, Times};
 pub use shape::Shape;
 pub use tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 pub use tensorhold_allocator as allocator;
 pub use tensorhold_allocator::{Closed, Held, Pool};
 pub use weights::{Metadata, Weights};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

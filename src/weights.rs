@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use tensorhold_allocator::{Closed, Held, Pool};
 
 use crate::error::{Error, Result};
-use crate::loader::Report;
+use crate::report::Report;
 use crate::tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 
 /// The free-form strings that a safetensors file may carry in its header.

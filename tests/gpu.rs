@@ -196,7 +196,8 @@ fn out_of_memory_is_an_error_and_loses_nothing() -> Result<(), Failed> {
         "{error}: {reason}"
     );
     assert_all_back(&pool);
-    assert_eq!(free_bytes(&device), before);
+    // At its limit the driver also gives back what it had kept for itself.
+    assert!(free_bytes(&device) >= before);
     let weights = load(&device, &tensors());
     assert_holds(&weights, &tensors());
     weights.close();

@@ -15,7 +15,6 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod progress;
-mod report;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,12 +34,12 @@ use self::plan::{Extent, Plan};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{self, Catalog, Index};
+use crate::report::{Choice, Report, Times};
 use crate::tensor::{Description, Tensor, TensorInfo};
 use crate::weights::{Metadata, Weights};
 
 pub use inspection::{FileInfo, Inspection};
 pub use progress::Progress;
-pub use report::{Choice, Report, Times};
 
 /// Loads checkpoints onto a device. Options are chained by value; [`load`](Self::load) does the work.
 ///

@@ -6,8 +6,8 @@ use tensorhold_allocator::{Bytes, Pool};
 
 use super::lane::SLOTS;
 use super::progress::Callback;
-use super::report::Choice;
 use crate::error::{Error, Result};
+use crate::report::Choice;
 use crate::settings;
 use crate::tensor::TensorInfo;
 
