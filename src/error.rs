@@ -45,6 +45,18 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file cannot be read by the backend that was required.
+    #[error(
+        "read {path:?} by backend {backend}: {detail}; use Backend::Auto, or a file system that allows it"
+    )]
+    Backend {
+        /// What was required.
+        backend: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        detail: String,
+    },
     /// There is no checkpoint where one should be.
     #[error("find checkpoint {path:?}: {problem}")]
     Checkpoint {
@@ -107,12 +119,14 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A setting in the environment that makes no sense.
-    #[error("setting {variable}: got {got:?}, expected a whole number; correct or unset it")]
+    #[error("setting {variable}: got {got:?}, expected {expected}; correct or unset it")]
     Setting {
         /// The variable.
         variable: &'static str,
         /// Its value.
         got: String,
+        /// What it may say.
+        expected: String,
     },
     /// The system refused to start a single reader thread.
     #[error("start reader threads: the system refused the first one; raise the limit on threads")]

@@ -48,8 +48,9 @@ mod weights;
 pub use device::{ContextGuard, Device, DeviceKind, Driver, Stream};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
-pub use loader::{FileInfo, Inspection, Loader, Progress};
-pub use report::{Choice, Report, Times};
+pub use io::{Backend, BackendKind};
+pub use loader::{FileInfo, Inspection, Loader, Progress, TensorStream};
+pub use report::{Choice, Report, Stages, Times};
 pub use shape::Shape;
 pub use tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 pub use tensorhold_allocator as allocator;
@@ -59,3 +60,7 @@ pub use weights::{Metadata, Weights};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+// For what the unit tests share with the integration tests.
+#[cfg(test)]
+extern crate self as tensorhold;

@@ -16,6 +16,10 @@ pub struct Report {
     pub tensors: usize,
     /// Bytes of those tensors.
     pub bytes: u64,
+    /// Of these, how many were read through the page cache.
+    pub cached_bytes: u64,
+    /// Of these, how many were read past it.
+    pub direct_bytes: u64,
     /// Files read.
     pub files: usize,
     /// Regions that hold the tensors.
@@ -50,6 +54,29 @@ pub struct Times {
     /// Everything.
     #[serde(serialize_with = "seconds")]
     pub total: Duration,
+    /// What `fill` consists of.
+    pub stages: Stages,
+}
+
+/// Where the readers' time went: the mean over all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct Stages {
+    /// Making streams and the first staging slots ready.
+    #[serde(serialize_with = "seconds")]
+    pub open: Duration,
+    /// Reading, or waiting for reads.
+    #[serde(serialize_with = "seconds")]
+    pub read: Duration,
+    /// Waiting for a staging slot.
+    #[serde(serialize_with = "seconds")]
+    pub wait: Duration,
+    /// Handing copies to the device, or moving bytes to their places.
+    #[serde(serialize_with = "seconds")]
+    pub send: Duration,
+    /// Waiting for the last copies.
+    #[serde(serialize_with = "seconds")]
+    pub finish: Duration,
 }
 
 /// One thing that was chosen.

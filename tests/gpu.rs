@@ -9,8 +9,8 @@ use std::thread;
 
 use cudarc::driver::sys;
 use libtest_mimic::{Arguments, Failed, Trial};
-use support::{Spec, assert_all_back, assert_holds, bytes_tensor, pool_for, single};
-use tensorhold::{Device, Loader, Tensor, Weights};
+use support::{Spec, assert_all_back, assert_holds, bytes_tensor, drop_cached, on_disk, pool_for, single};
+use tensorhold::{Backend, BackendKind, Device, Loader, Tensor, Weights};
 
 type Test = fn() -> Result<(), Failed>;
 
@@ -22,6 +22,8 @@ fn main() {
         ("the_current_context_is_left_as_it_was", the_current_context_is_left_as_it_was),
         ("every_byte_arrives_on_the_device", every_byte_arrives_on_the_device),
         ("every_byte_arrives_in_pinned_memory", every_byte_arrives_in_pinned_memory),
+        ("every_backend_brings_the_same_bytes", every_backend_brings_the_same_bytes),
+        ("a_stream_gives_tensors_that_have_arrived", a_stream_gives_tensors_that_have_arrived),
         ("views_are_of_device_memory", views_are_of_device_memory),
         ("close_gives_the_memory_back_to_the_device", close_gives_the_memory_back_to_the_device),
         ("every_drop_order_gives_the_memory_back", every_drop_order_gives_the_memory_back),
@@ -121,6 +123,33 @@ fn every_byte_arrives_in_pinned_memory() -> Result<(), Failed> {
     let weights = load(&Device::pinned()?, &tensors);
     assert_holds(&weights, &tensors);
     assert_eq!(weights.view("t5")?.as_slice::<u8>()?, tensors[5].bytes);
+    Ok(())
+}
+
+fn every_backend_brings_the_same_bytes() -> Result<(), Failed> {
+    let (device, tensors) = (Device::cuda(0)?, tensors());
+    let (_folder, path) = on_disk(&tensors);
+    for kind in BackendKind::ALL {
+        for (offset, backend) in [(0, Backend::Require(kind)), (40 << 20, Backend::Auto)] {
+            drop_cached(&path, offset, 0);
+            let weights = Loader::new(device.clone()).files([&path]).backend(backend).load()?;
+            assert_holds(&weights, &tensors);
+            weights.close();
+        }
+    }
+    Ok(())
+}
+
+fn a_stream_gives_tensors_that_have_arrived() -> Result<(), Failed> {
+    let (device, tensors) = (Device::cuda(0)?, tensors());
+    let (_folder, path) = single(&tensors);
+    let mut stream = Loader::new(device).files([&path]).stream()?;
+    for tensor in &mut stream {
+        let tensor = tensor?;
+        let expected = tensors.iter().find(|expected| expected.name == tensor.name()).ok_or("unknown")?;
+        assert!(tensor.to_host()? == expected.bytes, "{tensor:?} had not arrived");
+    }
+    stream.finish()?.close();
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use globset::{GlobBuilder, GlobMatcher};
+use tensorhold::{Backend, BackendKind};
 
 use crate::device::DeviceName;
 
@@ -60,7 +61,10 @@ pub(crate) struct LoadOptions {
     /// How many threads read [default: one a core, at most 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Page-locked staging memory of all threads together, such as 64MiB [default: 64MiB]
+    /// How files are read: auto, or by one way alone: buffered, direct, io-uring [default: auto]
+    #[arg(long, value_name = "BACKEND", value_parser = backend)]
+    pub(crate) backend: Option<Backend>,
+    /// Staging memory of all threads together, such as 64MiB [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) staging_bytes: Option<u64>,
 }
@@ -119,6 +123,15 @@ impl Selection {
 
 fn glob(text: &str) -> Result<GlobMatcher, globset::Error> {
     Ok(GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build()?.compile_matcher())
+}
+
+fn backend(text: &str) -> Result<Backend, String> {
+    if text == "auto" {
+        return Ok(Backend::Auto);
+    }
+    let kind = BackendKind::ALL.into_iter().find(|kind| kind.name() == text);
+    kind.map(Backend::Require)
+        .ok_or_else(|| format!("expected auto, {}", BackendKind::ALL.map(BackendKind::name).join(", ")))
 }
 
 fn size(text: &str) -> Result<u64, String> {

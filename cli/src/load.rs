@@ -44,6 +44,9 @@ pub(crate) fn load(path: &Path, options: &LoadOptions, chosen: Chosen) -> anyhow
     if let Some(threads) = options.threads {
         loader = loader.threads(threads.into());
     }
+    if let Some(backend) = options.backend {
+        loader = loader.backend(backend);
+    }
     if let Some(bytes) = options.staging_bytes {
         loader = loader.staging_bytes(bytes);
     }

@@ -46,26 +46,30 @@ impl Driver for HostDriver {
 pub(super) struct HostStream;
 
 impl Stream for HostStream {
-    unsafe fn copy_to_device(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+    unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         // SAFETY: the caller promises both ranges, and that nothing else writes them, so they do not overlap.
         unsafe { ptr::copy_nonoverlapping(from, to, bytes as usize) };
         Ok(())
     }
 
-    unsafe fn copy_to_host(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+    unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.copy_to_device(to, from, bytes) }
     }
 
-    fn record(&mut self, _event: usize) -> Result<()> {
+    fn record(&self, _event: usize) -> Result<()> {
         Ok(())
     }
 
-    fn wait(&mut self, _event: usize) -> Result<()> {
+    fn wait(&self, _event: usize) -> Result<()> {
         Ok(())
     }
 
-    fn synchronize(&mut self) -> Result<()> {
+    fn has_passed(&self, _event: usize) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn synchronize(&self) -> Result<()> {
         Ok(())
     }
 }

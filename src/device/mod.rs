@@ -88,10 +88,10 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     }
 }
 
-/// Copies in order, with numbered events. One thread uses it at a time.
+/// Copies in order, with numbered events. Any thread may use it at any time.
 ///
 /// Dropping a stream does not wait for it: [`synchronize`](Self::synchronize) first.
-pub trait Stream: Send {
+pub trait Stream: Send + Sync {
     /// Enqueues a copy from host memory to the device.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ pub trait Stream: Send {
     /// # Safety
     /// Until an event recorded after it has passed, or the stream is synchronized: `from` is valid for reads and `to`,
     /// an address in the device's memory, is valid for writes of `bytes` bytes, and nothing else writes either.
-    unsafe fn copy_to_device(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
+    unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
 
     /// Enqueues a copy from the device to host memory.
     ///
@@ -109,26 +109,32 @@ pub trait Stream: Send {
     ///
     /// # Safety
     /// As [`copy_to_device`](Self::copy_to_device), with the roles of the two reversed.
-    unsafe fn copy_to_host(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
+    unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
 
     /// Records event number `event`: it passes when everything enqueued so far has ended. Events are made as they are
     /// first used; use small numbers.
     ///
     /// # Errors
     /// When the driver refuses.
-    fn record(&mut self, event: usize) -> Result<()>;
+    fn record(&self, event: usize) -> Result<()>;
 
     /// Waits, without spinning, until event number `event` has passed. One never recorded has passed.
     ///
     /// # Errors
     /// When the work before the event failed; what it wrote is then undefined.
-    fn wait(&mut self, event: usize) -> Result<()>;
+    fn wait(&self, event: usize) -> Result<()>;
+
+    /// Whether event number `event` has passed; does not wait. One never recorded has passed.
+    ///
+    /// # Errors
+    /// When the work before the event failed; what it wrote is then undefined.
+    fn has_passed(&self, event: usize) -> Result<bool>;
 
     /// Waits, without spinning, until everything enqueued has ended.
     ///
     /// # Errors
     /// When some of it failed; what it wrote is then undefined.
-    fn synchronize(&mut self) -> Result<()>;
+    fn synchronize(&self) -> Result<()>;
 }
 
 impl Device {

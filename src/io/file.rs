@@ -1,18 +1,19 @@
-//! A file read through the page cache.
+//! An open file that must not change while it is loaded.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, IoSliceMut};
-use std::os::unix::fs::MetadataExt;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Source;
+use rustix::fs::OFlags;
+
 use crate::error::{Error, Result};
 
 /// An open file and what it was when it was opened.
 #[derive(Debug)]
 pub(crate) struct FileSource {
-    file: File,
+    file: Arc<File>,
     path: Arc<Path>,
     identity: Identity,
 }
@@ -64,7 +65,35 @@ impl FileSource {
         }
         let file = File::open(path).map_err(open_error)?;
         let identity = Identity::of(&file.metadata().map_err(open_error)?);
-        Ok(Self { file, path: path.into(), identity })
+        Ok(Self { file: Arc::new(file), path: path.into(), identity })
+    }
+
+    /// The file, open for plain reads.
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// The same file opened once more, with other flags.
+    pub(crate) fn reopen(&self, flags: OFlags) -> io::Result<File> {
+        let file = File::options().read(true).custom_flags(flags.bits() as i32).open(&self.path)?;
+        match Identity::of(&file.metadata()?) == self.identity {
+            true => Ok(file),
+            false => Err(io::Error::new(io::ErrorKind::StaleNetworkFileHandle, "the file changed")),
+        }
+    }
+
+    /// Reads into the whole buffer, or up to the end of the file, and returns how many bytes that were.
+    pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(bytes) => done += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.read_error(offset, buffer.len() as u64, error)),
+            }
+        }
+        Ok(done)
     }
 
     pub(crate) fn path(&self) -> &Arc<Path> {
@@ -104,11 +133,5 @@ impl FileSource {
     /// The error for a file that changed.
     pub(crate) fn changed(&self, change: String) -> Error {
         Error::FileChanged { path: self.path.to_path_buf(), change }
-    }
-}
-
-impl Source for FileSource {
-    fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
-        rustix::io::preadv(&self.file, buffers, offset).map_err(io::Error::from)
     }
 }

@@ -1,96 +1,160 @@
-//! Reading files: positioned reads from a [`Source`].
+//! Reading files.
 //!
-//! A backend is one file here; the loader sees the trait alone. So far there is [`FileSource`], buffered reads through
-//! the page cache.
+//! An [`Engine`] is one way to do it: it opens files and makes [`Queue`]s, and a reader keeps reads in flight in a
+//! queue. Each engine is one file here, and all of them pass the suite in `conformance.rs`.
+//!
+//! | engine | reads | in flight |
+//! |---|---|---|
+//! | [`Buffered`] | through the page cache, scattered to where the bytes belong | one |
+//! | [`Direct`] | past the page cache, whole blocks | one |
+//! | [`Uring`] | past the page cache, whole blocks, by `io_uring` | many |
+//!
+//! [`residency`] tells what is in the page cache, so that each part of a file can be read the quicker way.
 
+mod buffered;
+#[cfg(test)]
+mod conformance;
+mod direct;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod file;
+pub(crate) mod residency;
+mod uring;
 
+use std::fmt;
+use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
+use serde::Serialize;
+
+pub(crate) use buffered::Buffered;
+pub(crate) use direct::Direct;
 pub(crate) use file::FileSource;
+pub(crate) use uring::Uring;
 
-/// Bytes that can be read at any position, from many threads at once.
-pub(crate) trait Source: Send + Sync {
-    /// Reads from `offset` on into the buffers in turn, and returns how many bytes: fewer than asked for is normal,
-    /// 0 is the end of the file. At most [`MAX_BUFFERS`] buffers.
-    fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize>;
+/// How files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Backend {
+    /// Each part of a file the quicker way: what is in the page cache is read from there, the rest past it, at once.
+    /// What cannot be had is replaced by what can, and the report says so.
+    #[default]
+    Auto,
+    /// Everything by this one, or an error (I6).
+    Require(BackendKind),
 }
+
+/// The ways to read files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// Through the page cache.
+    Buffered,
+    /// Past the page cache (`O_DIRECT`), one read at a time in each of several threads.
+    Direct,
+    /// Past the page cache by `io_uring`, many reads at a time in each of few threads.
+    IoUring,
+}
+
+impl BackendKind {
+    /// Every way there is.
+    pub const ALL: [Self; 3] = [Self::Buffered, Self::Direct, Self::IoUring];
+
+    /// Its name, as settings and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Buffered => "buffered",
+            Self::Direct => "direct",
+            Self::IoUring => "io-uring",
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A way to read files.
+pub(crate) trait Engine: Send + Sync + fmt::Debug {
+    /// Opens a file for this engine's queues.
+    ///
+    /// # Errors
+    /// When the file, or its file system, cannot be read this way.
+    fn open(&self, file: &FileSource) -> io::Result<Access>;
+
+    /// A queue of up to `depth` reads (1 at least; the queue says how many it takes).
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn queue(&self, depth: usize) -> io::Result<Box<dyn Queue>>;
+}
+
+/// A file as an engine opened it.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    pub(crate) file: Arc<File>,
+    /// Offsets, lengths and addresses of reads are multiples of this, a power of two; 1 if anything goes.
+    pub(crate) alignment: u64,
+}
+
+/// Slots are so much longer than what is read into them: two blocks of the largest alignment that is served.
+pub(crate) const SLACK_BYTES: u64 = 2 * MAX_ALIGNMENT;
+
+/// No disk or file system asks for larger blocks as a rule; one that does is read through the page cache.
+pub(crate) const MAX_ALIGNMENT: u64 = 4096;
 
 /// How many buffers one read takes: Linux's `UIO_MAXIOV`.
 pub(crate) const MAX_BUFFERS: usize = 1024;
 
-/// Fills all buffers from `offset` on. Interrupted and short reads go on where they stopped.
-///
-/// Returns how many bytes were read: fewer than the buffers hold only at the end of the file.
-pub(crate) fn read_full(
-    source: &dyn Source,
-    mut buffers: &mut [IoSliceMut<'_>],
-    offset: u64,
-) -> io::Result<u64> {
-    let mut done = 0;
-    // Empty buffers at the front would make a read of 0 bytes look like the end of the file.
-    IoSliceMut::advance_slices(&mut buffers, 0);
-    while !buffers.is_empty() {
-        match source.read_at(buffers, offset + done) {
-            Ok(0) => break,
-            Ok(bytes) => {
-                done += bytes as u64;
-                IoSliceMut::advance_slices(&mut buffers, bytes);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
+/// A read for a queue.
+#[derive(Debug)]
+pub(crate) struct Read<'a, 'b> {
+    /// Comes back with the completion; below the queue's depth, and of no other read in flight.
+    pub(crate) ticket: usize,
+    pub(crate) file: BorrowedFd<'a>,
+    pub(crate) offset: u64,
+    /// Filled in turn; at most [`MAX_BUFFERS`], and exactly one for a queue of more than one read.
+    pub(crate) buffers: &'a mut [IoSliceMut<'b>],
+    /// Only what is in the page cache; the result is `WouldBlock` when nothing is.
+    pub(crate) cached_only: bool,
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+/// A read that has ended.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    pub(crate) ticket: usize,
+    /// Bytes read: fewer than asked for is normal, 0 is the end of the file.
+    pub(crate) result: io::Result<usize>,
+}
 
-    use super::*;
+/// Reads in flight, of one thread. Dropping it waits for them.
+pub(crate) trait Queue: Send {
+    /// The most reads that may be in flight.
+    fn depth(&self) -> usize;
 
-    /// Reads of its bytes that are interrupted, short, or both.
-    struct Halting {
-        bytes: Vec<u8>,
-        calls: AtomicU32,
-    }
+    /// Says that reads with this ticket go to this buffer, which a system may prepare for. Only a hint.
+    ///
+    /// # Safety
+    /// The buffer stays where it is until the queue is dropped.
+    unsafe fn prepare(&mut self, _ticket: usize, _start: *mut u8, _bytes: usize) {}
 
-    impl Source for Halting {
-        fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
-            if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            let rest = self.bytes.get(offset as usize..).unwrap_or_default();
-            let mut taken = 0;
-            for buffer in buffers {
-                let part = buffer.len().min(rest.len() - taken).min(7);
-                buffer[..part].copy_from_slice(&rest[taken..taken + part]);
-                taken += part;
-                if part < buffer.len() {
-                    break;
-                }
-            }
-            Ok(taken)
-        }
-    }
+    /// Starts a read; fewer than [`depth`](Self::depth) are in flight.
+    ///
+    /// # Errors
+    /// When it could not be started; it is then not in flight.
+    ///
+    /// # Safety
+    /// Until its completion has been taken or the queue has been dropped, the buffers are valid for writes, have
+    /// values, and are touched by no one else. The file stays open until the queue has been dropped.
+    unsafe fn submit(&mut self, read: Read<'_, '_>) -> io::Result<()>;
 
-    fn halting(length: u8) -> Halting {
-        Halting { bytes: (0..length).collect(), calls: AtomicU32::new(0) }
-    }
-
-    #[test]
-    fn short_and_interrupted_reads_fill_all_buffers() {
-        let (mut a, mut empty, mut b) = ([0; 20], [0; 0], [0; 31]);
-        let buffers = &mut [IoSliceMut::new(&mut empty), IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
-        assert_eq!(read_full(&halting(100), buffers, 10).unwrap(), 51);
-        assert!(a.iter().chain(&b).copied().eq(10..61));
-    }
-
-    #[test]
-    fn the_end_of_the_file_ends_the_read() {
-        let mut a = [0; 20];
-        assert_eq!(read_full(&halting(15), &mut [IoSliceMut::new(&mut a)], 5).unwrap(), 10);
-        assert_eq!(read_full(&halting(15), &mut [IoSliceMut::new(&mut a)], 99).unwrap(), 0);
-    }
+    /// Waits for a read to end, in any order; at least one is in flight.
+    ///
+    /// # Errors
+    /// When the system fails to say. What is in flight is then unknown, and the drop waits for it.
+    fn complete(&mut self) -> io::Result<Completion>;
 }

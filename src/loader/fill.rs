@@ -1,221 +1,279 @@
-//! Filling: reader threads take jobs from the plan until none is left, or one of them fails, or the caller stops.
+//! Filling: readers take jobs until none is left, or one of them fails, or the caller stops.
+//!
+//! Readers [`through`] the page cache take jobs off the plan; what is not cached they leave to readers [`past`] it, which are
+//! started when there is something to do.
 //!
 //! # Invariants
-//! - **W1** Each job is taken by one reader, so each byte of a region is written by one thread at most, and no one
-//!   else knows the regions before the load returns (I3).
-//! - **W2** When [`fill`] returns, in whatever way, every reader has ended and what it enqueued has ended too, or its
-//!   device failed to say so; then the pool keeps the regions (I1).
+//! - **W1** Each job is one reader's at a time, so each byte of a region is written by one thread at a time, and no one
+//!   else knows the regions before they are published (I3).
+//! - **W2** When [`Fill::run`] returns, in whatever way, every reader has ended and what it enqueued has ended too, or
+//!   its device failed to say so; then the pool keeps the regions (I1).
 
-use std::io::IoSliceMut;
+use std::io;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread::{self, Thread};
+use std::thread::{self, Scope};
 
-use smallvec::SmallVec;
-use tensorhold_allocator::{Placed, Pool};
+use tensorhold_allocator::Pool;
 
+use super::engines::Engines;
 use super::headers::Opened;
-use super::lane::Lane;
-use super::plan::{Job, Plan};
+use super::landing::Landing;
+use super::lane::{FIRST_SLOTS, Lane, Staging};
+use super::options::Readers;
+use super::past;
+use super::plan::{Extent, Job};
 use super::progress::{Callback, Progress};
+use super::ring::Ring;
+use super::route::Routes;
+use super::stopwatch::Totals;
+use super::through;
+use super::work::{Arrivals, Control, Work};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::io::read_full;
+use crate::io::{Backend, BackendKind, Queue};
+use crate::report::Stages;
 
 /// What is filled from what, and how.
-pub(crate) struct Fill<'a> {
-    pub(crate) plan: &'a Plan,
-    pub(crate) files: &'a [Opened],
-    pub(crate) target: &'a Placed,
-    pub(crate) device: &'a Device,
-    pub(crate) threads: usize,
-    /// Where slots come from and how long each is; `None` to read in place.
-    pub(crate) staging: Option<(&'a Pool, u64)>,
+pub(super) struct Fill<'a> {
+    pub(super) landing: Landing<'a>,
+    pub(super) extents: &'a [Extent],
+    pub(super) files: &'a [Opened],
+    pub(super) device: &'a Device,
+    pub(super) readers: &'a Readers,
+    pub(super) engines: &'a Engines,
+    pub(super) routes: Routes<'a>,
+    /// Where slots come from.
+    pub(super) staging: &'a Pool,
+    /// Where readers through the page cache leave what the device copies; `None` where they read in place.
+    pub(super) ring: Option<Ring<'a>>,
+    pub(super) totals: Totals,
 }
 
-/// What the readers and the calling thread share.
-struct State {
-    next_job: AtomicUsize,
-    done_bytes: AtomicU64,
-    running: AtomicUsize,
-    stop: AtomicBool,
-    failure: Mutex<Option<Error>>,
-    /// Woken after each job when there is a callback, and when the last reader ends.
-    caller: Thread,
-    wake_each_job: bool,
+/// How a fill went.
+#[derive(Debug)]
+pub(super) struct Filled {
+    pub(super) threads: usize,
+    /// Bytes read through the page cache and past it.
+    pub(super) through_bytes: u64,
+    pub(super) past_bytes: u64,
+    pub(super) stages: Stages,
+    /// What read past it, if anything did, and why it was that.
+    pub(super) past: Option<(BackendKind, String)>,
 }
 
-impl State {
-    /// Stops all readers; the first error is the one that is told.
-    fn fail(&self, error: Error) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        self.stop.store(true, Ordering::Relaxed);
-    }
+/// Why a fill failed.
+#[derive(Debug)]
+pub(super) struct Unfilled {
+    pub(super) error: Error,
+    /// Staging memory was refused: smaller slots may do.
+    pub(super) for_staging: bool,
 }
 
 /// Stops the readers if the callback panics, so that the scope can join them.
-struct StopOnDrop<'a>(&'a State);
+struct StopOnDrop<'a>(&'a Control);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::Relaxed);
+        self.0.stop();
     }
 }
 
 impl Fill<'_> {
-    /// Runs all jobs and returns the number of threads that read.
+    /// Runs all jobs.
     ///
     /// The callback is called on this thread: before the first byte, as bytes arrive, and at the end.
-    pub(crate) fn run(&self, callback: Option<&mut Callback>, tensors: usize) -> Result<usize> {
-        let wanted = self.threads.min(self.plan.jobs.len());
-        let state = State {
-            next_job: AtomicUsize::new(0),
-            done_bytes: AtomicU64::new(0),
-            running: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            failure: Mutex::new(None),
-            caller: thread::current(),
-            wake_each_job: callback.is_some(),
-        };
-        let mut report = Reporter { callback, total_bytes: self.plan.bytes, tensors, last: None };
+    pub(super) fn run(
+        &self,
+        callback: Option<&mut Callback>,
+        control: &Control,
+        arrivals: Option<&Arrivals>,
+    ) -> Result<Filled, Unfilled> {
+        let jobs = self.landing.plan.jobs.len();
+        let only_past =
+            matches!(self.readers.backend, Backend::Require(kind) if kind != BackendKind::Buffered);
+        let tells = callback.is_some();
+        let work = Work::new(
+            (self.landing.plan, self.extents),
+            control,
+            arrivals,
+            only_past,
+            (thread::current(), tells),
+        );
+        let total_bytes = self.landing.plan.bytes;
+        let mut report = Reporter { callback, total_bytes, tensors: self.extents.len(), last: None };
+        let unfilled = |error| Unfilled { error, for_staging: false };
         if report.tell(0).is_break() {
-            return Err(self.cancelled(0));
+            return Err(unfilled(self.cancelled(0)));
         }
+        let mut past = None;
         let threads = thread::scope(|scope| {
-            let stop = StopOnDrop(&state);
-            let mut threads = 0;
-            for index in 0..wanted {
-                let reader = thread::Builder::new().name(format!("tensorhold-{index}"));
-                state.running.fetch_add(1, Ordering::Relaxed);
-                if let Err(source) = reader.spawn_scoped(scope, || self.read(&state)) {
-                    state.running.fetch_sub(1, Ordering::Relaxed);
-                    // Fewer readers are slower, none is a failure.
-                    tracing::warn!(%source, threads, "the system refused a reader thread");
-                    if threads == 0 {
-                        state.fail(Error::Thread { source });
-                    }
+            let _stop = StopOnDrop(control);
+            let mut threads = Threads { fill: self, work: &work, scope, started: 0 };
+            if only_past {
+                past = threads.start_past();
+            } else {
+                threads.start_through(self.readers.threads.min(jobs));
+            }
+            loop {
+                // Asked before what they leave: a reader that has ended leaves nothing more.
+                let idle = work.is_idle();
+                if work.wants_past() && past.is_none() && !control.is_stopped() {
+                    past = threads.start_past();
+                    continue;
+                }
+                if idle {
                     break;
                 }
-                threads += 1;
-            }
-            while state.running.load(Ordering::Acquire) > 0 {
-                let done = state.done_bytes.load(Ordering::Relaxed);
+                let done = work.landed_bytes();
                 if !report.is_news(done) {
                     thread::park();
                 } else if report.tell(done).is_break() {
-                    state.fail(self.cancelled(done));
+                    work.fail(self.cancelled(done));
                     report.callback = None;
                 }
             }
-            drop(stop);
-            threads
+            threads.started
         });
-        if let Some(error) = state.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
+        // Also after a failure: what has been enqueued ends before the load returns (W2).
+        if let Some(Err(error)) = self.ring.as_ref().map(|ring| ring.drain(&work)) {
+            work.fail(error);
         }
-        let done = state.done_bytes.into_inner();
-        if report.is_news(done) && report.tell(done).is_break() {
-            return Err(self.cancelled(done));
+        if let Some(error) = work.failure() {
+            return Err(unfilled(error));
         }
-        Ok(threads)
+        let done = work.landed_bytes();
+        if done < total_bytes && !control.is_stopped() {
+            // No reader was left.
+            let error = work.refusal().unwrap_or_else(|| self.cancelled(done));
+            return Err(Unfilled { error, for_staging: done == 0 });
+        }
+        let breaks = report.is_news(done) && report.tell(done).is_break();
+        if breaks || done < total_bytes {
+            return Err(unfilled(self.cancelled(done)));
+        }
+        let (through_bytes, past_bytes) = work.counted();
+        Ok(Filled { threads, through_bytes, past_bytes, stages: self.totals.mean(), past })
     }
 
     fn cancelled(&self, done_bytes: u64) -> Error {
-        Error::Cancelled { done_bytes, total_bytes: self.plan.bytes }
+        Error::Cancelled { done_bytes, total_bytes: self.landing.plan.bytes }
     }
 
-    /// One reader.
-    fn read(&self, state: &State) {
-        let outcome = match self.staging {
-            None => self.read_in_place(state),
-            Some((staging, slot_bytes)) => self.read_staged(state, staging, slot_bytes),
-        };
-        if let Err(error) = outcome {
-            state.fail(error);
-        }
-        // Release: the caller sees the failure, if there was one.
-        state.running.fetch_sub(1, Ordering::Release);
-        state.caller.unpark();
-    }
-
-    fn read_in_place(&self, state: &State) -> Result<()> {
-        while let Some(job) = self.take(state) {
-            // SAFETY: W1, P2: the job's span lies in a host-accessible region that `target` keeps.
-            unsafe { self.read_job(job, self.address(job)) }?;
-            self.finished(state, job);
-        }
-        Ok(())
-    }
-
-    fn read_staged(&self, state: &State, staging: &Pool, slot_bytes: u64) -> Result<()> {
-        let mut lane = Lane::open(self.device, staging, slot_bytes)?;
-        let passed = self.pass_jobs(state, &mut lane);
-        // Also after an error: what has been enqueued ends before the load returns (W2).
-        let finished = lane.finish();
-        passed.and(finished)
-    }
-
-    fn pass_jobs(&self, state: &State, lane: &mut Lane) -> Result<()> {
-        while let Some(job) = self.take(state) {
-            // SAFETY: W1, P2: the span lies in a region that `target` keeps. The caller finishes the lane, and should
-            // that fail, the region's pool synchronizes its memory before anything is reused (W2). The slot that the
-            // lane gives is as long as the longest span, and ours until its copy is enqueued.
-            unsafe { lane.pass(self.address(job), job.span, |slot| self.read_job(job, slot)) }?;
-            self.finished(state, job);
-        }
-        Ok(())
-    }
-
-    /// The next job, unless there is none or the load is over.
-    fn take(&self, state: &State) -> Option<&Job> {
-        if state.stop.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.plan.jobs.get(state.next_job.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn finished(&self, state: &State, job: &Job) {
-        state.done_bytes.fetch_add(job.file_bytes, Ordering::Relaxed);
-        if state.wake_each_job {
-            state.caller.unpark();
+    /// Opens a lane of at most so many slots; `None` when there is no memory for it, which is noted.
+    pub(super) fn open_lane(&self, work: &Work<'_>, slots: usize) -> Result<Option<Lane<'_>>> {
+        let staging = Staging { pool: self.staging, slot_bytes: self.readers.job_bytes, slots };
+        match Lane::open(self.device, staging) {
+            Ok(lane) => Ok(Some(lane)),
+            Err(error @ Error::Memory(_)) => {
+                work.refuse(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 
-    /// Where a job's span begins.
-    fn address(&self, job: &Job) -> *mut u8 {
-        // The plan and the target come from one layout, so they have the same regions.
-        self.target.bases[job.region].as_ptr().wrapping_add(job.offset as usize)
+    pub(super) fn in_place(&self) -> bool {
+        self.device.is_host_accessible()
     }
 
-    /// Reads a job's bytes to their places in a buffer that stands for its span.
-    ///
-    /// # Safety
-    /// `span` is valid for writes of the job's span, which only the caller touches, and its bytes have values.
-    unsafe fn read_job(&self, job: &Job, span: *mut u8) -> Result<()> {
-        let file = &self.files[job.file].source;
-        let mut buffers: SmallVec<[IoSliceMut<'_>; 16]> = self
-            .plan
-            .pieces_of(job)
-            .iter()
-            .map(|piece| {
-                // SAFETY: P2: the piece lies within the span and overlaps no other; the caller promises the rest.
-                let bytes = unsafe {
-                    std::slice::from_raw_parts_mut(span.add(piece.offset as usize), piece.bytes as usize)
-                };
-                IoSliceMut::new(bytes)
-            })
-            .collect();
-        let read = read_full(file, &mut buffers, job.file_offset)
-            .map_err(|error| file.read_error(job.file_offset, job.file_bytes, error))?;
-        if read < job.file_bytes {
-            let end = job.file_offset + read;
-            return Err(file.changed(format!(
-                "it was cut short: {} bytes when opened, now it ends at {end}",
-                file.len()
-            )));
+    /// The error for a file that ends at `end`, before the job's bytes do.
+    pub(super) fn cut_short(&self, job: &Job, end: u64) -> Error {
+        let source = &self.files[job.file].source;
+        source.changed(format!("it was cut short: {} bytes when opened, now it ends at {end}", source.len()))
+    }
+
+    /// Queues of reads past the page cache, one for each reader, and what they are.
+    #[allow(clippy::type_complexity, reason = "used once")]
+    fn past_queues(&self) -> Result<(Vec<Box<dyn Queue>>, BackendKind, String)> {
+        let slots = self.readers.past_slots;
+        let mut why = "what is not cached comes quickest past the cache".to_owned();
+        if self.readers.backend != Backend::Require(BackendKind::Direct) {
+            let rings = self.readers.rings.max(1);
+            let depth = (slots / rings).max(FIRST_SLOTS);
+            let queues: io::Result<Vec<_>> = (0..rings).map(|_| self.engines.uring.queue(depth)).collect();
+            match queues {
+                Ok(queues) => return Ok((queues, BackendKind::IoUring, why)),
+                Err(error) if self.readers.backend == Backend::Auto => {
+                    why = format!("io_uring is refused: {error}");
+                    tracing::debug!(%error, "no io_uring");
+                }
+                Err(error) => return Err(queue_refused(BackendKind::IoUring, &error)),
+            }
         }
-        Ok(())
+        let readers = (slots / FIRST_SLOTS).clamp(1, self.landing.plan.jobs.len().max(1));
+        let queues: io::Result<Vec<_>> = (0..readers).map(|_| self.engines.direct.queue(1)).collect();
+        let queues = queues.map_err(|error| queue_refused(BackendKind::Direct, &error))?;
+        Ok((queues, BackendKind::Direct, why))
+    }
+}
+
+/// The error for an engine that makes no queue.
+pub(super) fn queue_refused(kind: BackendKind, error: &io::Error) -> Error {
+    Error::Option {
+        option: "backend",
+        got: format!("{kind}, which the system refuses: {error}"),
+        expected: "one that it has".into(),
+        remedy: "use Backend::Auto",
+    }
+}
+
+/// Starts readers.
+struct Threads<'scope, 'env> {
+    fill: &'scope Fill<'scope>,
+    work: &'scope Work<'scope>,
+    scope: &'scope Scope<'scope, 'env>,
+    started: usize,
+}
+
+impl<'scope> Threads<'scope, '_> {
+    fn start_through(&mut self, readers: usize) {
+        let (fill, work) = (self.fill, self.work);
+        let readers = (0..readers).map(|_| move || through::read(fill, work));
+        self.start(true, readers);
+    }
+
+    /// Starts the readers past the page cache, and says what they are.
+    fn start_past(&mut self) -> Option<(BackendKind, String)> {
+        let (fill, work) = (self.fill, self.work);
+        match fill.past_queues() {
+            Ok((queues, kind, why)) => {
+                let readers = queues.into_iter().map(|queue| move || past::read(fill, work, queue));
+                self.start(false, readers);
+                Some((kind, why))
+            }
+            Err(error) => {
+                work.fail(error);
+                None
+            }
+        }
+    }
+
+    /// Starts readers. Fewer than there could be are slower; none is a failure.
+    fn start<R: FnOnce() -> Result<()> + Send + 'scope>(
+        &mut self,
+        feeds: bool,
+        readers: impl Iterator<Item = R>,
+    ) {
+        let work = self.work;
+        for (count, read) in readers.enumerate() {
+            let run = move || {
+                if let Err(error) = read() {
+                    work.fail(error);
+                }
+                work.end(feeds);
+            };
+            work.begin(feeds);
+            let thread = thread::Builder::new().name(format!("tensorhold-{}", self.started));
+            if let Err(source) = thread.spawn_scoped(self.scope, run) {
+                work.end(feeds);
+                tracing::warn!(%source, threads = self.started, "the system refused a reader thread");
+                if count == 0 {
+                    work.fail(Error::Thread { source });
+                }
+                return;
+            }
+            self.started += 1;
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Opening the files of a checkpoint and reading their headers, several at a time.
 
-use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +7,7 @@ use std::thread;
 
 use crate::error::Result;
 use crate::format::{self, Header};
-use crate::io::{FileSource, read_full};
+use crate::io::FileSource;
 
 /// An open file and its header.
 #[derive(Debug)]
@@ -47,22 +46,14 @@ pub(super) fn open_all(paths: &[PathBuf], threads: usize) -> Result<Vec<Opened>>
 fn open(path: &Path) -> Result<Opened> {
     let source = FileSource::open(path)?;
     let mut prefix = [0; 8];
-    let prefix_bytes = read(&source, &mut prefix, 0)?;
+    let prefix_bytes = source.read(&mut prefix, 0)?;
     let length =
         format::header_len(&prefix[..prefix_bytes], source.len()).map_err(|problem| problem.of(path))?;
     let mut bytes = vec![0; length];
-    let got = read(&source, &mut bytes, 8)?;
+    let got = source.read(&mut bytes, 8)?;
     if got < length {
         return Err(source.changed(format!("it was cut short to {} bytes", 8 + got)));
     }
     let header = format::parse(&bytes, source.len()).map_err(|problem| problem.of(path))?;
     Ok(Opened { source, header })
-}
-
-/// Reads into the whole buffer, or up to the end of the file.
-fn read(source: &FileSource, buffer: &mut [u8], offset: u64) -> Result<usize> {
-    let bytes = buffer.len() as u64;
-    let read = read_full(source, &mut [IoSliceMut::new(buffer)], offset)
-        .map_err(|error| source.read_error(offset, bytes, error))?;
-    Ok(read as usize)
 }

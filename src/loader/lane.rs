@@ -1,62 +1,151 @@
-//! A lane: one reader's way to a device that the CPU cannot write to.
+//! A lane: the memory that one reader reads into where it cannot read in place, and the way from there to the device.
 //!
 //! It is a stream and a ring of slots in staging memory. The reader fills a slot and submits its copy; while that copy
-//! runs, it fills the next. A slot is filled again when the event behind its last copy has passed.
+//! runs, it fills the next. A slot is filled again when the event behind its last copy has passed. Slots are made as they are
+//! first needed, so a load that needs few pins little.
 //!
 //! # Invariants
-//! - **L1** The event with a slot's number is recorded after each copy out of the slot, and waited for before the slot
-//!   is written again.
-//! - The slots are a fragment of a pool, so that they too go back only when the memory has been synchronized (I1),
+//! - **L1** The event with a slot's number is recorded after each copy out of the slot, and has passed before the slot
+//!   is handed out again.
+//! - The slots are fragments of a pool, so that they too go back only when the memory has been synchronized (I1),
 //!   whatever else fails.
+
+use std::collections::VecDeque;
 
 use tensorhold_allocator::{Fragment, Pool, Request};
 
 use crate::device::{Device, Stream};
 use crate::error::Result;
 
-/// How many slots a lane has: one is copied while the other is filled.
-pub(crate) const SLOTS: usize = 2;
+/// A lane begins with so many slots: one is copied while the other is filled.
+pub(crate) const FIRST_SLOTS: usize = 2;
 
-pub(crate) struct Lane {
-    stream: Box<dyn Stream>,
-    slots: Fragment,
-    slot_bytes: u64,
-    next: usize,
+/// Where a lane's slots come from, and how large they are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Staging<'a> {
+    /// Over the device's staging memory.
+    pub(crate) pool: &'a Pool,
+    /// A multiple of the page size.
+    pub(crate) slot_bytes: u64,
+    /// The most slots of one lane.
+    pub(crate) slots: usize,
 }
 
-impl Lane {
-    /// Opens a lane with slots of `slot_bytes` each from `staging`, whose memory is the device's staging memory.
-    pub(crate) fn open(device: &Device, staging: &Pool, slot_bytes: u64) -> Result<Self> {
-        let slots = staging.place("staging", Request::new(slot_bytes * SLOTS as u64, 4096))?;
-        Ok(Self { stream: device.driver().stream()?, slots, slot_bytes, next: 0 })
+pub(crate) struct Lane<'a> {
+    stream: Box<dyn Stream>,
+    staging: Staging<'a>,
+    blocks: Vec<Fragment>,
+    /// First addresses of the slots, in the blocks.
+    starts: Vec<*mut u8>,
+    free: Vec<usize>,
+    /// Slots being copied, oldest first, each with the job whose bytes it holds.
+    copying: VecDeque<(usize, usize)>,
+}
+
+impl<'a> Lane<'a> {
+    /// Opens a lane with its first slots.
+    pub(crate) fn open(device: &Device, staging: Staging<'a>) -> Result<Self> {
+        let stream = device.driver().stream()?;
+        let mut lane = Self {
+            stream,
+            staging,
+            blocks: Vec::new(),
+            starts: Vec::new(),
+            free: Vec::new(),
+            copying: VecDeque::new(),
+        };
+        lane.grow(FIRST_SLOTS)?;
+        Ok(lane)
     }
 
-    /// Waits until the next slot is free, lets `fill` write `bytes` bytes of it (at most `slot_bytes`), and enqueues
-    /// their copy to `target`.
+    fn grow(&mut self, slots: usize) -> Result<()> {
+        let slot_bytes = self.staging.slot_bytes;
+        let block = self.staging.pool.place("staging", Request::new(slot_bytes * slots as u64, 4096))?;
+        let base = block.as_ptr().cast_mut();
+        for slot in 0..slots {
+            self.free.push(self.starts.len());
+            self.starts.push(base.wrapping_add(slot * slot_bytes as usize));
+        }
+        self.blocks.push(block);
+        Ok(())
+    }
+
+    /// A slot to read into: a free one, a new one, or the one whose copy ends next. `None` when all are being read into.
+    /// `landed` is told of the jobs whose copies have ended.
+    pub(crate) fn acquire(&mut self, landed: impl FnMut(usize)) -> Result<Option<usize>> {
+        self.acquire_then(landed).map(|slot| slot.or_else(|| self.free.pop()))
+    }
+
+    fn acquire_then(&mut self, mut landed: impl FnMut(usize)) -> Result<Option<usize>> {
+        while let Some(&(slot, job)) = self.copying.front() {
+            if !self.stream.has_passed(slot)? {
+                break;
+            }
+            self.copying.pop_front();
+            self.free.push(slot);
+            landed(job);
+        }
+        if !self.free.is_empty() {
+            return Ok(None);
+        }
+        if self.starts.len() < self.staging.slots {
+            match self.grow(1) {
+                Ok(()) => return Ok(None),
+                // What there is has to do.
+                Err(error) => {
+                    tracing::debug!(%error, slots = self.starts.len(), "no more staging memory");
+                    self.staging.slots = self.starts.len();
+                }
+            }
+        }
+        let Some((slot, job)) = self.copying.pop_front() else { return Ok(None) };
+        self.stream.wait(slot)?;
+        landed(job);
+        Ok(Some(slot))
+    }
+
+    /// Where a slot begins.
+    pub(crate) fn start(&self, slot: usize) -> *mut u8 {
+        self.starts[slot]
+    }
+
+    /// How long a slot is.
+    pub(crate) fn slot_bytes(&self) -> u64 {
+        self.staging.slot_bytes
+    }
+
+    /// Takes a slot back whose bytes are not needed any more.
+    pub(crate) fn release(&mut self, slot: usize) {
+        self.free.push(slot);
+    }
+
+    /// Enqueues the copy of `bytes` bytes of a slot, from `offset` on, to `target`; they are those of job `job`.
     ///
     /// # Safety
-    /// `target` is valid for writes of `bytes` bytes in the device's memory, and no one else touches them, until
-    /// `finish` has returned or the device's memory has been synchronized.
-    pub(crate) unsafe fn pass(
+    /// The bytes lie within the slot, which was acquired and is read into no more. `target` is valid for writes of
+    /// `bytes` bytes in the device's memory, and no one else touches them, until `finish` has returned or the device's
+    /// memory has been synchronized.
+    pub(crate) unsafe fn send(
         &mut self,
+        slot: usize,
+        offset: u64,
         target: *mut u8,
         bytes: u64,
-        fill: impl FnOnce(*mut u8) -> Result<()>,
+        job: usize,
     ) -> Result<()> {
-        let slot = self.next;
-        self.next = (slot + 1) % SLOTS;
-        self.stream.wait(slot)?;
-        debug_assert!(bytes <= self.slot_bytes);
-        let start = self.slots.as_ptr().cast_mut().wrapping_add(slot * self.slot_bytes as usize);
-        fill(start)?;
-        // SAFETY: the caller promises the target. L1: the slot is not written before the event recorded below has
+        let from = self.start(slot).wrapping_add(offset as usize);
+        // SAFETY: the caller promises the target. L1: the slot is not handed out again before the event recorded below has
         // passed, and it stays allocated until its memory has been synchronized (I1).
-        unsafe { self.stream.copy_to_device(target, start, bytes) }?;
-        self.stream.record(slot)
+        unsafe { self.stream.copy_to_device(target, from, bytes) }?;
+        self.stream.record(slot)?;
+        self.copying.push_back((slot, job));
+        Ok(())
     }
 
-    /// Waits until every copy has ended.
-    pub(crate) fn finish(mut self) -> Result<()> {
-        self.stream.synchronize()
+    /// Waits until every copy has ended; after an error too, as far as that can be told.
+    pub(crate) fn finish(mut self, mut landed: impl FnMut(usize)) -> Result<()> {
+        self.stream.synchronize()?;
+        self.copying.drain(..).for_each(|(_, job)| landed(job));
+        Ok(())
     }
 }

@@ -2,44 +2,59 @@
 //!
 //! 1. **Plan** ([`plan`]): every header is parsed and checked, tensors are selected, laid out and cut into jobs.
 //! 2. **Reserve**: one block of the pool for the whole batch.
-//! 3. **Fill** ([`fill`]): readers take jobs. In place where the CPU can write the target, through a [`lane`] elsewhere.
+//! 3. **Fill** ([`fill`]): readers take jobs, each the quicker way ([`route`]): [`through`] the page cache or [`past`] it, in
+//!    place where that can be, through the [`ring`] or a [`lane`] elsewhere.
 //! 4. **Publish**: when the last byte has arrived and the files are still what they were, tensors become
-//!    [`Weights`].
+//!    [`Weights`]; a [`TensorStream`] gives each as soon as it has landed.
 
+mod batch;
+mod engines;
+#[cfg(test)]
+mod fault_tests;
 mod fill;
 mod headers;
 mod inspection;
+mod landing;
 mod lane;
 mod options;
+mod past;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod progress;
+mod ring;
+mod route;
+mod run;
+mod stopwatch;
+mod stream;
+mod through;
+mod work;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use indexmap::IndexMap;
-use tensorhold_allocator::offsets::Layout;
-use tensorhold_allocator::{Placed, Pool, Request};
+use tensorhold_allocator::{Pool, Request};
 
-use self::fill::Fill;
+use self::batch::Batch;
 use self::headers::Opened;
 use self::options::{Options, Readers};
 use self::plan::{Extent, Plan};
+use self::progress::Callback;
+use self::run::Run;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{self, Catalog, Index};
-use crate::report::{Choice, Report, Times};
-use crate::tensor::{Description, Tensor, TensorInfo};
-use crate::weights::{Metadata, Weights};
+use crate::io::Backend;
+use crate::report::Times;
+use crate::tensor::TensorInfo;
+use crate::weights::Weights;
 
 pub use inspection::{FileInfo, Inspection};
 pub use progress::Progress;
+pub use stream::TensorStream;
 
 /// Loads checkpoints onto a device. Options are chained by value; [`load`](Self::load) does the work.
 ///
@@ -99,8 +114,8 @@ impl Loader {
         self
     }
 
-    /// How many bytes of page-locked staging memory all threads may use together, at least 128 KiB. Default: 64 MiB.
-    /// None is used where files are read in place.
+    /// How many bytes of staging memory all threads may use together, at least 128 KiB. Default: 64 MiB. None is used
+    /// where files are read in place.
     pub fn staging_bytes(mut self, bytes: u64) -> Self {
         self.options.staging_bytes = Some(bytes);
         self
@@ -120,52 +135,68 @@ impl Loader {
         self
     }
 
+    /// How files are read. Default: [`Backend::Auto`], or what `TENSORHOLD_BACKEND` says.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.options.backend = Some(backend);
+        self
+    }
+
     /// Loads the tensors. When it returns, each is readable on any stream and from any thread.
     ///
     /// # Errors
     /// When a file or header is not as it should be, the device or its memory refuses, the callback breaks, or a file
     /// changes while it is read. Nothing is left behind (I4).
-    pub fn load(mut self) -> Result<Weights> {
+    pub fn load(self) -> Result<Weights> {
+        let (mut run, mut callback) = self.prepare()?;
+        let report = run.fill(callback.as_mut(), None)?;
+        Ok(run.publish(report))
+    }
+
+    /// Begins to load the tensors, and gives each as its bytes land. What is given is readable on any stream and from
+    /// any thread, and stays so whatever becomes of the rest.
+    ///
+    /// The callback of [`progress`](Self::progress) is then called on a thread of the load.
+    ///
+    /// ```no_run
+    /// use tensorhold::{Device, Loader};
+    ///
+    /// let mut stream = Loader::new(Device::host()).checkpoint("llama/")?.stream()?;
+    /// for tensor in &mut stream {
+    ///     println!("{:?}", tensor?);
+    /// }
+    /// let weights = stream.finish()?; // the same tensors, and the report
+    /// # Ok::<(), tensorhold::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As those of [`load`](Self::load) that come before the first tensor's bytes are read; the others come from the
+    /// stream.
+    pub fn stream(self) -> Result<TensorStream> {
+        let (run, callback) = self.prepare()?;
+        TensorStream::start(run, callback)
+    }
+
+    /// Puts other engines in the place of those that read.
+    #[cfg(test)]
+    fn engines(mut self, engines: engines::Engines) -> Self {
+        self.options.engines = engines;
+        self
+    }
+
+    /// Plans and reserves.
+    fn prepare(mut self) -> Result<(Run, Option<Callback>)> {
         let started = Instant::now();
         let readers = self.options.readers(self.device.is_host_accessible())?;
         let pool = self.open_pool()?;
-        let batch = self.plan(&pool, &readers)?;
+        let (batch, readers) = self.plan(&pool, readers)?;
         let planned = started.elapsed();
         let placed = pool.place_planned(&batch.layout, &batch.labels())?;
-        let reserved = started.elapsed();
-        let filled = self.fill(&batch, &placed, &readers);
-        let (threads, staging_bytes) = match filled {
-            Ok(filled) => filled,
-            Err(error) => {
-                // I4: what was reserved is back when the caller sees the error.
-                drop(placed);
-                pool.trim();
-                return Err(error);
-            }
-        };
-        let mut report = Report {
-            device: self.device.clone(),
-            tensors: batch.infos.len(),
-            bytes: batch.plan.bytes,
-            files: batch.opened.len(),
-            regions: batch.layout.regions.len(),
-            region_bytes: batch.layout.regions.iter().map(|region| region.size).sum(),
-            threads,
-            staging_bytes,
-            jobs: batch.plan.jobs.len(),
-            times: Times::default(),
-            choices: self.choices(readers),
-        };
-        let filled = started.elapsed();
-        let (tensors, metadata) = batch.publish(placed, &self.device);
-        report.times = Times {
-            plan: planned,
-            reserve: reserved.saturating_sub(planned),
-            fill: filled.saturating_sub(reserved),
-            total: started.elapsed(),
-        };
-        tracing::debug!(bytes = report.bytes, seconds = report.times.total.as_secs_f64(), "loaded");
-        Ok(Weights::new(tensors, metadata, report, pool, self.options.pool.is_none()))
+        let times =
+            Times { plan: planned, reserve: started.elapsed().saturating_sub(planned), ..Times::default() };
+        let callback = self.options.callback.take();
+        let owns_pool = self.options.pool.is_none();
+        let (device, engines) = (self.device, self.options.engines);
+        Ok((Run::new(device, engines, readers, batch, placed, pool, owns_pool, started, times), callback))
     }
 
     /// Reads and checks the headers alone, and says what a load would load.
@@ -228,83 +259,14 @@ impl Loader {
         (infos, extents)
     }
 
-    fn plan(&self, pool: &Pool, readers: &Readers) -> Result<Batch> {
+    fn plan(&self, pool: &Pool, readers: Readers) -> Result<(Batch, Readers)> {
         let opened = self.open_files(readers.threads)?;
         let (infos, extents) = self.select_tensors(&opened);
         let requests: Vec<Request> = extents.iter().map(Extent::request).collect();
         let layout = pool.lay_out(&requests)?;
-        let plan = Plan::new(&extents, &layout, readers.span);
-        Ok(Batch { opened, infos, layout, plan })
-    }
-
-    /// Reads all bytes to their places, and returns how many threads and bytes of staging memory it took.
-    fn fill(&mut self, batch: &Batch, target: &Placed, readers: &Readers) -> Result<(usize, u64)> {
-        let staging = match self.device.is_host_accessible() {
-            true => None,
-            false => {
-                let name = format!("staging for {}", self.device);
-                let lane_bytes = readers.span * lane::SLOTS as u64;
-                let staging = Pool::builder(self.device.driver().staging_memory()).name(name);
-                Some(staging.region_bytes(lane_bytes).build()?)
-            }
-        };
-        let fill = Fill {
-            plan: &batch.plan,
-            files: &batch.opened,
-            target,
-            device: &self.device,
-            threads: readers.threads,
-            staging: staging.as_ref().map(|pool| (pool, readers.span)),
-        };
-        let threads = fill.run(self.options.callback.as_mut(), batch.infos.len())?;
-        for file in &batch.opened {
-            file.source.check_unchanged()?;
-        }
-        Ok((threads, staging.map_or(0, |pool| pool.stats().high_water_bytes)))
-    }
-
-    fn choices(&self, readers: Readers) -> Vec<Choice> {
-        let (path, why) = match self.device.is_host_accessible() {
-            true => ("in place", "the CPU can write the target"),
-            false => ("staged", "the CPU cannot write the target"),
-        };
-        let mut choices = readers.choices;
-        choices.push(Choice { about: "path", picked: path.into(), why: why.into() });
-        let backend =
-            Choice { about: "backend", picked: "buffered".into(), why: "it is the only one so far".into() };
-        choices.push(backend);
-        choices
-    }
-}
-
-/// A planned load.
-struct Batch {
-    opened: Vec<Opened>,
-    /// One for each tensor, in the order of the layout.
-    infos: Vec<TensorInfo>,
-    layout: Layout,
-    plan: Plan,
-}
-
-impl Batch {
-    /// What the pool enters in its books.
-    fn labels(&self) -> Vec<(Arc<str>, u64)> {
-        self.infos.iter().map(|info| (Arc::clone(&info.name), info.nbytes)).collect()
-    }
-
-    /// Makes tensors of what has arrived (I3).
-    fn publish(
-        self,
-        placed: Placed,
-        device: &Device,
-    ) -> (IndexMap<Arc<str>, Tensor>, BTreeMap<PathBuf, Metadata>) {
-        let tensors = self.infos.into_iter().zip(placed.fragments).map(|(info, fragment)| {
-            let name = Arc::clone(&info.name);
-            (name, Tensor::new(fragment, Arc::new(Description { info, device: device.clone() })))
-        });
-        let metadata =
-            self.opened.into_iter().map(|file| (file.source.path().to_path_buf(), file.header.metadata));
-        (tensors.collect(), metadata.collect())
+        let readers = readers.for_bytes(extents.iter().map(|extent| extent.bytes).sum());
+        let plan = Plan::new(&extents, &layout, readers.span(), readers.group_bytes());
+        Ok((Batch { opened, infos, extents, layout, plan }, readers))
     }
 }
 

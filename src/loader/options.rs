@@ -4,27 +4,41 @@ use std::thread;
 
 use tensorhold_allocator::{Bytes, Pool};
 
-use super::lane::SLOTS;
+use super::engines::Engines;
+use super::lane::{FIRST_SLOTS, Staging};
 use super::progress::Callback;
 use crate::error::{Error, Result};
+use crate::io::{Backend, BackendKind, SLACK_BYTES};
 use crate::report::Choice;
 use crate::settings;
 use crate::tensor::TensorInfo;
 
-/// More readers than this gain nothing: 16 saturate a PCIe 5 x16 bus (DESIGN measurements in `docs/performance.md`).
+/// More readers than this gain nothing: 16 saturate a PCIe 5 x16 bus (`docs/performance.md`).
 const MAX_THREADS: usize = 16;
 
-/// A slot of this size is near the best on page-cached files; smaller ones cost more calls, larger ones more cache.
-const SLOT_BYTES: u64 = 2 << 20;
+/// A read of this size is near the best (`docs/performance.md`): smaller ones cost more calls, larger ones more cache.
+const JOB_BYTES: u64 = 1 << 20;
 
-/// Slots smaller than this would be mostly overhead.
-const MIN_SLOT_BYTES: u64 = 64 << 10;
+/// Reads shorter than this would be mostly overhead.
+const MIN_JOB_BYTES: u64 = 24 << 10;
 
-/// All lanes together, by default: 16 threads with two slots of 2 MiB.
-const STAGING_BYTES: u64 = 64 << 20;
+/// At most so many jobs are copied together: copies of 8 MiB keep a bus busy, and those of 1 MiB do not.
+const GROUP_JOBS: usize = 8;
 
-/// Reads in place are this long: enough to amortize the call, short enough to balance the threads.
-const IN_PLACE_BYTES: u64 = 4 << 20;
+/// The ring has so many slots or more: some are filled while others are copied.
+const RING_SLOTS: usize = 6;
+
+/// Staging memory, by default: room for 64 jobs.
+const STAGING_BYTES: u64 = 64 * JOB_BYTES;
+
+/// The least staging memory: a ring of two jobs, a lane of two, and one for good measure.
+const MIN_STAGING_BYTES: u64 = 128 << 10;
+
+/// More reads in flight past the page cache gain nothing on a disk.
+const MAX_PAST_SLOTS: usize = 64;
+
+/// What the setting of the backend may say.
+const BACKENDS: [&str; 4] = ["auto", "buffered", "direct", "io-uring"];
 
 /// Which tensors are wanted.
 pub(super) type Select = Box<dyn Fn(&TensorInfo) -> bool + Send>;
@@ -37,51 +51,108 @@ pub(super) struct Options {
     pub(super) staging_bytes: Option<u64>,
     pub(super) callback: Option<Callback>,
     pub(super) pool: Option<Pool>,
+    pub(super) backend: Option<Backend>,
+    pub(super) engines: Engines,
 }
 
 /// How the readers work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Readers {
+    pub(super) backend: Backend,
+    /// Readers through the page cache.
     pub(super) threads: usize,
-    /// The longest span of a job.
-    pub(super) span: u64,
+    /// Bytes that a job takes at most, with what whole blocks add to it. A multiple of the page size.
+    pub(super) job_bytes: u64,
+    /// Jobs of a slot of the ring, and slots.
+    pub(super) group_jobs: usize,
+    pub(super) ring_slots: usize,
+    /// The most slots of all readers past the page cache together: the reads in flight.
+    pub(super) past_slots: usize,
+    /// How many threads share them if they use `io_uring`.
+    pub(super) rings: usize,
     pub(super) choices: Vec<Choice>,
 }
 
-impl Options {
-    /// Decides on threads and job sizes, from the options, the environment and the machine.
-    pub(super) fn readers(&self, in_place: bool) -> Result<Readers> {
-        let mut choices = Vec::new();
-        let (mut threads, why) = self.threads()?;
-        let mut why_threads = why;
-        let span = if in_place {
-            IN_PLACE_BYTES
-        } else {
-            let (staging, why) = self.staging_bytes()?;
-            let lane_minimum = SLOTS as u64 * MIN_SLOT_BYTES;
-            if staging < lane_minimum {
-                let (got, remedy) = (Bytes(staging).to_string(), "allow more, or leave it unset");
-                let expected = format!("at least {}, for two slots", Bytes(lane_minimum));
-                return Err(Error::Option { option: "staging_bytes", got, expected, remedy });
-            }
-            let lanes = staging / lane_minimum;
-            if (threads as u64) > lanes {
-                threads = lanes as usize;
-                why_threads = format!("as many as {} of staging memory serve", Bytes(staging));
-            }
-            let slot = (staging / (threads * SLOTS) as u64 / 4096 * 4096).min(SLOT_BYTES);
-            choices.push(Choice {
-                about: "staging",
-                picked: format!("{SLOTS} slots of {} for each thread", Bytes(slot)),
-                why,
-            });
-            slot
-        };
-        choices.insert(0, Choice { about: "threads", picked: threads.to_string(), why: why_threads });
-        Ok(Readers { threads, span, choices })
+impl Readers {
+    /// The longest span of a job.
+    pub(super) fn span(&self) -> u64 {
+        self.job_bytes - SLACK_BYTES
     }
 
-    fn threads(&self) -> Result<(usize, String)> {
+    /// The longest span of jobs that are copied together.
+    pub(super) fn group_bytes(&self) -> u64 {
+        self.job_bytes * self.group_jobs as u64
+    }
+
+    /// The same with a ring no larger than a load of so many bytes has use for: what pins little starts soon.
+    pub(super) fn for_bytes(self, bytes: u64) -> Self {
+        let worthwhile = (bytes / 4 / self.job_bytes) as usize;
+        let (group_jobs, ring_slots) =
+            ring((self.ring_slots * self.group_jobs).min(worthwhile.max(RING_SLOTS)));
+        Self { group_jobs, ring_slots, ..self }
+    }
+
+    /// The slots of a ring.
+    pub(super) fn ring<'a>(&self, pool: &'a Pool) -> Staging<'a> {
+        Staging { pool, slot_bytes: self.group_bytes(), slots: self.ring_slots }
+    }
+
+    /// The same with jobs a quarter as long; `None` when that is too short.
+    pub(super) fn with_smaller_slots(&self) -> Option<Self> {
+        let job_bytes = self.job_bytes / 4 / 4096 * 4096;
+        (job_bytes >= MIN_JOB_BYTES).then(|| Self { job_bytes, ..self.clone() })
+    }
+}
+
+/// How many jobs a slot of a ring has that holds so many jobs (2 at least), and how many slots there are.
+fn ring(jobs: usize) -> (usize, usize) {
+    let group_jobs = (jobs / RING_SLOTS).clamp(1, GROUP_JOBS);
+    (group_jobs, jobs / group_jobs)
+}
+
+impl Options {
+    /// Decides on threads and slots, from the options, the environment and the machine.
+    pub(super) fn readers(&self, in_place: bool) -> Result<Readers> {
+        let (threads, why_threads) = self.threads(in_place)?;
+        let (staging, why_staging) = self.staging_bytes()?;
+        if staging < MIN_STAGING_BYTES {
+            let (got, remedy) = (Bytes(staging).to_string(), "allow more, or leave it unset");
+            let expected = format!("at least {}", Bytes(MIN_STAGING_BYTES));
+            return Err(Error::Option { option: "staging_bytes", got, expected, remedy });
+        }
+        let job_bytes = (staging / 64 / 4096 * 4096).clamp(MIN_JOB_BYTES, JOB_BYTES);
+        // What there is room for: a quarter past the page cache, the rest in the ring, where there is one.
+        let jobs = (staging / job_bytes) as usize;
+        let past_slots = if in_place { jobs / 2 } else { jobs / 4 }.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
+        let (group_jobs, ring_slots) = ring(jobs - past_slots);
+        let choices = vec![
+            Choice { about: "threads", picked: threads.to_string(), why: why_threads },
+            Choice {
+                about: "staging",
+                picked: format!("at most {}, in reads of {}", Bytes(staging), Bytes(job_bytes)),
+                why: why_staging,
+            },
+        ];
+        // A ring's thread also moves what it read, where that is not the device's work.
+        let rings = if in_place { threads.min(2).min(past_slots / FIRST_SLOTS) } else { 1 };
+        let backend = self.backend()?;
+        Ok(Readers { backend, threads, job_bytes, group_jobs, ring_slots, past_slots, rings, choices })
+    }
+
+    fn backend(&self) -> Result<Backend> {
+        Ok(match self.backend {
+            Some(backend) => backend,
+            None => match settings::word(settings::BACKEND, &BACKENDS)? {
+                None | Some("auto") => Backend::Auto,
+                Some(name) => BackendKind::ALL
+                    .into_iter()
+                    .find(|kind| kind.name() == name)
+                    .map_or(Backend::Auto, Backend::Require),
+            },
+        })
+    }
+
+    fn threads(&self, in_place: bool) -> Result<(usize, String)> {
         let (threads, why) = match self.threads {
             Some(threads) => (threads, "as asked".to_owned()),
             None => match settings::number(settings::THREADS)? {
@@ -90,7 +161,9 @@ impl Options {
                 }
                 None => {
                     let cores = thread::available_parallelism().map_or(1, usize::from);
-                    (cores.min(MAX_THREADS), format!("{cores} cores, and no more than {MAX_THREADS}"))
+                    // Copies to a device take a part of the machine too.
+                    let free = if in_place { cores } else { cores - cores / 8 };
+                    (free.min(MAX_THREADS), format!("{cores} cores, and no more than {MAX_THREADS}"))
                 }
             },
         };

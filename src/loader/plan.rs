@@ -57,6 +57,8 @@ pub(crate) struct Job {
     pub(crate) span: u64,
     /// The pieces, in [`Plan::pieces`].
     pub(crate) pieces: Range<usize>,
+    /// The tensors whose bytes are among these: indices of extents.
+    pub(crate) tensors: Range<usize>,
 }
 
 /// A part of a job's span that is filled from the file.
@@ -72,28 +74,55 @@ pub(crate) struct Piece {
 pub(crate) struct Plan {
     pub(crate) jobs: Vec<Job>,
     pub(crate) pieces: Vec<Piece>,
+    /// Consecutive jobs whose spans lie close together, for those who copy them together.
+    pub(crate) groups: Vec<Range<usize>>,
     /// Bytes to read in all.
     pub(crate) bytes: u64,
 }
 
 impl Plan {
-    /// Cuts the tensors into jobs whose span is at most `max_span` bytes (more than 0). `layout` places `extents`, one
-    /// for one.
-    pub(crate) fn new(extents: &[Extent], layout: &Layout, max_span: u64) -> Self {
+    /// Cuts the tensors into jobs whose span is at most `max_span` bytes (more than 0), and groups those whose spans
+    /// together are at most `max_group` bytes (`max_span` or more) long. `layout` places `extents`, one for one.
+    pub(crate) fn new(extents: &[Extent], layout: &Layout, max_span: u64, max_group: u64) -> Self {
         let mut plan = Self::default();
-        for (extent, placement) in extents.iter().zip(&layout.placements) {
+        for (tensor, (extent, placement)) in extents.iter().zip(&layout.placements).enumerate() {
             let mut done = 0;
             while done < extent.bytes {
                 let region = placement.region as usize;
-                done += plan.add(*extent, region, placement.offset, done, max_span);
+                done += plan.add(tensor, *extent, region, placement.offset, done, max_span);
             }
         }
+        plan.group(max_group);
         plan
+    }
+
+    fn group(&mut self, max_group: u64) {
+        let mut first = 0;
+        for (index, job) in self.jobs.iter().enumerate() {
+            let start = &self.jobs[first];
+            // Tensors are laid out in ascending order, and so are jobs within a region.
+            let fits = job.region == start.region && job.offset + job.span - start.offset <= max_group;
+            if !fits {
+                self.groups.push(first..index);
+                first = index;
+            }
+        }
+        if first < self.jobs.len() {
+            self.groups.push(first..self.jobs.len());
+        }
     }
 
     /// Adds the rest of an extent from `done` on, or as much of it as the current job or a new one takes. Returns how
     /// much.
-    fn add(&mut self, extent: Extent, region: usize, offset: u64, done: u64, max_span: u64) -> u64 {
+    fn add(
+        &mut self,
+        tensor: usize,
+        extent: Extent,
+        region: usize,
+        offset: u64,
+        done: u64,
+        max_span: u64,
+    ) -> u64 {
         let (start, offset, rest) = (extent.start + done, offset + done, extent.bytes - done);
         if let Some(job) = self.jobs.last_mut()
             && (job.file, job.region) == (extent.file, region)
@@ -113,6 +142,7 @@ impl Plan {
             }
             job.file_bytes += bytes;
             job.span = at + bytes;
+            job.tensors.end = tensor + 1;
             self.bytes += bytes;
             return bytes;
         }
@@ -127,6 +157,7 @@ impl Plan {
             offset,
             span: bytes,
             pieces: first..first + 1,
+            tensors: tensor..tensor + 1,
         });
         self.bytes += bytes;
         bytes

@@ -25,11 +25,11 @@ fn extents() -> impl Strategy<Value = Vec<Extent>> {
 proptest! {
     #[test]
     fn each_byte_of_each_tensor_is_planned_once_to_its_place(
-        extents in extents(), max_span in 1..20_000_u64, region_limit in prop::option::of(1000..60_000_u64)
+        extents in extents(), max_span in 1..20_000_u64, group in 1..5_u64, region_limit in prop::option::of(1000..60_000_u64)
     ) {
         let requests: Vec<_> = extents.iter().map(Extent::request).collect();
         let layout = lay_out(&requests, region_limit).unwrap();
-        let plan = Plan::new(&extents, &layout, max_span);
+        let plan = Plan::new(&extents, &layout, max_span, max_span * group);
         // Every planned run of bytes, as (file, offset in the file, region, offset in the region, length).
         let mut runs = Vec::new();
         for job in &plan.jobs {
@@ -42,8 +42,20 @@ proptest! {
                 at += piece.bytes;
             }
             prop_assert_eq!((end, at - job.file_offset), (job.span, job.file_bytes));
+            let parts = extents[job.tensors.clone()].iter().map(|tensor| {
+                (tensor.start + tensor.bytes).min(at).saturating_sub(tensor.start.max(job.file_offset))
+            });
+            prop_assert_eq!(parts.sum::<u64>(), job.file_bytes, "its tensors are those of its bytes");
             prop_assert!(job.span <= max_span && job.offset + job.span <= layout.regions[job.region].size);
         }
+        let mut grouped = 0;
+        for jobs in &plan.groups {
+            prop_assert_eq!(jobs.start, grouped);
+            grouped = jobs.end;
+            let (first, last) = (&plan.jobs[jobs.start], &plan.jobs[jobs.end - 1]);
+            prop_assert!(first.region == last.region && last.offset + last.span - first.offset <= max_span * group);
+        }
+        prop_assert_eq!(grouped, plan.jobs.len());
         let mut runs = runs.into_iter();
         let mut run = runs.next();
         for (extent, placement) in extents.iter().zip(&layout.placements) {
@@ -73,7 +85,7 @@ fn a_run_of_tensors_is_one_job_of_as_many_pieces_as_there_are_gaps() {
         Extent { file: 0, start: start - bytes, bytes }
     });
     let layout = lay_out(&extents.map(|extent| extent.request()), None).unwrap();
-    let plan = Plan::new(&extents, &layout, 1 << 20);
+    let plan = Plan::new(&extents, &layout, 1 << 20, 1 << 20);
     // 256 + 512 + 100 touch; then 100 and 300 are padded.
     let pieces: Vec<_> = plan.pieces.iter().map(|piece| (piece.offset, piece.bytes)).collect();
     assert_eq!((plan.jobs.len(), pieces), (1, vec![(0, 868), (1024, 300), (1536, 256)]));
@@ -83,6 +95,6 @@ fn a_run_of_tensors_is_one_job_of_as_many_pieces_as_there_are_gaps() {
 fn a_job_has_no_more_pieces_than_a_read_has_buffers() {
     let extents: Vec<Extent> = (0..3000).map(|n| Extent { file: 0, start: n, bytes: 1 }).collect();
     let requests: Vec<_> = extents.iter().map(Extent::request).collect();
-    let plan = Plan::new(&extents, &lay_out(&requests, None).unwrap(), u64::MAX);
+    let plan = Plan::new(&extents, &lay_out(&requests, None).unwrap(), u64::MAX, u64::MAX);
     assert_eq!(plan.jobs.iter().map(|job| job.pieces.len()).collect::<Vec<_>>(), [1024, 1024, 952]);
 }

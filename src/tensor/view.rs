@@ -102,7 +102,7 @@ impl<'a> TensorView<'a> {
             return Ok(bytes.to_vec());
         }
         let mut copy = vec![0; self.nbytes() as usize];
-        let mut stream = self.device().driver().stream()?;
+        let stream = self.device().driver().stream()?;
         // SAFETY: I1: the view keeps the source; `copy` has just as many bytes and stays until the stream has been
         // synchronized below, on the error path too.
         let copied = unsafe { stream.copy_to_host(copy.as_mut_ptr(), self.as_ptr(), self.nbytes()) };

@@ -36,7 +36,7 @@ fn bytes_make_the_round_trip(device: &Device) {
         let (there, mut staging) = fragments(device, bytes);
         fill(&mut staging, bytes as u8);
         let sent = staging.as_bytes().unwrap().to_vec();
-        let mut stream = device.driver().stream().unwrap();
+        let stream = device.driver().stream().unwrap();
         let start = staging.get_mut().unwrap().as_mut_ptr();
         // SAFETY: both fragments outlive the synchronization, and nothing else touches them until then.
         unsafe { stream.copy_to_device(there.as_ptr().cast_mut(), start, bytes) }.unwrap();
@@ -50,10 +50,12 @@ fn bytes_make_the_round_trip(device: &Device) {
 }
 
 fn an_event_never_recorded_has_passed(device: &Device) {
-    let mut stream = device.driver().stream().unwrap();
+    let stream = device.driver().stream().unwrap();
     stream.wait(0).unwrap();
+    assert!(stream.has_passed(0).unwrap());
     stream.record(3).unwrap();
     stream.wait(3).unwrap();
+    assert!(stream.has_passed(3).unwrap());
     stream.wait(1).unwrap();
     stream.wait(100).unwrap();
 }
@@ -64,7 +66,7 @@ fn slots_are_reused_behind_events(device: &Device) {
     let (there, mut slots) = fragments(device, 2 * SLOT);
     let (target, mut back) = fragments(device, ROUNDS * SLOT);
     drop(there);
-    let mut stream = device.driver().stream().unwrap();
+    let stream = device.driver().stream().unwrap();
     let start = slots.get_mut().unwrap().as_mut_ptr();
     for round in 0..ROUNDS {
         let slot = (round % 2) as usize;

@@ -76,6 +76,25 @@ pub fn single(tensors: &[Spec]) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
+/// The same on a disk, written back, so that it can be read past the page cache.
+pub fn on_disk(tensors: &[Spec]) -> (TempDir, PathBuf) {
+    // The temporary directory may be in memory.
+    let disk = concat!(env!("CARGO_MANIFEST_DIR"), "/target");
+    fs::create_dir_all(disk).unwrap();
+    let folder = tempfile::tempdir_in(disk).unwrap();
+    let path = folder.path().join("model.safetensors");
+    write(&path, tensors);
+    fs::File::open(&path).unwrap().sync_all().unwrap();
+    (folder, path)
+}
+
+/// Drops a part of a file, which has been written back, from the page cache; all from `offset` on if `bytes` is 0.
+pub fn drop_cached(path: &Path, offset: u64, bytes: u64) {
+    let file = fs::File::open(path).unwrap();
+    rustix::fs::fadvise(&file, offset, std::num::NonZeroU64::new(bytes), rustix::fs::Advice::DontNeed)
+        .unwrap();
+}
+
 /// Every tensor of `weights` is one of `tensors`, and the other way round, byte by byte.
 pub fn assert_holds(weights: &Weights, tensors: &[Spec]) {
     assert_eq!(weights.len(), tensors.len());

@@ -13,7 +13,10 @@ use tempfile::TempDir;
 /// The command, with no setting of the caller's environment.
 pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tensorhold"));
-    command.env_remove("TENSORHOLD_THREADS").env_remove("TENSORHOLD_STAGING_BYTES").stdin(Stdio::null());
+    for setting in tensorhold::settings::ALL {
+        command.env_remove(setting);
+    }
+    command.stdin(Stdio::null());
     command
 }
 

@@ -85,10 +85,16 @@ impl Context {
         found && active != 0
     }
 
-    /// Makes the context current on this thread until the guard goes.
+    /// Makes the context current on this thread until the guard goes; where it is already, that costs a look.
     pub(super) fn enter(&'static self) -> Result<Current> {
-        self.push()?;
-        Ok(Current { thread_bound: PhantomData })
+        let mut current = ptr::null_mut();
+        // SAFETY: C1: a context exists only with the library; `current` is valid for the write.
+        check(&self.name, "ask for the current context", unsafe { sys::cuCtxGetCurrent(&mut current) })?;
+        let pushed = current != self.raw;
+        if pushed {
+            self.push()?;
+        }
+        Ok(Current { pushed, thread_bound: PhantomData })
     }
 
     /// Makes the context current on this thread, on top of what was.
@@ -137,11 +143,14 @@ pub(super) fn pop() {
 /// Keeps a context current on this thread (C3).
 #[derive(Debug)]
 pub(super) struct Current {
+    pushed: bool,
     thread_bound: PhantomData<*const ()>,
 }
 
 impl Drop for Current {
     fn drop(&mut self) {
-        pop();
+        if self.pushed {
+            pop();
+        }
     }
 }

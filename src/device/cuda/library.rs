@@ -19,7 +19,7 @@ const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host(
 
 /// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
 #[cfg(feature = "cuda")]
-const SYMBOLS: [&str; 27] = [
+const SYMBOLS: [&str; 29] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -30,6 +30,7 @@ const SYMBOLS: [&str; 27] = [
     "cuDeviceCanAccessPeer",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxGetState",
+    "cuCtxGetCurrent",
     "cuCtxPushCurrent_v2",
     "cuCtxPopCurrent_v2",
     "cuCtxSynchronize",
@@ -37,14 +38,15 @@ const SYMBOLS: [&str; 27] = [
     "cuMemAlloc_v2",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
-    "cuMemHostAlloc",
-    "cuMemFreeHost",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuEventCreate",
     "cuEventRecord",
+    "cuEventQuery",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
 ];

@@ -2,9 +2,12 @@
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
-use cudarc::driver::sys::{self, CU_MEMHOSTALLOC_PORTABLE, CUdeviceptr, CUresult};
-use tensorhold_allocator::{Bytes, Memory, MemoryError, RawRegion};
+use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUresult};
+use rustix::mm::{Advice, madvise};
+use tensorhold_allocator::{Bytes, HostMemory, Memory, MemoryError, RawRegion};
 
 use super::context::Context;
 use super::library::Library;
@@ -87,11 +90,13 @@ unsafe impl Memory for DeviceMemory {
     }
 }
 
-/// Page-locked host memory.
+/// Page-locked host memory: the system's own, in huge pages where it has them, registered with the driver. That pins
+/// several times as fast as memory that the driver allocates (`docs/performance.md`).
 #[derive(Debug)]
 pub(super) struct PinnedMemory {
     name: String,
     context: &'static Context,
+    pages: HostMemory,
     /// Copies may come from all devices, not from the context's alone.
     all_devices: Option<Library>,
 }
@@ -99,17 +104,41 @@ pub(super) struct PinnedMemory {
 impl PinnedMemory {
     /// Memory that one device copies from and to.
     pub(super) fn staging(context: &'static Context) -> Self {
-        Self { name: format!("pinned for {}", context.name), context, all_devices: None }
+        let name = format!("pinned for {}", context.name);
+        Self { name, context, pages: HostMemory::new(), all_devices: None }
     }
 
     /// Memory that any device may copy from and to.
     pub(super) fn portable(library: Library, context: &'static Context) -> Self {
-        Self { name: "pinned".into(), context, all_devices: Some(library) }
+        Self { name: "pinned".into(), context, pages: HostMemory::new(), all_devices: Some(library) }
+    }
+
+    fn pin(&self, region: RawRegion) -> Result<()> {
+        let _current = self.context.enter()?;
+        let address = region.base.as_ptr().cast::<c_void>();
+        // SAFETY: C1, C3; the region was reserved just now and nothing else knows it.
+        let status =
+            unsafe { sys::cuMemHostRegister_v2(address, region.bytes as usize, CU_MEMHOSTREGISTER_PORTABLE) };
+        if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(Error::Device {
+                device: self.name.clone(),
+                operation: "pin memory",
+                detail: format!("the system locked no {} of memory", Bytes(region.bytes)),
+                remedy: "raise the limit on locked memory (ulimit -l), or pin less",
+            });
+        }
+        check(&self.name, "pin memory", status)
+    }
+
+    fn unpin(&self, region: RawRegion) -> Result<()> {
+        let _current = self.context.enter()?;
+        // SAFETY: C1, C3; the region was registered by `pin`.
+        let status = unsafe { sys::cuMemHostUnregister(region.base.as_ptr().cast()) };
+        check(&self.name, "unpin memory", status)
     }
 }
 
-// SAFETY: M1: as for device memory. M2: the driver maps it readable and writable into this process, and memory that a
-// foreign function hands out has values, if unknown ones. M3: the contexts of all devices that may copy are waited for.
+// SAFETY: M1, M2: as HostMemory's. M3: the contexts of all devices that may copy are waited for.
 unsafe impl Memory for PinnedMemory {
     fn name(&self) -> &str {
         &self.name
@@ -120,34 +149,20 @@ unsafe impl Memory for PinnedMemory {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
-        let _current = self.context.enter()?;
-        let mut address: *mut c_void = ptr::null_mut();
-        // Not write-combined: the CPU reads from here too.
-        // SAFETY: C1, C3; `address` is valid for the write.
-        let status = unsafe { sys::cuMemHostAlloc(&mut address, bytes as usize, CU_MEMHOSTALLOC_PORTABLE) };
-        if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let detail = format!("the system locked no {} of memory", Bytes(bytes));
-            let remedy = "raise the limit on locked memory (ulimit -l), or pin less";
-            return Err(
-                Error::Device { device: self.name.clone(), operation: "pin memory", detail, remedy }.into()
-            );
+        let region = self.pages.reserve(bytes, align)?;
+        populate(region);
+        if let Err(error) = self.pin(region) {
+            // SAFETY: reserved above and not used.
+            unsafe { self.pages.release(region) }?;
+            return Err(error.into());
         }
-        check(&self.name, "pin memory", status)?;
-        match NonNull::new(address.cast::<u8>()) {
-            Some(base) if (address as u64).is_multiple_of(align) => Ok(RawRegion { base, bytes }),
-            _ => {
-                // SAFETY: C1, C3; allocated above and not used.
-                check(&self.name, "free pinned memory", unsafe { sys::cuMemFreeHost(address) })?;
-                Err(misaligned(&self.name, address as u64, align).into())
-            }
-        }
+        Ok(region)
     }
 
     unsafe fn release(&self, region: RawRegion) -> std::result::Result<(), MemoryError> {
-        let _current = self.context.enter()?;
-        // SAFETY: C1, C3; the region came from `reserve`, and nothing touches it, by the caller's promise.
-        check(&self.name, "free pinned memory", unsafe { sys::cuMemFreeHost(region.base.as_ptr().cast()) })?;
-        Ok(())
+        self.unpin(region)?;
+        // SAFETY: the region came from `reserve`, and nothing touches it, by the caller's promise.
+        unsafe { self.pages.release(region) }
     }
 
     fn synchronize(&self) -> std::result::Result<(), MemoryError> {
@@ -157,6 +172,39 @@ unsafe impl Memory for PinnedMemory {
         }
         Ok(())
     }
+}
+
+/// Has the system back a large region with several threads at once; registering it would do so with one.
+fn populate(region: RawRegion) {
+    let runs = region.bytes.div_ceil(POPULATE_BYTES);
+    let next = AtomicU64::new(0);
+    let work = || {
+        loop {
+            let run = next.fetch_add(1, Ordering::Relaxed);
+            if run >= runs {
+                return;
+            }
+            populate_run(&region, run * POPULATE_BYTES);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..thread::available_parallelism().map_or(1, usize::from).min(runs as usize) {
+            if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+}
+
+const POPULATE_BYTES: u64 = 64 << 20;
+
+fn populate_run(region: &RawRegion, offset: u64) {
+    let start = region.base.as_ptr().wrapping_add(offset as usize);
+    let bytes = POPULATE_BYTES.min(region.bytes - offset);
+    // SAFETY: the run lies within the region, which was reserved just now and holds nothing yet. A refusal leaves the
+    // pages to the registration.
+    let _ = unsafe { madvise(start.cast(), bytes as usize, Advice::LinuxPopulateWrite) };
 }
 
 fn misaligned(device: &str, address: u64, align: u64) -> Error {

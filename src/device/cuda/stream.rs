@@ -1,8 +1,9 @@
 //! A CUDA stream and its events.
 
 use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUevent_flags, CUstream, CUstream_flags};
+use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUevent_flags, CUresult, CUstream, CUstream_flags};
 
 use super::context::{Context, Current};
 use super::status::check;
@@ -14,14 +15,16 @@ use crate::error::Result;
 pub(super) struct CudaStream {
     context: &'static Context,
     raw: CUstream,
-    /// By number; null where not used yet.
-    events: Vec<CUevent>,
+    /// By number; null where not used yet. Locked to look an event up, not while it is waited for.
+    events: Mutex<Vec<CUevent>>,
     /// For `synchronize`.
     end: CUevent,
 }
 
-// SAFETY: the driver API may be called with these handles from any thread; one thread at a time has the stream.
+// SAFETY: the driver API may be called with these handles from any thread.
 unsafe impl Send for CudaStream {}
+// SAFETY: as above, from several at once too.
+unsafe impl Sync for CudaStream {}
 
 impl CudaStream {
     pub(super) fn new(context: &'static Context) -> Result<Self> {
@@ -31,7 +34,7 @@ impl CudaStream {
         let status = unsafe { sys::cuStreamCreate(&mut raw, CUstream_flags::CU_STREAM_NON_BLOCKING as u32) };
         check(&context.name, "create a stream", status)?;
         // From here on the drop cleans up.
-        let mut stream = Self { context, raw, events: Vec::new(), end: ptr::null_mut() };
+        let mut stream = Self { context, raw, events: Mutex::default(), end: ptr::null_mut() };
         stream.end = stream.create_event()?;
         Ok(stream)
     }
@@ -43,6 +46,15 @@ impl CudaStream {
         // SAFETY: C1, C3: the callers have entered the context; `event` is valid for the write.
         check(&self.context.name, "create an event", unsafe { sys::cuEventCreate(&mut event, flags) })?;
         Ok(event)
+    }
+
+    fn events(&self) -> MutexGuard<'_, Vec<CUevent>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The event with this number, if it has been used.
+    fn event(&self, event: usize) -> Option<CUevent> {
+        self.events().get(event).copied().filter(|event| !event.is_null())
     }
 
     fn record_raw(&self, event: CUevent, _: &Current) -> Result<()> {
@@ -57,7 +69,7 @@ impl CudaStream {
 }
 
 impl Stream for CudaStream {
-    unsafe fn copy_to_device(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+    unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         let _current = self.context.enter()?;
         // SAFETY: C1, C3; the caller promises that both ranges stay valid until an event behind this has passed.
         let status =
@@ -65,7 +77,7 @@ impl Stream for CudaStream {
         check(&self.context.name, "copy to the device", status)
     }
 
-    unsafe fn copy_to_host(&mut self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+    unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         let _current = self.context.enter()?;
         // SAFETY: as above.
         let status =
@@ -73,25 +85,38 @@ impl Stream for CudaStream {
         check(&self.context.name, "copy to the host", status)
     }
 
-    fn record(&mut self, event: usize) -> Result<()> {
+    fn record(&self, event: usize) -> Result<()> {
         let current = self.context.enter()?;
-        if self.events.len() <= event {
-            self.events.resize(event + 1, ptr::null_mut());
+        let mut events = self.events();
+        if events.len() <= event {
+            events.resize(event + 1, ptr::null_mut());
         }
-        if self.events[event].is_null() {
-            self.events[event] = self.create_event()?;
+        if events[event].is_null() {
+            events[event] = self.create_event()?;
         }
-        self.record_raw(self.events[event], &current)
+        let event = events[event];
+        drop(events);
+        self.record_raw(event, &current)
     }
 
-    fn wait(&mut self, event: usize) -> Result<()> {
-        match self.events.get(event) {
-            Some(&event) if !event.is_null() => self.wait_raw(event, &self.context.enter()?),
-            _ => Ok(()),
+    fn wait(&self, event: usize) -> Result<()> {
+        match self.event(event) {
+            Some(event) => self.wait_raw(event, &self.context.enter()?),
+            None => Ok(()),
         }
     }
 
-    fn synchronize(&mut self) -> Result<()> {
+    fn has_passed(&self, event: usize) -> Result<bool> {
+        let Some(event) = self.event(event) else { return Ok(true) };
+        let _current = self.context.enter()?;
+        // SAFETY: C1, C3; the event is of this context and lives.
+        match unsafe { sys::cuEventQuery(event) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            status => check(&self.context.name, "ask for copies", status).map(|()| true),
+        }
+    }
+
+    fn synchronize(&self) -> Result<()> {
         // cuStreamSynchronize would spin, unless the whole context was set up otherwise.
         let current = self.context.enter()?;
         self.record_raw(self.end, &current)?;
@@ -103,7 +128,7 @@ impl Drop for CudaStream {
     fn drop(&mut self) {
         // At the end of the process the driver may be gone: then there is nothing to destroy.
         let Ok(_current) = self.context.enter() else { return };
-        for &event in self.events.iter().chain([&self.end]).filter(|event| !event.is_null()) {
+        for &event in self.events().iter().chain([&self.end]).filter(|event| !event.is_null()) {
             // SAFETY: C1, C3; created here, destroyed once. An event that is still recorded goes when it has passed.
             let _ = unsafe { sys::cuEventDestroy_v2(event) };
         }

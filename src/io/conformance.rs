@@ -1,0 +1,147 @@
+//! The suite that every engine has to pass.
+
+use std::collections::BTreeSet;
+use std::io::{IoSliceMut, Write};
+use std::os::fd::AsFd;
+
+use tensorhold_allocator::{Fragment, HostMemory, Pool, Request};
+
+use super::{Access, Buffered, Direct, Engine, FileSource, Queue, Read, Uring};
+
+const BLOCK: usize = 4096;
+
+/// A file on a disk, whose last block is not whole, and what it holds.
+fn file() -> (tempfile::NamedTempFile, FileSource, Vec<u8>) {
+    let mut state = 1_u64;
+    let bytes: Vec<u8> = (0..41 * BLOCK + 1234)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect();
+    let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    file.write_all(&bytes).unwrap();
+    file.as_file().sync_all().unwrap();
+    let source = FileSource::open(file.path()).unwrap();
+    (file, source, bytes)
+}
+
+fn memory(bytes: usize) -> Fragment {
+    Pool::new(HostMemory::new()).unwrap().place("t", Request::new(bytes as u64, BLOCK as u64)).unwrap()
+}
+
+/// Reads, blocks counted from the file's start, with one ticket each; as many at once as the queue takes.
+fn read_blocks(queue: &mut dyn Queue, access: &Access, memory: &mut Fragment, blocks: &[usize], each: usize) {
+    let start = memory.get_mut().unwrap().as_mut_ptr();
+    let (mut next, mut in_flight, mut free) = (0, 0, (0..queue.depth()).collect::<Vec<_>>());
+    let mut ended = BTreeSet::new();
+    while next < blocks.len() || in_flight > 0 {
+        if let Some(ticket) = free.pop().filter(|_| next < blocks.len()) {
+            let place = start.wrapping_add(next * each);
+            // SAFETY: the place lies in the fragment, which outlives the loop; each has one read.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(place, each) };
+            let read = Read {
+                ticket,
+                file: access.file.as_fd(),
+                offset: (blocks[next] * BLOCK) as u64,
+                buffers: &mut [IoSliceMut::new(bytes)],
+                cached_only: false,
+            };
+            // SAFETY: as above; the file outlives the queue.
+            unsafe { queue.submit(read) }.unwrap();
+            (next, in_flight) = (next + 1, in_flight + 1);
+        } else {
+            let completion = queue.complete().unwrap();
+            assert!(completion.result.unwrap() > 0);
+            assert!(ended.insert((next, completion.ticket)) && !free.contains(&completion.ticket));
+            free.push(completion.ticket);
+            in_flight -= 1;
+        }
+    }
+}
+
+fn conforms(engine: &dyn Engine, deep: bool) {
+    let (_file, source, bytes) = file();
+    let access = engine.open(&source).unwrap();
+    assert!(access.alignment.is_power_of_two() && access.alignment as usize <= BLOCK);
+
+    // Whole blocks in any order, more than the queue takes at once, prepared or not.
+    let blocks: Vec<usize> = (0..40).map(|n| n * 7 % 40).collect();
+    for depth in [1, 4, 16] {
+        let mut target = memory(blocks.len() * BLOCK);
+        let mut queue = engine.queue(depth).unwrap();
+        assert!(queue.depth() >= 1 && (queue.depth() == depth || !deep));
+        if depth == 4 {
+            let start = target.get_mut().unwrap().as_mut_ptr();
+            for ticket in 0..queue.depth() {
+                // SAFETY: the fragment outlives the queue.
+                unsafe { queue.prepare(ticket, start, blocks.len() * BLOCK) };
+            }
+        }
+        read_blocks(&mut *queue, &access, &mut target, &blocks, BLOCK);
+        drop(queue);
+        for (place, block) in blocks.iter().enumerate() {
+            let expected = &bytes[block * BLOCK..][..BLOCK];
+            assert!(&target.as_bytes().unwrap()[place * BLOCK..][..BLOCK] == expected, "block {block}");
+        }
+    }
+
+    // The end of the file: what there is, and then nothing.
+    let mut target = memory(2 * BLOCK);
+    let mut queue = engine.queue(4).unwrap();
+    for (block, expected) in [(40, BLOCK + 1234), (41, 1234), (42, 0)] {
+        let start = target.get_mut().unwrap().as_mut_ptr();
+        // SAFETY: the fragment outlives the queue, and there is one read at a time.
+        let place = unsafe { std::slice::from_raw_parts_mut(start, 2 * BLOCK) };
+        let (offset, buffers) = ((block * BLOCK) as u64, &mut [IoSliceMut::new(place)]);
+        let read = Read { ticket: 0, file: access.file.as_fd(), offset, buffers, cached_only: false };
+        // SAFETY: as above.
+        unsafe { queue.submit(read) }.unwrap();
+        assert_eq!(queue.complete().unwrap().result.unwrap(), expected, "block {block}");
+        assert!(
+            target.as_bytes().unwrap()[..expected] == bytes[(block * BLOCK).min(bytes.len())..][..expected]
+        );
+    }
+    assert!(queue.complete().is_err(), "nothing is in flight");
+
+    // Dropped with reads in flight: it waits, and the memory can go.
+    let start = target.get_mut().unwrap().as_mut_ptr();
+    for ticket in 0..queue.depth() {
+        // SAFETY: the fragment outlives the queue; the reads overlap, but no one looks at what they leave.
+        let place = unsafe { std::slice::from_raw_parts_mut(start, BLOCK) };
+        let buffers = &mut [IoSliceMut::new(place)];
+        let read = Read { ticket, file: access.file.as_fd(), offset: 0, buffers, cached_only: false };
+        // SAFETY: as above.
+        unsafe { queue.submit(read) }.unwrap();
+    }
+    drop(queue);
+}
+
+#[test]
+fn buffered_reads_conform() {
+    conforms(&Buffered, false);
+}
+
+#[test]
+fn direct_reads_conform() {
+    conforms(&Direct, false);
+}
+
+#[test]
+fn io_uring_conforms() {
+    conforms(&Uring, true);
+}
+
+#[test]
+fn an_engine_with_faults_that_never_happen_conforms() {
+    conforms(&super::faulty::Faulty::new(Uring, super::faulty::Faults::default()), true);
+}
+
+#[test]
+fn a_file_that_another_took_the_place_of_is_not_reopened() {
+    let (file, source, bytes) = file();
+    let other = file.path().with_extension("other");
+    std::fs::write(&other, &bytes).unwrap();
+    std::fs::rename(&other, file.path()).unwrap();
+    assert!(Direct.open(&source).is_err());
+}

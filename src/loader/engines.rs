@@ -1,0 +1,18 @@
+//! The engines that a load reads with. Tests put others in their place.
+
+use std::sync::Arc;
+
+use crate::io::{Buffered, Direct, Engine, Uring};
+
+#[derive(Debug, Clone)]
+pub(super) struct Engines {
+    pub(super) buffered: Arc<dyn Engine>,
+    pub(super) direct: Arc<dyn Engine>,
+    pub(super) uring: Arc<dyn Engine>,
+}
+
+impl Default for Engines {
+    fn default() -> Self {
+        Self { buffered: Arc::new(Buffered), direct: Arc::new(Direct), uring: Arc::new(Uring) }
+    }
+}

@@ -1,0 +1,213 @@
+//! Reads that go wrong, by engines with faults: each load ends in the right bytes or the right error, with nothing left
+//! in flight and no memory held.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Loader;
+use super::engines::Engines;
+use crate::error::Error;
+use crate::io::faulty::{Fault, Faults, Faulty};
+use crate::io::{Backend, BackendKind, Buffered, Direct, Engine, Uring};
+use crate::report::Report;
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, on_disk, pool_for};
+
+fn tensors() -> Vec<Spec> {
+    let sizes = [5_000_000, 100, 0, 3_000_017, 77_777, 1, 4096, 2_000_000];
+    sizes.iter().enumerate().map(|(n, &size)| bytes_tensor(&format!("t{n}"), size)).collect()
+}
+
+fn reads(faults: impl IntoIterator<Item = (u64, Fault)>) -> Faults {
+    Faults { reads: faults.into_iter().collect(), ..Faults::default() }
+}
+
+fn errno(errno: i32) -> Faults {
+    Faults { every_read: Some(Fault::Errno(errno)), ..Faults::default() }
+}
+
+/// Engines of which those past the page cache are faulty.
+fn past<E: Engine + 'static>(engine: impl Fn() -> E, faults: &Faults) -> (Engines, Arc<Faulty<E>>) {
+    let faulty = Arc::new(Faulty::new(engine(), faults.clone()));
+    let engines =
+        Engines { direct: Arc::clone(&faulty) as _, uring: Arc::clone(&faulty) as _, ..Engines::default() };
+    (engines, faulty)
+}
+
+fn buffered(faults: &Faults) -> (Engines, Arc<Faulty<Buffered>>) {
+    let faulty = Arc::new(Faulty::new(Buffered, faults.clone()));
+    (Engines { buffered: Arc::clone(&faulty) as _, ..Engines::default() }, faulty)
+}
+
+/// Loads with these engines onto each device, and hands the outcome on; whatever it is, the pool is empty after it.
+fn with<E: Engine>(
+    path: &Path,
+    backend: Backend,
+    (engines, faulty): &(Engines, Arc<Faulty<E>>),
+    check: impl Fn(Result<Report, Error>),
+    tensors: &[Spec],
+) {
+    for device in devices() {
+        for threads in [1, 4] {
+            let pool = pool_for(&device);
+            let loader =
+                Loader::new(device.clone()).files([path]).backend(backend).pool(&pool).threads(threads);
+            let loaded = loader.engines(engines.clone()).load();
+            check(loaded.map(|weights| {
+                assert_holds(&weights, tensors);
+                weights.report().clone()
+            }));
+            assert_all_back(&pool);
+            assert_eq!(faulty.in_flight.load(Ordering::Relaxed), 0);
+        }
+    }
+    assert!(faulty.reads() > 0, "the faulty engine was not used");
+}
+
+#[test]
+fn short_and_interrupted_reads_end_in_the_right_bytes() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let halting = |short| {
+        let faults = [Fault::Short(short), Fault::Errno(libc::EINTR), Fault::Errno(libc::EAGAIN)];
+        reads((0..400).map(move |read| (read, faults[read as usize % 3])))
+    };
+    let required = |kind| Backend::Require(kind);
+    let arrives = |loaded: Result<Report, Error>| drop(loaded.unwrap());
+    with(&path, required(BackendKind::Buffered), &buffered(&halting(1000)), arrives, &tensors);
+    with(&path, Backend::Auto, &buffered(&halting(1000)), arrives, &tensors);
+    with(&path, required(BackendKind::Direct), &past(|| Direct, &halting(8192)), arrives, &tensors);
+    with(&path, required(BackendKind::IoUring), &past(|| Uring, &halting(8192)), arrives, &tensors);
+}
+
+#[test]
+fn a_read_that_fails_is_an_error_that_says_where() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for read in [0, 5] {
+        let faults = reads([(read, Fault::Errno(libc::EIO))]);
+        let fails = |loaded: Result<Report, Error>| match loaded {
+            Err(Error::Read { path: named, source, .. }) => {
+                assert_eq!((named.as_path(), source.raw_os_error()), (path.as_path(), Some(libc::EIO)));
+            }
+            // The fault comes once, and another device or number of threads has met it.
+            other => assert!(other.is_ok(), "{other:?}"),
+        };
+        for (backend, engines) in
+            [(BackendKind::Direct, past(|| Uring, &faults)), (BackendKind::IoUring, past(|| Uring, &faults))]
+        {
+            with(&path, Backend::Require(backend), &engines, fails, &tensors);
+        }
+        with(&path, Backend::Auto, &buffered(&faults), fails, &tensors);
+    }
+    let always =
+        |loaded: Result<Report, Error>| assert!(matches!(loaded, Err(Error::Read { .. })), "{loaded:?}");
+    with(&path, Backend::Auto, &buffered(&errno(libc::EIO)), always, &tensors);
+    with(&path, Backend::Require(BackendKind::IoUring), &past(|| Uring, &errno(libc::EIO)), always, &tensors);
+    // Interrupted for ever is a failure too, not a hang.
+    with(
+        &path,
+        Backend::Require(BackendKind::IoUring),
+        &past(|| Uring, &errno(libc::EINTR)),
+        always,
+        &tensors,
+    );
+    with(&path, Backend::Require(BackendKind::Buffered), &buffered(&errno(libc::EINTR)), always, &tensors);
+}
+
+#[test]
+fn a_file_that_ends_early_was_cut_short() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let cut = |loaded: Result<Report, Error>| match loaded {
+        Err(Error::FileChanged { change, .. }) => assert!(change.contains("cut short"), "{change}"),
+        other => panic!("{other:?}"),
+    };
+    let nothing = Faults { every_read: Some(Fault::Short(0)), ..Faults::default() };
+    let part = Faults { every_read: Some(Fault::Short(100)), ..Faults::default() };
+    with(&path, Backend::Require(BackendKind::Buffered), &buffered(&nothing), cut, &tensors);
+    for faults in [nothing, part] {
+        with(&path, Backend::Require(BackendKind::Direct), &past(|| Direct, &faults), cut, &tensors);
+        with(&path, Backend::Require(BackendKind::IoUring), &past(|| Uring, &faults), cut, &tensors);
+    }
+}
+
+#[test]
+fn where_reads_past_the_cache_are_refused_auto_reads_through_it_and_require_is_an_error() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let at_open = Faults { open: Some(libc::EINVAL), ..Faults::default() };
+    let falls_back = |loaded: Result<Report, Error>| {
+        let report = loaded.unwrap();
+        assert_eq!((report.cached_bytes, report.direct_bytes), (report.bytes, 0));
+        let why = &report.choices.iter().find(|choice| choice.about == "backend").unwrap().why;
+        assert!(why.contains("does not allow reads past the page cache"), "{why}");
+    };
+    let refused = |loaded: Result<Report, Error>| {
+        let message = loaded.unwrap_err().to_string();
+        assert!(message.contains("model.safetensors") && message.contains("use Backend::Auto"), "{message}");
+    };
+    for faults in [at_open, errno(libc::EINVAL), errno(libc::EOPNOTSUPP)] {
+        support::drop_cached(&path, 0, 0);
+        for device in devices() {
+            support::drop_cached(&path, 0, 0);
+            let engines = past(|| Uring, &faults).0;
+            let loaded = Loader::new(device).files([&path]).engines(engines).load().unwrap();
+            assert_holds(&loaded, &tensors);
+            falls_back(Ok(loaded.report().clone()));
+        }
+        for device in devices() {
+            for kind in [BackendKind::Direct, BackendKind::IoUring] {
+                let (engines, pool) = (past(|| Uring, &faults).0, pool_for(&device));
+                let loader = Loader::new(device.clone()).files([&path]).backend(Backend::Require(kind));
+                refused(loader.pool(&pool).engines(engines).load().map(|weights| weights.report().clone()));
+                assert_all_back(&pool);
+            }
+        }
+    }
+}
+
+#[test]
+fn where_io_uring_is_refused_auto_reads_directly_and_require_is_an_error() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for errno in [libc::ENOMEM, libc::ENOSYS, libc::EPERM] {
+        let refused = Faults { queue: Some(errno), ..Faults::default() };
+        for device in devices() {
+            support::drop_cached(&path, 0, 0);
+            let engines =
+                || Engines { uring: Arc::new(Faulty::new(Uring, refused.clone())), ..Engines::default() };
+            let weights = Loader::new(device.clone()).files([&path]).engines(engines()).load().unwrap();
+            assert_holds(&weights, &tensors);
+            let report = weights.report();
+            assert_eq!(report.direct_bytes, report.bytes);
+            let choice = report.choices.iter().find(|choice| choice.about == "backend").unwrap();
+            assert!(choice.picked == "direct" && choice.why.contains("io_uring is refused"), "{choice:?}");
+            let loader = Loader::new(device).files([&path]).backend(Backend::Require(BackendKind::IoUring));
+            let message = loader.engines(engines()).load().unwrap_err().to_string();
+            assert!(message.contains("io-uring, which the system refuses"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_answer_about_the_cache_is_found_out() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let lies = Faults { nothing_cached: true, ..Faults::default() };
+    let found_out = |loaded: Result<Report, Error>| {
+        let report = loaded.unwrap();
+        assert_eq!((report.cached_bytes, report.direct_bytes), (0, report.bytes));
+        assert!(report.choices.iter().any(|choice| choice.about == "reads again"), "{:?}", report.choices);
+    };
+    with(&path, Backend::Auto, &buffered(&lies), found_out, &tensors);
+    // A file system without reads that do not wait is read with reads that do.
+    let (first, arrives) = (reads([(0, Fault::Errno(libc::EOPNOTSUPP))]), |loaded: Result<Report, Error>| {
+        assert_eq!(loaded.unwrap().direct_bytes, 0);
+    });
+    with(&path, Backend::Auto, &buffered(&first), arrives, &tensors);
+}

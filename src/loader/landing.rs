@@ -1,0 +1,109 @@
+//! Where a job's bytes belong, in a region or in a slot that stands for a part of it.
+//!
+//! ```text
+//! file    |aaaaaaaaaaa|bbb|ccccc|
+//! packed  ..|aaaaaaaaaaa|bbb|ccccc|.....     read past the page cache: whole blocks, the job's bytes begin at `head`
+//! spread    |aaaaaaaaaaa....|bbb.......|ccccc|   as in the region
+//! ```
+
+use std::io::IoSliceMut;
+use std::ptr;
+
+use smallvec::SmallVec;
+use tensorhold_allocator::Placed;
+
+use super::plan::{Job, Plan};
+
+/// The regions that are filled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Landing<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) target: &'a Placed,
+}
+
+/// Where a job's bytes lie in a buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form {
+    /// One after the other, from this offset on.
+    Packed(u64),
+    /// As in the region.
+    Spread,
+}
+
+pub(super) type Buffers<'a> = SmallVec<[IoSliceMut<'a>; 16]>;
+
+impl Landing<'_> {
+    /// Where a job's span begins in its region.
+    pub(super) fn address(&self, job: &Job) -> *mut u8 {
+        // The plan and the target come from one layout, so they have the same regions.
+        self.target.bases[job.region].as_ptr().wrapping_add(job.offset as usize)
+    }
+
+    /// The buffers for a job's bytes after the first `done`, spread from `base` on.
+    ///
+    /// # Safety
+    /// `base` is valid for writes of the job's span, which only the caller touches for as long as it uses the result,
+    /// and the bytes there have values.
+    pub(super) unsafe fn buffers<'b>(&self, job: &Job, base: *mut u8, done: u64) -> Buffers<'b> {
+        let mut skip = done;
+        let mut buffers = Buffers::new();
+        for piece in self.plan.pieces_of(job) {
+            let skipped = skip.min(piece.bytes);
+            skip -= skipped;
+            let (offset, bytes) = (piece.offset + skipped, piece.bytes - skipped);
+            if bytes > 0 {
+                // SAFETY: P2: the piece lies within the span and overlaps no other; the caller promises the rest.
+                let bytes =
+                    unsafe { std::slice::from_raw_parts_mut(base.add(offset as usize), bytes as usize) };
+                buffers.push(IoSliceMut::new(bytes));
+            }
+        }
+        buffers
+    }
+
+    /// Moves a job's bytes from where they were read to their places in the region, each once (I2).
+    ///
+    /// # Safety
+    /// `from` holds the job's bytes in that form and is not in the region; the region is host-accessible, and no one
+    /// else touches the job's part of it.
+    pub(super) unsafe fn place(&self, job: &Job, from: *const u8, form: Form) {
+        let (to, mut packed) = (self.address(job), 0);
+        for piece in self.plan.pieces_of(job) {
+            let at = match form {
+                Form::Packed(head) => head + packed,
+                Form::Spread => piece.offset,
+            };
+            packed += piece.bytes;
+            // SAFETY: P2: the piece lies within the span; the caller promises the rest.
+            unsafe {
+                ptr::copy_nonoverlapping(
+                    from.add(at as usize),
+                    to.add(piece.offset as usize),
+                    piece.bytes as usize,
+                );
+            };
+        }
+    }
+
+    /// Spreads packed bytes within their slot, from `head` on, so that one copy can move the span.
+    ///
+    /// # Safety
+    /// `slot` holds the job's bytes packed from `head` on, and is valid for writes of the job's span from there on.
+    pub(super) unsafe fn spread(&self, job: &Job, slot: *mut u8, head: u64) {
+        // SAFETY: the caller promises that the slot is that long.
+        let base = unsafe { slot.add(head as usize) };
+        let mut packed = job.file_bytes;
+        // From the last to the first: each moves up, if at all, to where nothing that is still needed lies.
+        for piece in self.plan.pieces_of(job).iter().rev() {
+            packed -= piece.bytes;
+            if packed == piece.offset {
+                // Neither this one nor those before it have a gap below them.
+                return;
+            }
+            // SAFETY: P2: both places lie within the span; they may overlap.
+            unsafe {
+                ptr::copy(base.add(packed as usize), base.add(piece.offset as usize), piece.bytes as usize);
+            };
+        }
+    }
+}

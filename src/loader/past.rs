@@ -1,0 +1,226 @@
+//! A reader past the page cache: whole blocks into the slots of a lane, several reads in flight.
+//!
+//! A slot takes the blocks that a job's bytes lie in. From there they are copied to the device or, where the CPU can write
+//! the target, moved to their places.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsFd;
+
+use super::fill::{Fill, queue_refused};
+use super::landing::Form;
+use super::lane::{FIRST_SLOTS, Lane};
+use super::plan::Job;
+use super::route::Way;
+use super::stopwatch::{Stage, Stopwatch};
+use super::through::{self, MAX_RETRIES, read_error};
+use super::work::Work;
+use crate::error::{Error, Result};
+use crate::io::{Access, BackendKind, Completion, Queue, Read};
+
+/// A job whose blocks are being read.
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    index: usize,
+    slot: usize,
+    /// Bytes read, from the first block's start on; a multiple of the alignment.
+    done: u64,
+    retries: u32,
+}
+
+struct Reader<'a> {
+    fill: &'a Fill<'a>,
+    work: &'a Work<'a>,
+    // Dropped before the lane, whose slots its reads go to.
+    queue: Box<dyn Queue>,
+    lane: Lane<'a>,
+    watch: Stopwatch<'a>,
+    /// By ticket, which is the slot's number.
+    flights: Vec<Option<Flight>>,
+    in_flight: usize,
+    /// Slots that the queue knows of.
+    prepared: usize,
+}
+
+/// Takes jobs that are to be read past the page cache until there are no more.
+pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>, queue: Box<dyn Queue>) -> Result<()> {
+    let depth = queue.depth().max(FIRST_SLOTS);
+    let mut watch = fill.totals.watch();
+    let Some(lane) = fill.open_lane(work, depth)? else { return Ok(()) };
+    let flights = vec![None; depth];
+    watch.lap(Stage::Open);
+    let mut reader = Reader { fill, work, queue, lane, watch, flights, in_flight: 0, prepared: 0 };
+    let passed = reader.run();
+    let Reader { queue, lane, mut watch, .. } = reader;
+    // Waits for the reads in flight; after that no one writes to the slots.
+    drop(queue);
+    let finished = lane.finish(|job| work.landed(job));
+    watch.lap(Stage::Finish);
+    passed.and(finished)
+}
+
+impl Reader<'_> {
+    fn run(&mut self) -> Result<()> {
+        let mut taken = None;
+        loop {
+            while self.in_flight < self.queue.depth() {
+                let Some(index) = taken.take().or_else(|| self.work.next_past(self.in_flight == 0)) else {
+                    break;
+                };
+                let Some(slot) = self.lane.acquire(|job| self.work.landed(job))? else {
+                    taken = Some(index);
+                    break;
+                };
+                self.watch.lap(Stage::Wait);
+                self.begin(Flight { index, slot, done: 0, retries: 0 })?;
+            }
+            if self.in_flight > 0 {
+                let completion = self.queue.complete().map_err(|error| queue_failed(&error))?;
+                self.watch.lap(Stage::Read);
+                self.ended(completion)?;
+                self.watch.lap(Stage::Send);
+            } else if taken.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Starts a read of a flight's blocks, or of what is left of them.
+    fn begin(&mut self, flight: Flight) -> Result<()> {
+        let job = &self.fill.landing.plan.jobs[flight.index];
+        let access = match self.fill.routes.past(job.file) {
+            Ok(access) => access,
+            Err(error) => return self.without(flight, job, error),
+        };
+        let blocks = Blocks::of(job, access);
+        let start = self.lane.start(flight.slot);
+        if flight.slot >= self.prepared {
+            self.prepared = flight.slot + 1;
+            // SAFETY: the lane keeps its slots and is dropped after the queue.
+            unsafe { self.queue.prepare(flight.slot, start, self.lane.slot_bytes() as usize) };
+        }
+        // SAFETY: a slot is as long as the longest span and two blocks more, so the blocks lie within it; it is ours, and
+        // its bytes have values (M2).
+        let buffer = unsafe {
+            std::slice::from_raw_parts_mut(
+                start.add(flight.done as usize),
+                (blocks.bytes - flight.done) as usize,
+            )
+        };
+        let read = Read {
+            ticket: flight.slot,
+            file: access.file.as_fd(),
+            offset: blocks.start + flight.done,
+            buffers: &mut [IoSliceMut::new(buffer)],
+            cached_only: false,
+        };
+        // SAFETY: the slot is not touched before the completion has been taken, and the lane that keeps it is dropped
+        // after the queue. The routes keep the file open for longer than the queue.
+        unsafe { self.queue.submit(read) }.map_err(|error| queue_failed(&error))?;
+        self.flights[flight.slot] = Some(flight);
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    fn ended(&mut self, completion: Completion) -> Result<()> {
+        let flight = self.flights.get_mut(completion.ticket).and_then(Option::take);
+        let Some(flight) = flight else { return Ok(()) };
+        self.in_flight -= 1;
+        let job = &self.fill.landing.plan.jobs[flight.index];
+        let access = self.fill.routes.past(job.file)?;
+        let blocks = Blocks::of(job, access);
+        match completion.result {
+            Ok(bytes) => {
+                let done = flight.done + bytes as u64;
+                if done >= blocks.head + job.file_bytes {
+                    return self.arrived(flight, job, blocks.head);
+                }
+                // A part of a block is read only at the end of the file.
+                if !(bytes as u64).is_multiple_of(access.alignment) || bytes == 0 {
+                    return Err(self.fill.cut_short(job, blocks.start + done));
+                }
+                self.begin(Flight { done, ..flight })
+            }
+            Err(error) if is_refusal(&error) => {
+                let refused = self.fill.routes.refused(job.file, &error);
+                self.without(flight, job, refused)
+            }
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+                    && flight.retries < MAX_RETRIES =>
+            {
+                self.begin(Flight { retries: flight.retries + 1, ..flight })
+            }
+            Err(error) => Err(read_error(self.fill, job, error)),
+        }
+    }
+
+    /// The job's bytes lie in its slot, packed from `head` on.
+    fn arrived(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
+        self.work.count(job, Way::Past);
+        let start = self.lane.start(flight.slot);
+        if self.fill.in_place() {
+            // SAFETY: the slot holds the job's bytes; W1: no one else touches their places.
+            unsafe { self.fill.landing.place(job, start, Form::Packed(head)) };
+            self.lane.release(flight.slot);
+            self.work.landed(flight.index);
+            return Ok(());
+        }
+        // SAFETY: as above; the slot is as long as the longest span and two blocks more. W1, P2 and W2 as for reads
+        // through the page cache.
+        unsafe {
+            self.fill.landing.spread(job, start, head);
+            self.lane.send(flight.slot, head, self.fill.landing.address(job), job.span, flight.index)
+        }
+    }
+
+    /// Reads a job through the page cache after all, if that is allowed.
+    fn without(&mut self, flight: Flight, job: &Job, refused: Error) -> Result<()> {
+        if !self.fill.routes.refuse_past(job.file) {
+            return Err(refused);
+        }
+        let buffered = &self.fill.engines.buffered;
+        let mut queue = buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
+        let start = self.lane.start(flight.slot);
+        // SAFETY: the slot is as long as the longest span, and ours.
+        unsafe { through::read_job(self.fill, &mut *queue, job, start, Way::Buffered) }?;
+        self.work.count(job, Way::Buffered);
+        if self.fill.in_place() {
+            // SAFETY: as in `arrived`.
+            unsafe { self.fill.landing.place(job, start, Form::Spread) };
+            self.lane.release(flight.slot);
+            self.work.landed(flight.index);
+            return Ok(());
+        }
+        // SAFETY: as in `arrived`.
+        unsafe { self.lane.send(flight.slot, 0, self.fill.landing.address(job), job.span, flight.index) }
+    }
+}
+
+/// The blocks that a job's bytes lie in.
+#[derive(Debug, Clone, Copy)]
+struct Blocks {
+    /// Offset of the first one in the file.
+    start: u64,
+    /// Where the job's bytes begin in it.
+    head: u64,
+    /// Length of them all.
+    bytes: u64,
+}
+
+impl Blocks {
+    fn of(job: &Job, access: &Access) -> Self {
+        let head = job.file_offset % access.alignment;
+        let bytes = (head + job.file_bytes).next_multiple_of(access.alignment);
+        Self { start: job.file_offset - head, head, bytes }
+    }
+}
+
+/// The error for a queue that stopped working.
+fn queue_failed(error: &io::Error) -> Error {
+    queue_refused(BackendKind::IoUring, error)
+}
+
+/// Whether the system says that it does not read like this, rather than that the read failed.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS))
+}

@@ -1,0 +1,258 @@
+//! The ring: staging memory that the readers through the page cache fill together, and the stream that empties it.
+//!
+//! A device takes few large copies far better than many small ones, and a processor reads best into little memory at a
+//! time. So a slot holds a *group* of consecutive jobs: several readers fill it, a job each, and the last of them
+//! submits one copy for all. Slots are made as they are first needed. Where none is free and no more may be made, one
+//! reader waits for the oldest copy, and the others for that reader.
+//!
+//! # Invariants
+//! - **G1** A slot is one group's at a time. It is free when the event with its number, recorded after the last copy out of
+//!   it, has passed, or when nothing was copied out of it.
+//! - **G2** A job's part of a slot is written by the reader that claimed the job, before it counts the job as done; the
+//!   copy is submitted by the reader that counts the last one, after it has seen all others' counts.
+//! - The slots are fragments of a pool, so that they too go back only when the memory has been synchronized (I1),
+//!   whatever else fails.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use smallvec::SmallVec;
+use tensorhold_allocator::{Fragment, Request};
+
+use super::landing::Landing;
+use super::lane::Staging;
+use super::plan::Job;
+use super::work::Work;
+use crate::device::{Device, Stream};
+use crate::error::Result;
+
+pub(super) struct Ring<'a> {
+    landing: Landing<'a>,
+    staging: Staging<'a>,
+    stream: Box<dyn Stream>,
+    state: Mutex<State>,
+    /// Something has changed that a waiting reader may want to know.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Vec<Fragment>,
+    free: Vec<usize>,
+    /// Groups whose copies run, oldest first.
+    copying: VecDeque<Arc<Group>>,
+    /// The group whose jobs are being handed out.
+    current: Option<Arc<Group>>,
+    /// Slots that are being made.
+    growing: usize,
+    /// No more can be made.
+    full: bool,
+    /// A reader waits for the oldest copy.
+    waiting: bool,
+}
+
+/// Consecutive jobs that share a slot.
+struct Group {
+    slot: usize,
+    memory: Fragment,
+    jobs: Range<usize>,
+    next: AtomicUsize,
+    /// Jobs that are not done.
+    left: AtomicUsize,
+    /// By job: whether its bytes lie in the slot.
+    filled: SmallVec<[AtomicBool; 8]>,
+}
+
+/// A job that a reader has claimed, and where it is to put the bytes.
+pub(super) struct Claim {
+    group: Arc<Group>,
+    pub(super) index: usize,
+}
+
+/// More slots at a time are not made ready sooner: the driver pins one after the other.
+const MAX_GROWING: usize = 4;
+
+impl<'a> Ring<'a> {
+    /// A ring without slots.
+    pub(super) fn open(device: &Device, staging: Staging<'a>, landing: Landing<'a>) -> Result<Self> {
+        let stream = device.driver().stream()?;
+        Ok(Self { landing, staging, stream, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'g>(&self, state: MutexGuard<'g, State>) -> MutexGuard<'g, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job and its place; waits for a free slot if it must. `None` when no job is left, or the load is over.
+    pub(super) fn claim(&self, work: &Work<'_>) -> Result<Option<Claim>> {
+        let mut state = self.state();
+        loop {
+            if let Some(group) = &state.current {
+                let next = group.next.fetch_add(1, Ordering::Relaxed);
+                if next < group.jobs.len() {
+                    return Ok(Some(Claim { group: Arc::clone(group), index: group.jobs.start + next }));
+                }
+                state.current = None;
+            }
+            if work.is_over() || !work.has_group() {
+                return Ok(None);
+            }
+            if let Some(slot) = state.free.pop() {
+                let Some(jobs) = work.next_group() else { continue };
+                let memory = state.slots[slot].clone();
+                state.current = Some(Arc::new(Group::new(slot, memory, jobs)));
+                self.changed.notify_all();
+            } else if !state.full && state.slots.len() + state.growing < self.staging.slots {
+                if state.growing == MAX_GROWING {
+                    state = self.wait(state);
+                    continue;
+                }
+                state.growing += 1;
+                drop(state);
+                state = self.grow()?;
+            } else if !state.waiting
+                && let Some(group) = state.copying.pop_front()
+            {
+                state.waiting = true;
+                drop(state);
+                state = self.wait_for(&group, work)?;
+            } else {
+                state = self.wait(state);
+            }
+        }
+    }
+
+    /// Makes a slot. When that is refused, those there are have to do; without any, it is an error.
+    fn grow(&self) -> Result<MutexGuard<'_, State>> {
+        let placed = self.staging.pool.place("staging", Request::new(self.staging.slot_bytes, 4096));
+        let mut state = self.state();
+        state.growing -= 1;
+        self.changed.notify_all();
+        match placed {
+            Ok(memory) => {
+                let slot = state.slots.len();
+                state.free.push(slot);
+                state.slots.push(memory);
+            }
+            Err(error) if state.slots.is_empty() && state.growing == 0 => return Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, slots = state.slots.len(), "no more staging memory");
+                state.full = !state.slots.is_empty();
+            }
+        }
+        Ok(state)
+    }
+
+    /// Waits for a group's copy, and frees its slot and those whose copies have ended too.
+    fn wait_for(&self, group: &Arc<Group>, work: &Work<'_>) -> Result<MutexGuard<'_, State>> {
+        let waited = self.stream.wait(group.slot);
+        let mut state = self.state();
+        state.waiting = false;
+        self.changed.notify_all();
+        waited?;
+        self.landed(&mut state, group, work);
+        while let Some(next) = state.copying.front()
+            && self.stream.has_passed(next.slot)?
+        {
+            if let Some(group) = state.copying.pop_front() {
+                self.landed(&mut state, &group, work);
+            }
+        }
+        Ok(state)
+    }
+
+    fn landed(&self, state: &mut State, group: &Group, work: &Work<'_>) {
+        state.free.push(group.slot);
+        group.filled_jobs().for_each(|job| work.landed(job));
+    }
+
+    /// Counts a claimed job as done: its bytes lie in their place, or (`filled` is false) it is left to others. The last
+    /// of a group submits the copy.
+    pub(super) fn done(&self, claim: &Claim, filled: bool) -> Result<()> {
+        let group = &claim.group;
+        group.filled[claim.index - group.jobs.start].store(filled, Ordering::Relaxed);
+        // AcqRel (G2): whoever counts the last job sees what the others have written.
+        if group.left.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return Ok(());
+        }
+        let copies = self.submit(group)?;
+        let mut state = self.state();
+        match copies {
+            0 => state.free.push(group.slot),
+            _ => state.copying.push_back(Arc::clone(group)),
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Enqueues the copies of a group: one for each run of jobs that are filled. Returns how many.
+    fn submit(&self, group: &Group) -> Result<usize> {
+        let mut copies = 0;
+        let jobs = &self.landing.plan.jobs;
+        let mut filled = group.filled_jobs().peekable();
+        while let Some(first) = filled.next() {
+            let mut last = first;
+            while let Some(next) = filled.next_if(|&next| next == last + 1) {
+                last = next;
+            }
+            let (first, last) = (&jobs[first], &jobs[last]);
+            let bytes = last.offset + last.span - first.offset;
+            // SAFETY: W1, P2: the run's span lies in a region that the target keeps, and no other copy's overlaps it. G1,
+            // G2: its bytes lie in the slot, which is not free before the event recorded below has passed. The load waits
+            // for the stream and, should that fail, the region's pool synchronizes its memory before anything is
+            // reused (W2); so does that of the slots.
+            unsafe {
+                self.stream.copy_to_device(self.landing.address(first), self.place(group, first), bytes)
+            }?;
+            copies += 1;
+        }
+        if copies > 0 {
+            self.stream.record(group.slot)?;
+        }
+        Ok(copies)
+    }
+
+    /// Where a claimed job's bytes go.
+    pub(super) fn start(&self, claim: &Claim) -> *mut u8 {
+        self.place(&claim.group, &self.landing.plan.jobs[claim.index])
+    }
+
+    fn place(&self, group: &Group, job: &Job) -> *mut u8 {
+        let first = &self.landing.plan.jobs[group.jobs.start];
+        group.memory.as_ptr().cast_mut().wrapping_add((job.offset - first.offset) as usize)
+    }
+
+    /// Wakes the readers that wait, so that they see that the load is over.
+    pub(super) fn wake(&self) {
+        drop(self.state());
+        self.changed.notify_all();
+    }
+
+    /// Waits until every copy has ended; after an error too, as far as that can be told. All readers have ended.
+    pub(super) fn drain(&self, work: &Work<'_>) -> Result<()> {
+        self.stream.synchronize()?;
+        let copied = std::mem::take(&mut self.state().copying);
+        copied.iter().flat_map(|group| group.filled_jobs()).for_each(|job| work.landed(job));
+        Ok(())
+    }
+}
+
+impl Group {
+    fn new(slot: usize, memory: Fragment, jobs: Range<usize>) -> Self {
+        let filled = jobs.clone().map(|_| AtomicBool::new(false)).collect();
+        let left = AtomicUsize::new(jobs.len());
+        Self { slot, memory, jobs, next: AtomicUsize::new(0), left, filled }
+    }
+
+    /// The jobs whose bytes lie in the slot, once all are done.
+    fn filled_jobs(&self) -> impl Iterator<Item = usize> {
+        let filled = self.filled.iter().map(|filled| filled.load(Ordering::Relaxed));
+        self.jobs.clone().zip(filled).filter_map(|(job, filled)| filled.then_some(job))
+    }
+}

@@ -1,0 +1,167 @@
+//! Which way each job is read: through the page cache or past it.
+//!
+//! Under [`Backend::Auto`] each job goes the quicker way. A reader takes a job, asks what of it is cached, and either
+//! reads it from the page cache or leaves it to the readers that go past the cache, which begin when there is something to
+//! do. So both kinds of bytes come at once. A read from the cache does not wait for the disk: when the answer was
+//! wrong, it finds that out, and the job goes past the cache after all. Where a file cannot be read past the cache, all
+//! of it is read through it.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::engines::Engines;
+use super::headers::Opened;
+use super::plan::Job;
+use crate::error::{Error, Result};
+use crate::io::residency::{Probe, Residency};
+use crate::io::{Access, Backend, BackendKind, Engine, FileSource};
+
+/// How a job is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the page cache, waiting for the disk if need be.
+    Buffered,
+    /// Through the page cache, only what is there.
+    Cached,
+    /// Past the page cache.
+    Past,
+}
+
+/// The ways to the files of a load.
+pub(super) struct Routes<'a> {
+    backend: Backend,
+    engines: &'a Engines,
+    files: Vec<FileRoutes<'a>>,
+    /// Jobs whose bytes were said to be cached, and were not.
+    contradicted: AtomicU64,
+}
+
+/// What became known of the files of a load.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Said {
+    /// Jobs that were said to be cached, and were not.
+    pub(super) contradicted: u64,
+    /// How files were asked what is cached.
+    pub(super) asked: &'static str,
+    /// Some file could not be read past the page cache.
+    pub(super) refused: bool,
+}
+
+struct FileRoutes<'a> {
+    source: &'a FileSource,
+    probe: Probe,
+    buffered: OnceLock<std::io::Result<Access>>,
+    past: OnceLock<std::io::Result<Access>>,
+    /// Reads past the cache were refused, at open or later.
+    past_refused: AtomicBool,
+    /// The file system knows no reads that do not wait.
+    must_wait: AtomicBool,
+}
+
+impl<'a> Routes<'a> {
+    pub(super) fn new(backend: Backend, engines: &'a Engines, files: &'a [Opened]) -> Self {
+        let routes = |file: &'a Opened| FileRoutes {
+            source: &file.source,
+            probe: Probe::default(),
+            buffered: OnceLock::new(),
+            past: OnceLock::new(),
+            past_refused: AtomicBool::new(false),
+            must_wait: AtomicBool::new(false),
+        };
+        Self { backend, engines, files: files.iter().map(routes).collect(), contradicted: AtomicU64::new(0) }
+    }
+
+    /// How to read a job.
+    pub(super) fn way(&self, job: &Job) -> Way {
+        match self.backend {
+            Backend::Require(BackendKind::Buffered) => return Way::Buffered,
+            Backend::Require(_) => return Way::Past,
+            Backend::Auto => {}
+        }
+        let file = &self.files[job.file];
+        if file.past_refused.load(Ordering::Relaxed) {
+            return Way::Buffered;
+        }
+        let waits = file.must_wait.load(Ordering::Relaxed);
+        match file.probe.ask(file.source.file(), job.file_offset, job.file_bytes) {
+            Residency::Cached if waits => Way::Buffered,
+            Residency::Cached => Way::Cached,
+            Residency::Unknown if waits => Way::Buffered,
+            Residency::Missing | Residency::Unknown if self.past(job.file).is_err() => Way::Buffered,
+            Residency::Missing => Way::Past,
+            Residency::Unknown => Way::Cached,
+        }
+    }
+
+    /// A file, opened for reads through the page cache.
+    pub(super) fn buffered(&self, file: usize) -> Result<&Access> {
+        let routes = &self.files[file];
+        let opened = routes.buffered.get_or_init(|| self.engines.buffered.open(routes.source));
+        opened.as_ref().map_err(|error| Error::Backend {
+            backend: BackendKind::Buffered.name(),
+            path: routes.source.path().to_path_buf(),
+            detail: error.to_string(),
+        })
+    }
+
+    /// A file, opened for reads past the page cache.
+    ///
+    /// # Errors
+    /// When its file system does not have them.
+    pub(super) fn past(&self, file: usize) -> Result<&Access> {
+        let routes = &self.files[file];
+        let engine: &dyn Engine = match self.past_kind() {
+            BackendKind::IoUring => &*self.engines.uring,
+            _ => &*self.engines.direct,
+        };
+        let opened = routes.past.get_or_init(|| {
+            engine.open(routes.source).inspect_err(|error| {
+                tracing::debug!(path = ?routes.source.path(), %error, "not read past the page cache");
+                routes.past_refused.store(true, Ordering::Relaxed);
+            })
+        });
+        opened.as_ref().map_err(|error| self.refused(file, error))
+    }
+
+    /// What opens files for reads past the page cache: the two that can do it alike.
+    fn past_kind(&self) -> BackendKind {
+        match self.backend {
+            Backend::Require(kind) => kind,
+            Backend::Auto => BackendKind::Direct,
+        }
+    }
+
+    /// Notes that reads of a file past the page cache do not work, and says whether there is another way.
+    pub(super) fn refuse_past(&self, file: usize) -> bool {
+        self.files[file].past_refused.store(true, Ordering::Relaxed);
+        self.backend == Backend::Auto
+    }
+
+    /// Notes that a file system knows no reads that do not wait.
+    pub(super) fn refuse_cached(&self, file: usize) {
+        self.files[file].must_wait.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a job was said to be cached, and was not.
+    pub(super) fn contradict(&self) {
+        self.contradicted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What became known of the files, for the report.
+    pub(super) fn said(&self) -> Said {
+        Said {
+            contradicted: self.contradicted.load(Ordering::Relaxed),
+            asked: self.files.first().map_or("no one", |file| file.probe.way()),
+            refused: self.files.iter().any(|file| file.past_refused.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The error for a file that cannot be read past the page cache.
+    pub(super) fn refused(&self, file: usize, error: &std::io::Error) -> Error {
+        Error::Backend {
+            backend: self.past_kind().name(),
+            path: self.files[file].source.path().to_path_buf(),
+            detail: error.to_string(),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! [`TensorStream`]: tensors as their bytes land.
+
+use std::iter::FusedIterator;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
+
+use super::progress::Callback;
+use super::run::Run;
+use super::work::Control;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use crate::weights::Weights;
+
+/// A load under way, and the tensors that have landed; see [`Loader::stream`](crate::Loader::stream).
+///
+/// An iterator over the tensors, each given once: as they land or, after [`in_file_order`](Self::in_file_order), in the
+/// order of their bytes. An error is the last item. Dropping the stream stops the load and waits for its reads; what
+/// has been given stays.
+///
+/// A file that changes during the load may be found out after tensors of it have been given: an engine that serves
+/// what it was given waits for [`finish`](Self::finish) before it trusts it.
+#[derive(Debug)]
+pub struct TensorStream {
+    tensors: Vec<Tensor>,
+    landed: Receiver<usize>,
+    control: Arc<Control>,
+    /// `None` once it has been waited for.
+    load: Option<JoinHandle<Result<Weights>>>,
+    weights: Option<Weights>,
+    /// In file order: the tensor to give next, and which have landed.
+    order: Option<(usize, Vec<bool>)>,
+}
+
+impl TensorStream {
+    pub(super) fn start(mut run: Run, mut callback: Option<Callback>) -> Result<Self> {
+        let (sender, landed) = mpsc::channel();
+        let (tensors, control) = (run.tensors(), Arc::clone(run.control()));
+        let load = move || {
+            let arrivals = run.arrivals(sender);
+            let report = run.fill(callback.as_mut(), Some(&arrivals))?;
+            Ok(run.publish(report))
+        };
+        let thread = thread::Builder::new().name("tensorhold-load".into());
+        let load = thread.spawn(load).map_err(|source| Error::Thread { source })?;
+        Ok(Self { tensors, landed, control, load: Some(load), weights: None, order: None })
+    }
+
+    /// Gives the tensors in the order of their bytes, file by file, from here on.
+    pub fn in_file_order(mut self) -> Self {
+        self.order = Some((0, vec![false; self.tensors.len()]));
+        self
+    }
+
+    /// Waits for the rest, and returns all tensors.
+    ///
+    /// # Errors
+    /// What stopped the load, unless the stream has given that error already; then that it was cancelled.
+    pub fn finish(mut self) -> Result<Weights> {
+        // The weights own the tensors; these would count as others' handles.
+        self.tensors.clear();
+        self.join()?;
+        self.weights.take().ok_or(Error::Cancelled { done_bytes: 0, total_bytes: 0 })
+    }
+
+    /// Waits for the load to end.
+    fn join(&mut self) -> Result<()> {
+        let Some(load) = self.load.take() else { return Ok(()) };
+        match load.join() {
+            Ok(Ok(weights)) => self.weights = Some(weights),
+            Ok(Err(error)) => {
+                // I4: the last owners of what did not arrive.
+                self.tensors.clear();
+                return Err(error);
+            }
+            // The callback panicked: so does its caller.
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        Ok(())
+    }
+
+    /// The next tensor that has landed; `None` when there are no more.
+    fn next_landed(&mut self) -> Option<usize> {
+        let Some((next, landed)) = &mut self.order else { return self.landed.recv().ok() };
+        while !*landed.get(*next)? {
+            landed[self.landed.recv().ok()?] = true;
+        }
+        *next += 1;
+        Some(*next - 1)
+    }
+}
+
+impl Iterator for TensorStream {
+    type Item = Result<Tensor>;
+
+    fn next(&mut self) -> Option<Result<Tensor>> {
+        match self.next_landed() {
+            Some(tensor) => self.tensors.get(tensor).cloned().map(Ok),
+            None => self.join().err().map(Err),
+        }
+    }
+}
+
+impl FusedIterator for TensorStream {}
+
+impl Drop for TensorStream {
+    fn drop(&mut self) {
+        self.control.stop();
+        if let Some(load) = self.load.take() {
+            // Its memory is back when this returns, but for what was given.
+            let _ = load.join();
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A reader through the page cache: in place where the CPU can write the target, into the ring elsewhere.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use super::fill::{Fill, queue_refused};
+use super::plan::Job;
+use super::ring::Ring;
+use super::route::Way;
+use super::stopwatch::Stage;
+use super::work::Work;
+use crate::error::{Error, Result};
+use crate::io::{BackendKind, Queue, Read};
+
+/// A read that was interrupted so often will not come to an end.
+pub(super) const MAX_RETRIES: u32 = 1000;
+
+/// What became of a read that relies on the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Complete,
+    /// Some of it was not cached.
+    NotCached,
+}
+
+/// Takes jobs off the plan until there are no more; leaves to others what is better read past the page cache.
+pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>) -> Result<()> {
+    let mut queue =
+        fill.engines.buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
+    match &fill.ring {
+        Some(ring) => {
+            let read = into_ring(fill, work, &mut *queue, ring);
+            // Those who wait for this reader's part of a slot see that it is gone.
+            ring.wake();
+            read
+        }
+        None => in_place(fill, work, &mut *queue),
+    }
+}
+
+fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue) -> Result<()> {
+    let mut watch = fill.totals.watch();
+    while let Some((index, job, way)) = work.next_through(&fill.routes) {
+        // SAFETY: W1, P2: the job's span lies in a host-accessible region that the target keeps.
+        match unsafe { read_job(fill, queue, job, fill.landing.address(job), way) }? {
+            Outcome::Complete => {
+                work.count(job, Way::Buffered);
+                work.landed(index);
+            }
+            Outcome::NotCached => not_cached(fill, work, index),
+        }
+    }
+    watch.lap(Stage::Read);
+    Ok(())
+}
+
+fn into_ring(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, ring: &Ring<'_>) -> Result<()> {
+    let mut watch = fill.totals.watch();
+    loop {
+        let claim = match ring.claim(work) {
+            Ok(Some(claim)) => claim,
+            Ok(None) => break,
+            Err(error @ Error::Memory(_)) => {
+                work.refuse(error);
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        watch.lap(Stage::Wait);
+        let job = &fill.landing.plan.jobs[claim.index];
+        let outcome = match fill.routes.way(job) {
+            Way::Past => {
+                work.leave(claim.index);
+                Outcome::NotCached
+            }
+            // SAFETY: G2: the place is as long as the job's span, and ours until the job is counted as done.
+            way => match unsafe { read_job(fill, queue, job, ring.start(&claim), way) }? {
+                Outcome::Complete => {
+                    work.count(job, way);
+                    Outcome::Complete
+                }
+                Outcome::NotCached => {
+                    not_cached(fill, work, claim.index);
+                    Outcome::NotCached
+                }
+            },
+        };
+        watch.lap(Stage::Read);
+        ring.done(&claim, outcome == Outcome::Complete)?;
+        watch.lap(Stage::Send);
+    }
+    watch.lap(Stage::Wait);
+    Ok(())
+}
+
+fn not_cached(fill: &Fill<'_>, work: &Work<'_>, index: usize) {
+    fill.routes.contradict();
+    work.leave(index);
+}
+
+/// Reads a job's bytes to their places, spread from `base` on, one read at a time.
+///
+/// # Safety
+/// `base` is valid for writes of the job's span, which only the caller touches, and its bytes have values.
+pub(super) unsafe fn read_job(
+    fill: &Fill<'_>,
+    queue: &mut dyn Queue,
+    job: &Job,
+    base: *mut u8,
+    way: Way,
+) -> Result<Outcome> {
+    let access = fill.routes.buffered(job.file)?;
+    let (mut done, mut cached_only, mut retries) = (0, way == Way::Cached, 0);
+    while done < job.file_bytes {
+        // SAFETY: passed on; the reads before have ended.
+        let mut buffers = unsafe { fill.landing.buffers(job, base, done) };
+        let (file, offset) = (access.file.as_fd(), job.file_offset + done);
+        let read = Read { ticket: 0, file, offset, buffers: &mut buffers, cached_only };
+        // SAFETY: the buffers are as the caller promises, and the completion is taken below. The file stays open for
+        // as long as the routes live, which outlive the queue.
+        let ended = unsafe { queue.submit(read) }.and_then(|()| queue.complete());
+        match ended.and_then(|completion| completion.result) {
+            Ok(bytes) if done + bytes as u64 >= job.file_bytes => return Ok(Outcome::Complete),
+            // A part was there, and may not be alone: the system also stops short for reasons of its own.
+            Ok(bytes) if cached_only && bytes > 0 && fill.routes.way(job) == Way::Cached => {
+                (done, cached_only) = (done + bytes as u64, false);
+            }
+            Ok(_) if cached_only => return Ok(Outcome::NotCached),
+            Ok(0) => return Err(fill.cut_short(job, job.file_offset + done)),
+            Ok(bytes) => done += bytes as u64,
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock if cached_only => return Ok(Outcome::NotCached),
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock if retries < MAX_RETRIES => {
+                    retries += 1
+                }
+                io::ErrorKind::Unsupported if cached_only => {
+                    fill.routes.refuse_cached(job.file);
+                    cached_only = false;
+                }
+                _ => return Err(read_error(fill, job, error)),
+            },
+        }
+    }
+    Ok(Outcome::Complete)
+}
+
+pub(super) fn read_error(fill: &Fill<'_>, job: &Job, error: io::Error) -> Error {
+    fill.files[job.file].source.read_error(job.file_offset, job.file_bytes, error)
+}

@@ -1,0 +1,117 @@
+//! Every way to read brings the same bytes, and the report says which way they came.
+
+mod support;
+
+use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, drop_cached, on_disk, pool_for};
+use tensorhold::{Backend, BackendKind, Device, Loader, Report, Weights};
+
+const ALL: [Backend; 4] = [
+    Backend::Auto,
+    Backend::Require(BackendKind::Buffered),
+    Backend::Require(BackendKind::Direct),
+    Backend::Require(BackendKind::IoUring),
+];
+
+/// Sizes around blocks, jobs and groups, and many small ones with gaps between them.
+fn tensors() -> Vec<Spec> {
+    let large = [0, 1, 4095, 4096, 4097, (1 << 20) - 8192, (1 << 20) + 1, 9_000_001, 0, 3];
+    let small = (0..2000).map(|n| n * 7 % 601);
+    large.into_iter().chain(small).enumerate().map(|(n, size)| bytes_tensor(&format!("t{n}"), size)).collect()
+}
+
+fn total(tensors: &[Spec]) -> u64 {
+    tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum()
+}
+
+fn picked<'a>(report: &'a Report, about: &str) -> Vec<&'a str> {
+    report
+        .choices
+        .iter()
+        .filter(|choice| choice.about == about)
+        .map(|choice| choice.picked.as_str())
+        .collect()
+}
+
+fn load(device: &Device, path: &std::path::Path, backend: Backend) -> Weights {
+    Loader::new(device.clone()).files([path]).backend(backend).load().unwrap()
+}
+
+#[test]
+fn every_backend_brings_the_same_bytes_cached_or_not() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for device in devices() {
+        for backend in ALL {
+            for (threads, staging_bytes) in [(1, 128 << 10), (2, 1 << 20), (5, 3 << 20), (16, 64 << 20)] {
+                for cached in [true, false] {
+                    if !cached {
+                        drop_cached(&path, 0, 0);
+                    }
+                    let loader = Loader::new(device.clone()).files([&path]).backend(backend).threads(threads);
+                    let weights = loader.staging_bytes(staging_bytes).load().unwrap();
+                    assert_holds(&weights, &tensors);
+                    let report = weights.report();
+                    assert_eq!(report.cached_bytes + report.direct_bytes, total(&tensors));
+                    assert!(report.staging_bytes <= staging_bytes, "{report:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_is_required_reads_everything() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for device in devices() {
+        for kind in BackendKind::ALL {
+            let weights = load(&device, &path, Backend::Require(kind));
+            let report = weights.report();
+            let expected = match kind {
+                BackendKind::Buffered => (total(&tensors), 0),
+                _ => (0, total(&tensors)),
+            };
+            assert_eq!((report.cached_bytes, report.direct_bytes), expected, "{kind}");
+            assert_eq!(picked(report, "backend"), [kind.name()]);
+        }
+    }
+}
+
+#[test]
+fn what_is_cached_is_read_from_there_and_the_rest_past_it() {
+    let tensors = [bytes_tensor("cached", 6 << 20), bytes_tensor("dropped", 6 << 20)];
+    let (_folder, path) = on_disk(&tensors);
+    for device in devices() {
+        drop_cached(&path, 0, 0);
+        let cold = load(&device, &path, Backend::Auto);
+        assert_eq!(cold.report().cached_bytes, 0);
+        // Reading them brings them in.
+        assert_holds(&load(&device, &path, Backend::Require(BackendKind::Buffered)), &tensors);
+        let warm = load(&device, &path, Backend::Auto);
+        assert_eq!((warm.report().direct_bytes, picked(warm.report(), "backend")), (0, vec!["buffered"]));
+        drop_cached(&path, 7 << 20, 0);
+        let half = load(&device, &path, Backend::Auto);
+        assert_holds(&half, &tensors);
+        let report = half.report();
+        assert!(report.cached_bytes >= 5 << 20 && report.direct_bytes >= 4 << 20, "{report:?}");
+        assert_eq!(picked(report, "backend").len(), 2, "{report:?}");
+    }
+}
+
+#[test]
+fn a_load_that_is_cancelled_past_the_cache_gives_everything_back() {
+    let (_folder, path) = on_disk(&tensors());
+    for device in devices() {
+        for kind in [BackendKind::Direct, BackendKind::IoUring] {
+            let pool = pool_for(&device);
+            let loader =
+                Loader::new(device.clone()).files([&path]).pool(&pool).backend(Backend::Require(kind));
+            let loader = loader.progress(|progress| match progress.done_bytes {
+                0 => std::ops::ControlFlow::Continue(()),
+                _ => std::ops::ControlFlow::Break(()),
+            });
+            assert!(loader.load().is_err());
+            assert_all_back(&pool);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Streams give each tensor once, when its bytes are there.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, staged_host};
+use tensorhold::{Error, Loader, Tensor};
+
+fn tensors() -> Vec<Spec> {
+    let sizes = [0, 5, 700_000, 0, 3_000_001, 256, 9_000_000, 1, 70, 4_000_000];
+    sizes.iter().enumerate().map(|(n, &size)| bytes_tensor(&format!("t{n}"), size)).collect()
+}
+
+#[test]
+fn each_tensor_is_given_once_with_its_bytes() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let expected: BTreeMap<&str, &[u8]> =
+            tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.bytes.as_slice())).collect();
+        let mut given = BTreeMap::new();
+        for tensor in Loader::new(device).files([&path]).stream().unwrap() {
+            let tensor = tensor.unwrap();
+            assert_eq!(tensor.to_host().unwrap(), expected[tensor.name()], "I3");
+            assert!(given.insert(tensor.name().to_owned(), tensor).is_none(), "given twice");
+        }
+        assert_eq!(given.len(), tensors.len());
+    }
+}
+
+#[test]
+fn in_file_order_they_come_in_the_order_of_their_bytes() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let loader = Loader::new(device).files([&path]).threads(4);
+        let names = loader.inspect().unwrap().tensors.iter().map(|tensor| tensor.name.to_string()).collect();
+        let stream = Loader::new(support::devices()[0].clone()).files([&path]).threads(4).stream().unwrap();
+        let given: Vec<String> =
+            stream.in_file_order().map(|tensor| tensor.unwrap().name().to_owned()).collect();
+        let names: Vec<String> = names;
+        assert_eq!(given, names);
+    }
+}
+
+#[test]
+fn finishing_gives_the_weights_whatever_was_taken() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        for take in [0, 3, 100] {
+            let pool = pool_for(&device);
+            let mut stream = Loader::new(device.clone()).files([&path]).pool(&pool).stream().unwrap();
+            let taken: Vec<Tensor> = stream.by_ref().take(take).map(Result::unwrap).collect();
+            let weights = stream.finish().unwrap();
+            assert_holds(&weights, &tensors);
+            assert_eq!(weights.report().tensors, tensors.len());
+            assert_eq!(weights.close().held.len(), taken.len());
+            drop(taken);
+            assert_all_back(&pool);
+        }
+    }
+}
+
+#[test]
+fn dropping_a_stream_stops_the_load_and_leaves_what_was_given() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let pool = pool_for(&device);
+        drop(Loader::new(device.clone()).files([&path]).pool(&pool).stream().unwrap());
+        assert_all_back(&pool);
+        let mut stream = Loader::new(device.clone()).files([&path]).pool(&pool).stream().unwrap();
+        let kept = stream.find(|tensor| tensor.as_ref().unwrap().nbytes() > 0).unwrap().unwrap();
+        drop(stream);
+        pool.trim();
+        assert_eq!(pool.stats().fragments, 1);
+        let expected = tensors.iter().find(|tensor| tensor.name == kept.name()).unwrap();
+        assert_eq!(kept.to_host().unwrap(), expected.bytes);
+        drop(kept);
+        assert_all_back(&pool);
+    }
+}
+
+#[test]
+fn an_error_is_the_last_item() {
+    let (_folder, path) = single(&tensors());
+    let device = staged_host::device_failing_after(1);
+    let pool = pool_for(&device);
+    let mut stream = Loader::new(device).files([&path]).pool(&pool).stream().unwrap();
+    let last = stream.by_ref().last().unwrap();
+    assert!(matches!(last, Err(Error::Device { .. })), "{last:?}");
+    assert!(stream.next().is_none());
+    assert!(matches!(stream.finish(), Err(Error::Cancelled { .. })));
+    assert_all_back(&pool);
+    assert!(Loader::new(tensorhold::Device::host()).files(["/nowhere"]).stream().is_err());
+}
