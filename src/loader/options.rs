@@ -19,6 +19,9 @@ const MAX_THREADS: usize = 16;
 /// A read of this size is near the best (`docs/performance.md`): smaller ones cost more calls, larger ones more cache.
 const JOB_BYTES: u64 = 1 << 20;
 
+/// Reads in place: two huge pages at a time, so that no two readers wait for the same page to be cleared.
+const IN_PLACE_JOB_BYTES: u64 = (4 << 20) + SLACK_BYTES;
+
 /// Reads shorter than this would be mostly overhead.
 const MIN_JOB_BYTES: u64 = 24 << 10;
 
@@ -104,7 +107,7 @@ impl Readers {
     }
 }
 
-/// How many jobs a slot of a ring has that holds so many jobs (2 at least), and how many slots there are.
+/// How many jobs a slot of a ring has that holds so many jobs, and how many slots there are.
 fn ring(jobs: usize) -> (usize, usize) {
     let group_jobs = (jobs / RING_SLOTS).clamp(1, GROUP_JOBS);
     (group_jobs, jobs / group_jobs)
@@ -120,10 +123,11 @@ impl Options {
             let expected = format!("at least {}", Bytes(MIN_STAGING_BYTES));
             return Err(Error::Option { option: "staging_bytes", got, expected, remedy });
         }
-        let job_bytes = (staging / 64 / 4096 * 4096).clamp(MIN_JOB_BYTES, JOB_BYTES);
+        let (shares, most) = if in_place { (15, IN_PLACE_JOB_BYTES) } else { (64, JOB_BYTES) };
+        let job_bytes = (staging / shares / 4096 * 4096).clamp(MIN_JOB_BYTES, most);
         // What there is room for: a quarter past the page cache, the rest in the ring, where there is one.
         let jobs = (staging / job_bytes) as usize;
-        let past_slots = if in_place { jobs / 2 } else { jobs / 4 }.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
+        let past_slots = if in_place { jobs } else { jobs / 4 }.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
         let (group_jobs, ring_slots) = ring(jobs - past_slots);
         let choices = vec![
             Choice { about: "threads", picked: threads.to_string(), why: why_threads },
