@@ -3,8 +3,7 @@
 //! The width is halved from that of Llama 3 70B until there are enough layers, with all other dimensions in proportion.
 //! At 16 GB that is Llama 3 8B, tensor by tensor: 291 tensors in four shards.
 
-/// Bytes of a BF16 element.
-const ELEMENT_BYTES: u64 = 2;
+use safetensors::Dtype;
 
 /// Widths to choose from, the widest first.
 const WIDTHS: [usize; 8] = [8192, 4096, 2048, 1024, 512, 256, 128, 64];
@@ -20,16 +19,17 @@ const MIN_SHARDS: u64 = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Spec {
     pub(crate) name: String,
+    pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
 }
 
 impl Spec {
     fn new(name: impl Into<String>, shape: &[usize]) -> Self {
-        Self { name: name.into(), shape: shape.to_vec() }
+        Self { name: name.into(), dtype: Dtype::BF16, shape: shape.to_vec() }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&length| length as u64).product::<u64>() * ELEMENT_BYTES
+        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.bitsize() as u64 / 8
     }
 }
 

@@ -105,7 +105,7 @@ fn header(tensors: &[Spec]) -> Vec<u8> {
     let mut start = 0;
     for tensor in tensors {
         let end = start + tensor.bytes();
-        let entry = json!({ "dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end] });
+        let entry = json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end] });
         entries.insert(tensor.name.clone(), entry);
         start = end;
     }
