@@ -57,7 +57,7 @@ pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
 pub use memory::{Memory, MemoryError, RawRegion};
 pub use offsets::Request;
-pub use pool::{Closed, Held, Placed, Pool, PoolBuilder};
+pub use pool::{Bases, Closed, Held, Placed, Pool, PoolBuilder, Reserved};
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
 
 // Offsets and lengths are u64 and go in and out of pointers.

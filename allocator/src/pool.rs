@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,19 +52,46 @@ pub struct PoolBuilder {
     shared: Shared,
 }
 
+/// First addresses of the regions of a batch's layout, by region; a placement's offset counts from there.
+#[derive(Debug, Clone, Default)]
+pub struct Bases(SmallVec<[NonNull<u8>; 4]>);
+
+// SAFETY: addresses; they give no access by themselves.
+unsafe impl Send for Bases {}
+// SAFETY: as above.
+unsafe impl Sync for Bases {}
+
+impl Deref for Bases {
+    type Target = [NonNull<u8>];
+
+    fn deref(&self) -> &[NonNull<u8>] {
+        &self.0
+    }
+}
+
+/// The memory of a planned batch, not cut into fragments yet. Dropping it gives the memory back as dropping its
+/// fragments would: once the memory has been synchronized (I1).
+#[derive(Debug)]
+pub struct Reserved {
+    pool: Pool,
+    label: Arc<str>,
+    /// One for each region of the layout, and its size.
+    blocks: SmallVec<[(Block, u64); 4]>,
+}
+
+// SAFETY: a block is an address and numbers.
+unsafe impl Send for Reserved {}
+// SAFETY: as above.
+unsafe impl Sync for Reserved {}
+
 /// The fragments of a planned batch.
 #[derive(Debug)]
 pub struct Placed {
     /// One fragment for each of the batch, in its order.
     pub fragments: Vec<Fragment>,
-    /// First address of each region of the layout; a placement's offset counts from there.
-    pub bases: SmallVec<[NonNull<u8>; 4]>,
+    /// Where the regions of the layout begin.
+    pub bases: Bases,
 }
-
-// SAFETY: `bases` are addresses within the regions that `fragments` keep; they give no access by themselves.
-unsafe impl Send for Placed {}
-// SAFETY: as above.
-unsafe impl Sync for Placed {}
 
 /// What closing found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -154,8 +182,8 @@ impl Pool {
             .map_err(|error| self.shared().broken_batch(requests.len(), error.to_string()))
     }
 
-    /// Places a batch as laid out by [`lay_out`](Self::lay_out): each region of the layout takes one block, found by
-    /// best fit or as a new region of just that size, and its fragments are cut from it without a search.
+    /// Places a batch as laid out by [`lay_out`](Self::lay_out): [`reserve_planned`](Self::reserve_planned) and
+    /// [`Reserved::place`] in one.
     ///
     /// `fragments` are labels and sizes, in the order of the layout.
     ///
@@ -163,63 +191,28 @@ impl Pool {
     /// When the limit or the memory refuses, the layout does not belong to the fragments, or the pool is closed.
     /// Nothing is kept then.
     pub fn place_planned(&self, layout: &Layout, fragments: &[(Arc<str>, u64)]) -> Result<Placed> {
-        let shared = self.shared();
-        check_batch(layout, fragments).map_err(|problem| shared.broken_batch(fragments.len(), problem))?;
-        let mut blocks = SmallVec::new();
-        let placed = self.fill_blocks(layout, fragments, &mut blocks);
-        if placed.is_err() {
-            shared.discard(&blocks);
-        }
-        placed
+        check_batch(layout, fragments)
+            .map_err(|problem| self.shared().broken_batch(fragments.len(), problem))?;
+        let label = fragments.first().map_or_else(|| "".into(), |(label, _)| Arc::clone(label));
+        self.reserve_planned(layout, label)?.place(layout, fragments)
     }
 
-    /// Takes a block for each region of the layout and enters the fragments. `blocks` holds those taken and not yet
-    /// cut into fragments.
-    fn fill_blocks(
-        &self,
-        layout: &Layout,
-        fragments: &[(Arc<str>, u64)],
-        blocks: &mut SmallVec<[Block; 4]>,
-    ) -> Result<Placed> {
-        let shared = self.shared();
-        let label_of = |region: usize| {
-            let first = layout.placements.iter().position(|placement| placement.region as usize == region);
-            first.and_then(|index| fragments.get(index)).map_or("", |(label, _)| label)
-        };
-        for (region, shape) in layout.regions.iter().enumerate() {
+    /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by best
+    /// fit or as a new region of just that size. In errors and snapshots it has the label until it is cut.
+    ///
+    /// # Errors
+    /// When the limit or the memory refuses, or the pool is closed. Nothing is kept then.
+    pub fn reserve_planned(&self, layout: &Layout, label: impl Into<Arc<str>>) -> Result<Reserved> {
+        let label = label.into();
+        drop(self.shared().open_books(&label)?);
+        let mut reserved = Reserved { pool: self.clone(), label, blocks: SmallVec::new() };
+        for shape in &layout.regions {
             let request = Request::new(shape.size, shape.align);
-            let (books, block) = shared.take_block(label_of(region), request, 0)?;
+            let (books, block) = self.shared().take_block(&reserved.label, request, 0)?;
             drop(books);
-            blocks.push(block);
+            reserved.blocks.push((block, shape.size));
         }
-        let mut books = shared.open_books(label_of(0))?;
-        let mut keys: SmallVec<[std::vec::IntoIter<Key>; 4]> = SmallVec::new();
-        for (region, block) in blocks.iter().enumerate() {
-            let offsets: Vec<u64> = layout
-                .placements
-                .iter()
-                .zip(fragments)
-                .filter(|(placement, (_, bytes))| *bytes > 0 && placement.region as usize == region)
-                .map(|(placement, _)| placement.offset)
-                .collect();
-            let cut = books.carve(block, &offsets);
-            keys.push(cut.map_err(|problem| shared.broken_batch(fragments.len(), problem))?.into_iter());
-        }
-        // Cut: from here on each block is given back fragment by fragment.
-        let blocks = mem::take(blocks);
-        let place = |(placement, (label, bytes)): (&Placement, &(Arc<str>, u64))| {
-            let region = placement.region as usize;
-            let key = keys.get_mut(region).filter(|_| *bytes > 0).and_then(Iterator::next);
-            let (address, home) = match blocks.get(region).zip(key) {
-                Some((block, key)) => block.part(placement.offset, key),
-                None => (dangling(shared.options.granule), None),
-            };
-            let slot = books.enter(Arc::clone(label), *bytes, home);
-            Fragment::new(address, *bytes, Arc::clone(shared), slot)
-        };
-        let bases = blocks.iter().map(|block| block.address).collect();
-        let fragments = layout.placements.iter().zip(fragments).map(place).collect();
-        Ok(Placed { fragments, bases })
+        Ok(reserved)
     }
 
     /// Waits until everything dropped before this call has been given back, and every empty region with it.
@@ -255,6 +248,60 @@ impl Pool {
             released_bytes: before.saturating_sub(books.reserved),
             held: held.collect(),
             pinned_bytes: books.reserved,
+        }
+    }
+}
+
+impl Reserved {
+    /// Where the regions of the layout begin.
+    pub fn bases(&self) -> Bases {
+        Bases(self.blocks.iter().map(|(block, _)| block.address).collect())
+    }
+
+    /// Cuts the memory into the batch's fragments, without a search. `fragments` are labels and sizes, in the order of
+    /// the layout.
+    ///
+    /// # Errors
+    /// When the layout does not belong to the fragments or to this memory, the memory has been cut already, or the pool is
+    /// closed. The memory stays here then, whole.
+    pub fn place(&mut self, layout: &Layout, fragments: &[(Arc<str>, u64)]) -> Result<Placed> {
+        let shared = Arc::clone(self.pool.shared());
+        let broken = |problem: String| shared.broken_batch(fragments.len(), problem);
+        check_batch(layout, fragments).map_err(broken)?;
+        if !layout.regions.iter().map(|shape| shape.size).eq(self.blocks.iter().map(|(_, size)| *size)) {
+            return Err(broken("the memory was reserved for another layout".into()));
+        }
+        let mut offsets: SmallVec<[Vec<u64>; 4]> = SmallVec::from_elem(Vec::new(), self.blocks.len());
+        for (placement, _) in layout.placements.iter().zip(fragments).filter(|(_, (_, bytes))| *bytes > 0) {
+            offsets[placement.region as usize].push(placement.offset);
+        }
+        let mut books = shared.open_books(&self.label)?;
+        let mut keys: SmallVec<[std::vec::IntoIter<Key>; 4]> = SmallVec::new();
+        for ((block, _), offsets) in self.blocks.iter().zip(&offsets) {
+            keys.push(books.carve(block, offsets).map_err(broken)?.into_iter());
+        }
+        // Cut: from here on each block is given back fragment by fragment.
+        let bases = self.bases();
+        let blocks = mem::take(&mut self.blocks);
+        let place = |(placement, (label, bytes)): (&Placement, &(Arc<str>, u64))| {
+            let region = placement.region as usize;
+            let key = keys.get_mut(region).filter(|_| *bytes > 0).and_then(Iterator::next);
+            let (address, home) = match blocks.get(region).zip(key) {
+                Some(((block, _), key)) => block.part(placement.offset, key),
+                None => (dangling(shared.options.granule), None),
+            };
+            let slot = books.enter(Arc::clone(label), *bytes, home);
+            Fragment::new(address, *bytes, Arc::clone(&shared), slot)
+        };
+        let fragments = layout.placements.iter().zip(fragments).map(place).collect();
+        Ok(Placed { fragments, bases })
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        for (block, bytes) in mem::take(&mut self.blocks) {
+            self.pool.shared().retire_block(Arc::clone(&self.label), block, bytes);
         }
     }
 }

@@ -12,7 +12,7 @@ use slab::Slab;
 
 use crate::error::{Error, Result};
 use crate::fork::Process;
-use crate::fragment::Record;
+use crate::fragment::{Fragment, Record};
 use crate::memory::{Memory, RawRegion};
 use crate::offsets::{Allocation, BestFit, Key, Request};
 use crate::retire::RetireQueue;
@@ -246,17 +246,10 @@ impl Shared {
         Ok(wanted.min(left))
     }
 
-    /// Gives back blocks that were taken and never entered as fragments.
-    pub(crate) fn discard(&self, blocks: &[Block]) {
-        let mut books = self.books();
-        for block in blocks {
-            if let Some(region) = books.regions.get_mut(block.home.region) {
-                let freed = region.space.free(block.home.key);
-                debug_assert!(freed.is_ok());
-            }
-        }
-        drop(books);
-        self.wake_reaper();
+    /// Gives back a block that was never entered, the way that fragments go: the memory may be in use still (I1).
+    pub(crate) fn retire_block(self: &Arc<Self>, label: Arc<str>, block: Block, bytes: u64) {
+        let slot = self.books().enter(label, bytes, Some(block.home));
+        drop(Fragment::new(block.address, bytes, Arc::clone(self), slot));
     }
 
     pub(crate) fn broken_batch(&self, fragments: usize, problem: impl Into<String>) -> Error {

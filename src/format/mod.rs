@@ -14,5 +14,5 @@ mod problem;
 
 pub(crate) use catalog::Catalog;
 pub(crate) use checkpoint::resolve;
-pub(crate) use header::{Header, header_len, parse};
+pub(crate) use header::{Entry, Header, header_len, parse};
 pub(crate) use index::Index;

@@ -1,39 +1,107 @@
-//! A planned load: what is read, to where, and what becomes of it.
+//! A planned load: which tensors of which files, and where they will lie.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tensorhold_allocator::Fragment;
+use indexmap::IndexMap;
 use tensorhold_allocator::offsets::Layout;
+use tensorhold_allocator::{Request, Reserved};
 
 use super::headers::Opened;
-use super::plan::{Extent, Plan};
+use super::options::Select;
+use super::plan::Extent;
 use crate::device::Device;
+use crate::error::Result;
+use crate::format::{Catalog, Entry, Index};
 use crate::tensor::{Description, Tensor, TensorInfo};
 use crate::weights::Metadata;
 
-/// A planned load. Tensors are in the order of the layout: file by file, in the order of their bytes.
+/// A load's tensors, in the order of the layout: file by file, in the order of their bytes.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) opened: Vec<Opened>,
-    pub(super) infos: Vec<TensorInfo>,
+    /// By tensor: the file and the place in its header.
+    chosen: Vec<(usize, usize)>,
     pub(super) extents: Vec<Extent>,
     pub(super) layout: Layout,
-    pub(super) plan: Plan,
+}
+
+/// The tensors by name.
+pub(super) type Named = IndexMap<Arc<str>, Tensor>;
+
+/// Files and headers that were checked one by one, and tell whether they fit together.
+pub(super) fn check(opened: &[Opened], indexes: &[Index]) -> Result<()> {
+    let catalog = Catalog::new(opened.iter().map(|file| (&**file.source.path(), &file.header)))?;
+    indexes.iter().try_for_each(|index| index.check(&catalog))
+}
+
+/// The tensors that are wanted: file and place in its header.
+pub(super) fn select(opened: &[Opened], wanted: Option<&Select>) -> Vec<(usize, usize)> {
+    let mut chosen = Vec::with_capacity(opened.iter().map(|file| file.header.tensors.len()).sum());
+    for (index, file) in opened.iter().enumerate() {
+        let entries = file.header.tensors.iter().enumerate();
+        // A description is made only if someone wants to see it.
+        let wanted = entries.filter(|(_, entry)| wanted.is_none_or(|wanted| wanted(&describe(file, entry))));
+        chosen.extend(wanted.map(|(entry, _)| (index, entry)));
+    }
+    chosen
+}
+
+/// The descriptions of those tensors.
+pub(super) fn infos(opened: &[Opened], chosen: &[(usize, usize)]) -> Vec<TensorInfo> {
+    chosen.iter().map(|&(file, entry)| describe(&opened[file], &opened[file].header.tensors[entry])).collect()
+}
+
+fn describe(file: &Opened, entry: &Entry) -> TensorInfo {
+    TensorInfo {
+        name: Arc::clone(&entry.name),
+        dtype: entry.dtype,
+        shape: entry.shape.clone(),
+        nbytes: entry.nbytes,
+        file: Arc::clone(file.source.path()),
+    }
 }
 
 impl Batch {
-    /// What the pool enters in its books.
-    pub(super) fn labels(&self) -> Vec<(Arc<str>, u64)> {
-        self.infos.iter().map(|info| (Arc::clone(&info.name), info.nbytes)).collect()
+    /// The batch of the chosen tensors, laid out by `lay_out`.
+    pub(super) fn new(
+        opened: Vec<Opened>,
+        chosen: Vec<(usize, usize)>,
+        lay_out: impl FnOnce(&[Request]) -> tensorhold_allocator::Result<Layout>,
+    ) -> Result<Self> {
+        let extent = |&(file, entry): &(usize, usize)| {
+            let Entry { start, nbytes: bytes, .. } = opened[file].header.tensors[entry];
+            Extent { file, start, bytes }
+        };
+        let extents: Vec<Extent> = chosen.iter().map(extent).collect();
+        let requests: Vec<Request> = extents.iter().map(Extent::request).collect();
+        let layout = lay_out(&requests)?;
+        Ok(Self { opened, chosen, extents, layout })
     }
 
-    /// The tensors in these fragments, one for one. They are handed out when their bytes have arrived (I3).
-    pub(super) fn tensors(&self, fragments: Vec<Fragment>, device: &Device) -> Vec<Tensor> {
-        let describe =
-            |info: &TensorInfo| Arc::new(Description { info: info.clone(), device: device.clone() });
-        self.infos.iter().zip(fragments).map(|(info, bytes)| Tensor::new(bytes, describe(info))).collect()
+    /// Bytes of the tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.bytes).sum()
+    }
+
+    /// What the memory is called before it is cut into tensors.
+    pub(super) fn label(&self) -> Arc<str> {
+        let first = self.chosen.first().map(|&(file, entry)| &self.opened[file].header.tensors[entry].name);
+        first.map_or_else(|| "".into(), Arc::clone)
+    }
+
+    /// Cuts the memory into the tensors, which are handed out when their bytes have arrived (I3). After an error the memory
+    /// is where it was.
+    pub(super) fn place(&self, reserved: &mut Reserved, device: &Device) -> Result<Named> {
+        let infos = infos(&self.opened, &self.chosen);
+        let labels: Vec<_> = infos.iter().map(|info| (Arc::clone(&info.name), info.nbytes)).collect();
+        let fragments = reserved.place(&self.layout, &labels)?.fragments;
+        let tensor = |(info, bytes): (TensorInfo, _)| {
+            let name = Arc::clone(&info.name);
+            (name, Tensor::new(bytes, Arc::new(Description { info, device: device.clone() })))
+        };
+        Ok(infos.into_iter().zip(fragments).map(tensor).collect())
     }
 
     /// The strings in the files' headers.

@@ -10,7 +10,7 @@ use std::io::IoSliceMut;
 use std::ptr;
 
 use smallvec::SmallVec;
-use tensorhold_allocator::Placed;
+use tensorhold_allocator::Bases;
 
 use super::plan::{Job, Plan};
 
@@ -18,7 +18,7 @@ use super::plan::{Job, Plan};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Landing<'a> {
     pub(super) plan: &'a Plan,
-    pub(super) target: &'a Placed,
+    pub(super) bases: &'a Bases,
 }
 
 /// Where a job's bytes lie in a buffer.
@@ -35,8 +35,8 @@ pub(super) type Buffers<'a> = SmallVec<[IoSliceMut<'a>; 16]>;
 impl Landing<'_> {
     /// Where a job's span begins in its region.
     pub(super) fn address(&self, job: &Job) -> *mut u8 {
-        // The plan and the target come from one layout, so they have the same regions.
-        self.target.bases[job.region].as_ptr().wrapping_add(job.offset as usize)
+        // The plan and the memory come from one layout, so they have the same regions.
+        self.bases[job.region].as_ptr().wrapping_add(job.offset as usize)
     }
 
     /// The buffers for a job's bytes after the first `done`, spread from `base` on.

@@ -36,17 +36,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tensorhold_allocator::{Pool, Request};
+use tensorhold_allocator::{Pool, Reserved};
 
 use self::batch::Batch;
 use self::headers::Opened;
-use self::options::{Options, Readers};
-use self::plan::{Extent, Plan};
+use self::options::Options;
 use self::progress::Callback;
 use self::run::Run;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{self, Catalog, Index};
+use crate::format::{self, Index};
 use crate::io::Backend;
 use crate::report::Times;
 use crate::tensor::TensorInfo;
@@ -147,9 +146,8 @@ impl Loader {
     /// When a file or header is not as it should be, the device or its memory refuses, the callback breaks, or a file
     /// changes while it is read. Nothing is left behind (I4).
     pub fn load(self) -> Result<Weights> {
-        let (mut run, mut callback) = self.prepare()?;
-        let report = run.fill(callback.as_mut(), None)?;
-        Ok(run.publish(report))
+        let (run, reserved, mut callback) = self.prepare()?;
+        run.load(reserved, callback.as_mut())
     }
 
     /// Begins to load the tensors, and gives each as its bytes land. What is given is readable on any stream and from
@@ -172,8 +170,8 @@ impl Loader {
     /// As those of [`load`](Self::load) that come before the first tensor's bytes are read; the others come from the
     /// stream.
     pub fn stream(self) -> Result<TensorStream> {
-        let (run, callback) = self.prepare()?;
-        TensorStream::start(run, callback)
+        let (run, reserved, callback) = self.prepare()?;
+        TensorStream::start(run, reserved, callback)
     }
 
     /// Puts other engines in the place of those that read.
@@ -184,19 +182,32 @@ impl Loader {
     }
 
     /// Plans and reserves.
-    fn prepare(mut self) -> Result<(Run, Option<Callback>)> {
+    fn prepare(mut self) -> Result<(Run, Reserved, Option<Callback>)> {
         let started = Instant::now();
         let readers = self.options.readers(self.device.is_host_accessible())?;
         let pool = self.open_pool()?;
-        let (batch, readers) = self.plan(&pool, readers)?;
+        let opened = self.open_files(readers.threads)?;
+        let chosen = batch::select(&opened, self.options.select.as_ref());
+        let batch = Batch::new(opened, chosen, |requests| pool.lay_out(requests))?;
+        let readers = readers.for_bytes(batch.bytes());
         let planned = started.elapsed();
-        let placed = pool.place_planned(&batch.layout, &batch.labels())?;
+        let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
         let times =
             Times { plan: planned, reserve: started.elapsed().saturating_sub(planned), ..Times::default() };
         let callback = self.options.callback.take();
-        let owns_pool = self.options.pool.is_none();
-        let (device, engines) = (self.device, self.options.engines);
-        Ok((Run::new(device, engines, readers, batch, placed, pool, owns_pool, started, times), callback))
+        let run = Run {
+            device: self.device,
+            engines: self.options.engines,
+            indexes: self.indexes,
+            readers,
+            batch,
+            owns_pool: self.options.pool.is_none(),
+            pool,
+            control: Arc::default(),
+            started,
+            times,
+        };
+        Ok((run, reserved, callback))
     }
 
     /// Reads and checks the headers alone, and says what a load would load.
@@ -205,8 +216,9 @@ impl Loader {
     /// When a file, header or index is not as it should be.
     pub fn inspect(self) -> Result<Inspection> {
         let opened = self.open_files(self.options.readers(true)?.threads)?;
-        let (tensors, _) = self.select_tensors(&opened);
-        Ok(Inspection::new(tensors, opened))
+        batch::check(&opened, &self.indexes)?;
+        let chosen = batch::select(&opened, self.options.select.as_ref());
+        Ok(Inspection::new(batch::infos(&opened, &chosen), opened))
     }
 
     fn open_pool(&self) -> Result<Pool> {
@@ -225,48 +237,12 @@ impl Loader {
         Ok(pool.clone())
     }
 
-    /// Opens the files, and checks their headers one by one and together.
+    /// Opens the files, and checks their headers one by one.
     fn open_files(&self, threads: usize) -> Result<Vec<Opened>> {
         if self.files.is_empty() {
             return Err(Error::NoFiles);
         }
-        let opened = headers::open_all(&self.files, threads)?;
-        let catalog = Catalog::new(opened.iter().map(|file| (&**file.source.path(), &file.header)))?;
-        for index in &self.indexes {
-            index.check(&catalog)?;
-        }
-        Ok(opened)
-    }
-
-    /// The selected tensors, file by file in the order of their bytes, and where those are.
-    fn select_tensors(&self, opened: &[Opened]) -> (Vec<TensorInfo>, Vec<Extent>) {
-        let (mut infos, mut extents) = (Vec::new(), Vec::new());
-        for (file, Opened { source, header }) in opened.iter().enumerate() {
-            for entry in &header.tensors {
-                let info = TensorInfo {
-                    name: Arc::clone(&entry.name),
-                    dtype: entry.dtype,
-                    shape: entry.shape.clone(),
-                    nbytes: entry.nbytes,
-                    file: Arc::clone(source.path()),
-                };
-                if self.options.select.as_ref().is_none_or(|wanted| wanted(&info)) {
-                    infos.push(info);
-                    extents.push(Extent { file, start: entry.start, bytes: entry.nbytes });
-                }
-            }
-        }
-        (infos, extents)
-    }
-
-    fn plan(&self, pool: &Pool, readers: Readers) -> Result<(Batch, Readers)> {
-        let opened = self.open_files(readers.threads)?;
-        let (infos, extents) = self.select_tensors(&opened);
-        let requests: Vec<Request> = extents.iter().map(Extent::request).collect();
-        let layout = pool.lay_out(&requests)?;
-        let readers = readers.for_bytes(extents.iter().map(|extent| extent.bytes).sum());
-        let plan = Plan::new(&extents, &layout, readers.span(), readers.group_bytes());
-        Ok((Batch { opened, infos, extents, layout, plan }, readers))
+        headers::open_all(&self.files, threads)
     }
 }
 

@@ -1,12 +1,15 @@
 //! A load under way: from reserved regions to weights.
 
 use std::mem;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
 use std::time::Instant;
 
-use tensorhold_allocator::{Bytes, Placed, Pool};
+use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
 
-use super::batch::Batch;
+use super::batch::{self, Batch, Named};
 use super::engines::Engines;
 use super::fill::{Fill, Filled, Unfilled};
 use super::landing::Landing;
@@ -18,100 +21,136 @@ use super::route::{Routes, Said};
 use super::stopwatch::Totals;
 use super::work::{Arrivals, Control};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::Index;
 use crate::io::{Backend, BackendKind};
 use crate::report::{Choice, Report, Times};
-use crate::tensor::Tensor;
 use crate::weights::Weights;
 
-/// A load whose memory is reserved.
+/// A load whose memory is reserved: the [`Reserved`] goes with it.
 pub(super) struct Run {
-    device: Device,
-    engines: Engines,
-    readers: Readers,
-    batch: Batch,
-    placed: Placed,
-    pool: Pool,
+    pub(super) device: Device,
+    pub(super) engines: Engines,
+    pub(super) indexes: Vec<Index>,
+    pub(super) readers: Readers,
+    pub(super) batch: Batch,
+    pub(super) pool: Pool,
     /// The pool was made for this load alone.
-    owns_pool: bool,
-    control: Arc<Control>,
-    started: Instant,
-    times: Times,
+    pub(super) owns_pool: bool,
+    /// What stops it.
+    pub(super) control: Arc<Control>,
+    pub(super) started: Instant,
+    pub(super) times: Times,
+}
+
+/// The part of a load that reads. Readers and plan change where staging memory is refused.
+struct Filling<'a> {
+    run: &'a Run,
+    readers: Readers,
+    plan: Plan,
+    bases: &'a Bases,
 }
 
 impl Run {
-    #[allow(clippy::too_many_arguments, reason = "called once, with what a load has by then")]
-    pub(super) fn new(
-        device: Device,
-        engines: Engines,
-        readers: Readers,
-        batch: Batch,
-        placed: Placed,
-        pool: Pool,
-        owns_pool: bool,
-        started: Instant,
-        times: Times,
-    ) -> Self {
-        let control = Arc::default();
-        Self { device, engines, readers, batch, placed, pool, owns_pool, control, started, times }
+    /// Reads all bytes to their places and, meanwhile, makes the tensors. After an error, what was reserved has been
+    /// given back when this returns (I4).
+    pub(super) fn load(self, mut reserved: Reserved, callback: Option<&mut Callback>) -> Result<Weights> {
+        let bases = reserved.bases();
+        // What cannot be handed out need not be read.
+        let make = || self.make(&mut reserved).inspect_err(|_| self.control.stop());
+        // W2: the readers have ended when the scope ends. The memory stays for longer: in `reserved`, or in the tensors,
+        // which the scope hands out.
+        let (made, filled) = thread::scope(|scope| {
+            let making = thread::Builder::new().name("tensorhold-make".into()).spawn_scoped(scope, make);
+            let filled = self.filling(&bases).fill(callback, None);
+            let made = match making {
+                Ok(making) => making.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(source) => Err(Error::Thread { source }),
+            };
+            (made, filled)
+        });
+        // Where the tensors could not be made, the fill was stopped for it.
+        let loaded = made.and_then(|tensors| Ok((tensors, filled?)));
+        self.finish(reserved, loaded)
     }
 
-    /// What stops it.
-    pub(super) fn control(&self) -> &Arc<Control> {
-        &self.control
-    }
-
-    /// The tensors, which have not arrived yet.
-    pub(super) fn tensors(&self) -> Vec<Tensor> {
-        self.batch.tensors(self.placed.fragments.clone(), &self.device)
-    }
-
-    /// Who tells of tensors that have landed.
-    pub(super) fn arrivals(&self, sender: std::sync::mpsc::Sender<usize>) -> Arrivals {
-        Arrivals::new(&self.batch.extents, sender)
-    }
-
-    /// Reads all bytes to their places. After an error, what was reserved has been given back when this returns (I4).
-    pub(super) fn fill(
-        &mut self,
+    /// Reads all bytes to their places, and tells of the tensors that have landed; `tensors` are those that
+    /// [`make`](Self::make) made of the memory at `bases`. As [`load`](Self::load) otherwise.
+    pub(super) fn stream(
+        self,
+        reserved: Reserved,
+        bases: &Bases,
+        tensors: Named,
         callback: Option<&mut Callback>,
-        arrivals: Option<&Arrivals>,
-    ) -> Result<Report> {
-        let report = self.try_fill(callback, arrivals);
-        if report.is_err() {
-            self.placed.fragments.clear();
-            self.pool.trim();
-        }
-        report
+        sender: Sender<usize>,
+    ) -> Result<Weights> {
+        let arrivals = Arrivals::new(&self.batch.extents, sender);
+        let filled = self.filling(bases).fill(callback, Some(&arrivals));
+        self.finish(reserved, filled.map(|report| (tensors, report)))
     }
 
-    fn try_fill(
-        &mut self,
-        mut callback: Option<&mut Callback>,
-        arrivals: Option<&Arrivals>,
-    ) -> Result<Report> {
+    /// Checks that the files fit together, and makes the tensors, whose bytes have not arrived yet. After an error the
+    /// memory is where it was.
+    pub(super) fn make(&self, reserved: &mut Reserved) -> Result<Named> {
+        batch::check(&self.batch.opened, &self.indexes)?;
+        self.batch.place(reserved, &self.device)
+    }
+
+    fn filling<'a>(&'a self, bases: &'a Bases) -> Filling<'a> {
+        let plan = Plan::new(
+            &self.batch.extents,
+            &self.batch.layout,
+            self.readers.span(),
+            self.readers.group_bytes(),
+        );
+        Filling { run: self, readers: self.readers.clone(), plan, bases }
+    }
+
+    /// Makes weights of what has arrived (I3), or gives back what was reserved.
+    fn finish(self, reserved: Reserved, loaded: Result<(Named, Report)>) -> Result<Weights> {
+        match loaded {
+            Ok((tensors, mut report)) => {
+                report.times.total = self.started.elapsed();
+                tracing::debug!(bytes = report.bytes, seconds = report.times.total.as_secs_f64(), "loaded");
+                Ok(Weights::new(tensors, self.batch.metadata(), report, self.pool, self.owns_pool))
+            }
+            Err(error) => Err(self.failed(reserved, error)),
+        }
+    }
+
+    /// Gives back what was reserved.
+    pub(super) fn failed(self, reserved: Reserved, error: Error) -> Error {
+        drop(reserved);
+        self.pool.trim();
+        error
+    }
+}
+
+impl Filling<'_> {
+    /// Reads all bytes to their places.
+    fn fill(mut self, mut callback: Option<&mut Callback>, arrivals: Option<&Arrivals>) -> Result<Report> {
         let mut choices = mem::take(&mut self.readers.choices);
         let staging = self.staging_pool()?;
         let (filled, said) = loop {
-            let routes = Routes::new(self.readers.backend, &self.engines, &self.batch.opened);
-            let landing = Landing { plan: &self.batch.plan, target: &self.placed };
-            let ring = match self.device.is_host_accessible() {
+            let routes = Routes::new(self.readers.backend, &self.run.engines, &self.run.batch.opened);
+            let landing = Landing { plan: &self.plan, bases: self.bases };
+            let ring = match self.run.device.is_host_accessible() {
                 true => None,
-                false => Some(Ring::open(&self.device, self.readers.ring(&staging), landing)?),
+                false => Some(Ring::open(&self.run.device, self.readers.ring(&staging), landing)?),
             };
             let fill = Fill {
                 landing,
-                extents: &self.batch.extents,
-                files: &self.batch.opened,
-                device: &self.device,
+                extents: &self.run.batch.extents,
+                files: &self.run.batch.opened,
+                device: &self.run.device,
                 readers: &self.readers,
-                engines: &self.engines,
+                engines: &self.run.engines,
                 routes,
                 staging: &staging,
                 ring,
                 totals: Totals::default(),
             };
-            match fill.run(callback.as_deref_mut(), &self.control, arrivals) {
+            match fill.run(callback.as_deref_mut(), &self.run.control, arrivals) {
                 Ok(filled) => break (filled, fill.routes.said()),
                 Err(Unfilled { error, for_staging }) => {
                     let smaller = self.readers.with_smaller_slots().filter(|_| for_staging).ok_or(error)?;
@@ -120,55 +159,49 @@ impl Run {
                         picked: Bytes(smaller.job_bytes).to_string(),
                         why: "larger ones were refused".into(),
                     });
-                    let (extents, layout) = (&self.batch.extents, &self.batch.layout);
-                    self.batch.plan = Plan::new(extents, layout, smaller.span(), smaller.group_bytes());
+                    let (extents, layout) = (&self.run.batch.extents, &self.run.batch.layout);
+                    self.plan = Plan::new(extents, layout, smaller.span(), smaller.group_bytes());
                     self.readers = smaller;
                 }
             }
         };
-        for file in &self.batch.opened {
+        for file in &self.run.batch.opened {
             file.source.check_unchanged()?;
         }
         choices.extend(self.choices(&filled, said));
-        let filling = self.started.elapsed().saturating_sub(self.times.plan + self.times.reserve);
-        self.times.fill = filling;
+        let filling = self.run.started.elapsed().saturating_sub(self.run.times.plan + self.run.times.reserve);
         Ok(Report {
-            device: self.device.clone(),
-            tensors: self.batch.infos.len(),
-            bytes: self.batch.plan.bytes,
+            device: self.run.device.clone(),
+            tensors: self.run.batch.extents.len(),
+            bytes: self.plan.bytes,
             cached_bytes: filled.through_bytes,
             direct_bytes: filled.past_bytes,
-            files: self.batch.opened.len(),
-            regions: self.batch.layout.regions.len(),
-            region_bytes: self.batch.layout.regions.iter().map(|region| region.size).sum(),
+            files: self.run.batch.opened.len(),
+            regions: self.run.batch.layout.regions.len(),
+            region_bytes: self.run.batch.layout.regions.iter().map(|region| region.size).sum(),
             threads: filled.threads,
             staging_bytes: staging.stats().high_water_bytes,
-            jobs: self.batch.plan.jobs.len(),
-            times: Times { total: self.started.elapsed(), stages: filled.stages, ..self.times },
+            jobs: self.plan.jobs.len(),
+            times: Times {
+                total: self.run.started.elapsed(),
+                fill: filling,
+                stages: filled.stages,
+                ..self.run.times
+            },
             choices,
         })
     }
 
-    /// Makes weights of what has arrived (I3).
-    pub(super) fn publish(mut self, mut report: Report) -> Weights {
-        let fragments = mem::take(&mut self.placed.fragments);
-        let tensors = self.batch.tensors(fragments, &self.device);
-        let named = tensors.into_iter().map(|tensor| (Arc::clone(&tensor.info().name), tensor)).collect();
-        report.times.total = self.started.elapsed();
-        tracing::debug!(bytes = report.bytes, seconds = report.times.total.as_secs_f64(), "loaded");
-        Weights::new(named, self.batch.metadata(), report, self.pool, self.owns_pool)
-    }
-
     /// Where slots come from.
     fn staging_pool(&self) -> Result<Pool> {
-        let name = format!("staging for {}", self.device);
-        let pool = Pool::builder(self.device.driver().staging_memory()).name(name);
+        let name = format!("staging for {}", self.run.device);
+        let pool = Pool::builder(self.run.device.driver().staging_memory()).name(name);
         // A region for each block of slots: memory that is refused in one piece may be had in several.
         Ok(pool.region_bytes(1).build()?)
     }
 
     fn choices(&self, filled: &Filled, said: Said) -> Vec<Choice> {
-        let (path, why) = match self.device.is_host_accessible() {
+        let (path, why) = match self.run.device.is_host_accessible() {
             true => ("in place", "the CPU can write the target"),
             false => ("staged", "the CPU cannot write the target"),
         };

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
+use tensorhold_allocator::Reserved;
+
 use super::progress::Callback;
 use super::run::Run;
 use super::work::Control;
@@ -33,14 +35,15 @@ pub struct TensorStream {
 }
 
 impl TensorStream {
-    pub(super) fn start(mut run: Run, mut callback: Option<Callback>) -> Result<Self> {
+    pub(super) fn start(run: Run, mut reserved: Reserved, mut callback: Option<Callback>) -> Result<Self> {
         let (sender, landed) = mpsc::channel();
-        let (tensors, control) = (run.tensors(), Arc::clone(run.control()));
-        let load = move || {
-            let arrivals = run.arrivals(sender);
-            let report = run.fill(callback.as_mut(), Some(&arrivals))?;
-            Ok(run.publish(report))
+        let (bases, control) = (reserved.bases(), Arc::clone(&run.control));
+        let named = match run.make(&mut reserved) {
+            Ok(named) => named,
+            Err(error) => return Err(run.failed(reserved, error)),
         };
+        let tensors = named.values().cloned().collect();
+        let load = move || run.stream(reserved, &bases, named, callback.as_mut(), sender);
         let thread = thread::Builder::new().name("tensorhold-load".into());
         let load = thread.spawn(load).map_err(|source| Error::Thread { source })?;
         Ok(Self { tensors, landed, control, load: Some(load), weights: None, order: None })
