@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use tensorhold_allocator::{Closed, Held, Pool};
 
@@ -13,6 +14,9 @@ use crate::tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 
 /// The free-form strings that a safetensors file may carry in its header.
 pub type Metadata = BTreeMap<String, String>;
+
+/// Tensors by name, in their order.
+pub(crate) type Named = IndexMap<Arc<str>, Tensor, RandomState>;
 
 /// The loaded tensors of a checkpoint.
 ///
@@ -27,7 +31,7 @@ pub type Metadata = BTreeMap<String, String>;
 /// ```
 #[derive(Debug)]
 pub struct Weights {
-    tensors: IndexMap<Arc<str>, Tensor>,
+    tensors: Named,
     metadata: BTreeMap<PathBuf, Metadata>,
     report: Report,
     pool: Pool,
@@ -37,7 +41,7 @@ pub struct Weights {
 
 impl Weights {
     pub(crate) fn new(
-        tensors: IndexMap<Arc<str>, Tensor>,
+        tensors: Named,
         metadata: BTreeMap<PathBuf, Metadata>,
         report: Report,
         pool: Pool,

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use foldhash::fast::RandomState;
+
 use super::header::Header;
 use crate::error::{Error, Result};
 
 /// Tensors by name, each with the path of its file.
 pub(crate) struct Catalog<'a> {
-    tensors: HashMap<&'a str, &'a Path>,
+    tensors: HashMap<&'a str, &'a Path, RandomState>,
 }
 
 impl<'a> Catalog<'a> {
@@ -17,7 +19,8 @@ impl<'a> Catalog<'a> {
     /// # Errors
     /// When two files hold tensors of the same name.
     pub(crate) fn new(files: impl Iterator<Item = (&'a Path, &'a Header)> + Clone) -> Result<Self> {
-        let mut tensors = HashMap::with_capacity(files.clone().map(|(_, header)| header.tensors.len()).sum());
+        let count = files.clone().map(|(_, header)| header.tensors.len()).sum();
+        let mut tensors = HashMap::with_capacity_and_hasher(count, RandomState::default());
         for (path, header) in files {
             for entry in &header.tensors {
                 if let Some(first) = tensors.insert(&*entry.name, path) {

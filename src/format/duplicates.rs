@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
+use foldhash::fast::RandomState;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -31,7 +32,7 @@ impl<'de> Deserialize<'de> for Keys {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
-                let mut seen: HashSet<Cow<'de, str>> = HashSet::new();
+                let mut seen: HashSet<Cow<'de, str>, RandomState> = HashSet::default();
                 let mut duplicate = None;
                 while let Some(Key(key)) = map.next_key()? {
                     let Inner(inner) = map.next_value()?;

@@ -1,9 +1,10 @@
 //! The index of a checkpoint in several files, `model.safetensors.index.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use foldhash::fast::RandomState;
 use serde::Deserialize;
 
 use super::catalog::Catalog;
@@ -88,9 +89,11 @@ impl Index {
     /// # Errors
     /// When a tensor is in another file, or in none.
     pub(crate) fn check(&self, catalog: &Catalog<'_>) -> Result<()> {
+        let paths: HashMap<&str, PathBuf, RandomState> =
+            self.files().into_keys().map(|file| (file, self.path_of(file))).collect();
         for (tensor, file) in &self.weight_map {
             let actual = catalog.file_of(tensor);
-            if actual != Some(&self.path_of(file)) {
+            if actual != paths.get(file.as_str()).map(PathBuf::as_path) {
                 let actual = actual.map_or("in no file".into(), |path| format!("in {path:?}"));
                 let problem = format!(
                     "it says that tensor {tensor:?} is in {file:?}, but it is {actual}; \

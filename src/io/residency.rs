@@ -59,6 +59,11 @@ impl Probe {
         Residency::Unknown
     }
 
+    /// Whether its answers are the kernel's own count: a page that is said to be cached then is there, or on its way.
+    pub(crate) fn counts(&self) -> bool {
+        self.way.load(Ordering::Relaxed) == CACHESTAT
+    }
+
     /// How it asks, for a report.
     pub(crate) fn way(&self) -> &'static str {
         match self.way.load(Ordering::Relaxed) {
@@ -69,7 +74,7 @@ impl Probe {
     }
 
     #[cfg(test)]
-    fn without_cachestat() -> Self {
+    pub(crate) fn without_cachestat() -> Self {
         Self { way: AtomicU8::new(NOWAIT) }
     }
 }

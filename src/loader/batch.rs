@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use indexmap::IndexMap;
 use tensorhold_allocator::offsets::Layout;
 use tensorhold_allocator::{Request, Reserved};
 
@@ -15,7 +14,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::format::{Catalog, Entry, Index};
 use crate::tensor::{Description, Tensor, TensorInfo};
-use crate::weights::Metadata;
+use crate::weights::{Metadata, Named};
 
 /// A load's tensors, in the order of the layout: file by file, in the order of their bytes.
 #[derive(Debug)]
@@ -26,9 +25,6 @@ pub(super) struct Batch {
     pub(super) extents: Vec<Extent>,
     pub(super) layout: Layout,
 }
-
-/// The tensors by name.
-pub(super) type Named = IndexMap<Arc<str>, Tensor>;
 
 /// Files and headers that were checked one by one, and tell whether they fit together.
 pub(super) fn check(opened: &[Opened], indexes: &[Index]) -> Result<()> {

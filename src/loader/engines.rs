@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::io::residency::Probe;
 use crate::io::{Buffered, Direct, Engine, Uring};
 
 #[derive(Debug, Clone)]
@@ -9,10 +10,17 @@ pub(super) struct Engines {
     pub(super) buffered: Arc<dyn Engine>,
     pub(super) direct: Arc<dyn Engine>,
     pub(super) uring: Arc<dyn Engine>,
+    /// What asks what is cached, for one file.
+    pub(super) probe: fn() -> Probe,
 }
 
 impl Default for Engines {
     fn default() -> Self {
-        Self { buffered: Arc::new(Buffered), direct: Arc::new(Direct), uring: Arc::new(Uring) }
+        Self {
+            buffered: Arc::new(Buffered),
+            direct: Arc::new(Direct),
+            uring: Arc::new(Uring),
+            probe: Probe::default,
+        }
     }
 }

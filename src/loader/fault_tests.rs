@@ -9,6 +9,7 @@ use super::Loader;
 use super::engines::Engines;
 use crate::error::Error;
 use crate::io::faulty::{Fault, Faults, Faulty};
+use crate::io::residency::Probe;
 use crate::io::{Backend, BackendKind, Buffered, Direct, Engine, Uring};
 use crate::report::Report;
 
@@ -204,7 +205,16 @@ fn a_wrong_answer_about_the_cache_is_found_out() {
         assert_eq!((report.cached_bytes, report.direct_bytes), (0, report.bytes));
         assert!(report.choices.iter().any(|choice| choice.about == "reads again"), "{:?}", report.choices);
     };
-    with(&path, Backend::Auto, &buffered(&lies), found_out, &tensors);
+    let (engines, faulty) = buffered(&lies);
+    let guessing = Engines { probe: Probe::without_cachestat, ..engines.clone() };
+    with(&path, Backend::Auto, &(guessing, Arc::clone(&faulty)), found_out, &tensors);
+    // Pages that the kernel counts are there or on their way: they are waited for.
+    let waits = |loaded: Result<Report, Error>| {
+        let report = loaded.unwrap();
+        assert_eq!((report.cached_bytes, report.direct_bytes), (report.bytes, 0));
+        assert!(report.choices.iter().any(|choice| choice.about == "reads again"), "{:?}", report.choices);
+    };
+    with(&path, Backend::Auto, &(engines, faulty), waits, &tensors);
     // A file system without reads that do not wait is read with reads that do.
     let (first, arrives) = (reads([(0, Fault::Errno(libc::EOPNOTSUPP))]), |loaded: Result<Report, Error>| {
         assert_eq!(loaded.unwrap().direct_bytes, 0);

@@ -18,7 +18,7 @@ use tensorhold_allocator::Pool;
 use super::engines::Engines;
 use super::headers::Opened;
 use super::landing::Landing;
-use super::lane::{FIRST_SLOTS, Lane, Staging};
+use super::lane::{Budget, FIRST_SLOTS, Lane};
 use super::options::Readers;
 use super::past;
 use super::plan::{Extent, Job};
@@ -44,6 +44,7 @@ pub(super) struct Fill<'a> {
     pub(super) routes: Routes<'a>,
     /// Where slots come from.
     pub(super) staging: &'a Pool,
+    pub(super) budget: &'a Budget,
     /// Where readers through the page cache leave what the device copies; `None` where they read in place.
     pub(super) ring: Option<Ring<'a>>,
     pub(super) totals: Totals,
@@ -161,7 +162,7 @@ impl Fill<'_> {
 
     /// Opens a lane of at most so many slots; `None` when there is no memory for it, which is noted.
     pub(super) fn open_lane(&self, work: &Work<'_>, slots: usize) -> Result<Option<Lane<'_>>> {
-        let staging = Staging { pool: self.staging, slot_bytes: self.readers.job_bytes, slots };
+        let staging = self.readers.lane(self.staging, self.budget, slots);
         match Lane::open(self.device, staging) {
             Ok(lane) => Ok(Some(lane)),
             Err(error @ Error::Memory(_)) => {
@@ -185,10 +186,16 @@ impl Fill<'_> {
     /// Queues of reads past the page cache, one for each reader, and what they are.
     #[allow(clippy::type_complexity, reason = "used once")]
     fn past_queues(&self) -> Result<(Vec<Box<dyn Queue>>, BackendKind, String)> {
+        // Room for its first slots is taken for each reader here; the first finds it always.
+        let room = |readers: usize| {
+            let others = (1..readers).take_while(|_| self.budget.take(FIRST_SLOTS)).count();
+            self.budget.take(FIRST_SLOTS);
+            1 + others
+        };
         let slots = self.readers.past_slots;
         let mut why = "what is not cached comes quickest past the cache".to_owned();
         if self.readers.backend != Backend::Require(BackendKind::Direct) {
-            let rings = self.readers.rings.max(1);
+            let rings = room(self.readers.rings);
             let depth = (slots / rings).max(FIRST_SLOTS);
             let queues: io::Result<Vec<_>> = (0..rings).map(|_| self.engines.uring.queue(depth)).collect();
             match queues {
@@ -200,7 +207,7 @@ impl Fill<'_> {
                 Err(error) => return Err(queue_refused(BackendKind::IoUring, &error)),
             }
         }
-        let readers = (slots / FIRST_SLOTS).clamp(1, self.landing.plan.jobs.len().max(1));
+        let readers = room((slots / FIRST_SLOTS).min(self.landing.plan.jobs.len()));
         let queues: io::Result<Vec<_>> = (0..readers).map(|_| self.engines.direct.queue(1)).collect();
         let queues = queues.map_err(|error| queue_refused(BackendKind::Direct, &error))?;
         Ok((queues, BackendKind::Direct, why))

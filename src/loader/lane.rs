@@ -11,6 +11,7 @@
 //!   whatever else fails.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tensorhold_allocator::{Fragment, Pool, Request};
 
@@ -20,15 +21,34 @@ use crate::error::Result;
 /// A lane begins with so many slots: one is copied while the other is filled.
 pub(crate) const FIRST_SLOTS: usize = 2;
 
-/// Where a lane's slots come from, and how large they are.
+/// Where slots come from, and how large they are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Staging<'a> {
     /// Over the device's staging memory.
     pub(crate) pool: &'a Pool,
+    /// What all who share the pool may take together.
+    pub(crate) budget: &'a Budget,
     /// A multiple of the page size.
     pub(crate) slot_bytes: u64,
-    /// The most slots of one lane.
+    /// How many jobs fit into a slot.
+    pub(crate) slot_jobs: usize,
+    /// The most slots.
     pub(crate) slots: usize,
+}
+
+/// Room for jobs in staging memory that no one has taken yet.
+#[derive(Debug)]
+pub(crate) struct Budget(AtomicUsize);
+
+impl Budget {
+    pub(crate) fn new(jobs: usize) -> Self {
+        Self(AtomicUsize::new(jobs))
+    }
+
+    /// Takes room for so many jobs, if it is there.
+    pub(crate) fn take(&self, jobs: usize) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(jobs)).is_ok()
+    }
 }
 
 pub(crate) struct Lane<'a> {
@@ -43,7 +63,7 @@ pub(crate) struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    /// Opens a lane with its first slots.
+    /// Opens a lane with its first slots, for which its maker has taken the room.
     pub(crate) fn open(device: &Device, staging: Staging<'a>) -> Result<Self> {
         let stream = device.driver().stream()?;
         let mut lane = Self {
@@ -88,7 +108,7 @@ impl<'a> Lane<'a> {
         if !self.free.is_empty() {
             return Ok(None);
         }
-        if self.starts.len() < self.staging.slots {
+        if self.starts.len() < self.staging.slots && self.staging.budget.take(self.staging.slot_jobs) {
             match self.grow(1) {
                 Ok(()) => return Ok(None),
                 // What there is has to do.

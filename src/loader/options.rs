@@ -5,7 +5,7 @@ use std::thread;
 use tensorhold_allocator::{Bytes, Pool};
 
 use super::engines::Engines;
-use super::lane::{FIRST_SLOTS, Staging};
+use super::lane::{Budget, FIRST_SLOTS, Staging};
 use super::progress::Callback;
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind, SLACK_BYTES};
@@ -66,6 +66,8 @@ pub(super) struct Readers {
     pub(super) threads: usize,
     /// Bytes that a job takes at most, with what whole blocks add to it. A multiple of the page size.
     pub(super) job_bytes: u64,
+    /// How many jobs the staging memory has room for.
+    pub(super) staging_jobs: usize,
     /// Jobs of a slot of the ring, and slots.
     pub(super) group_jobs: usize,
     pub(super) ring_slots: usize,
@@ -96,8 +98,14 @@ impl Readers {
     }
 
     /// The slots of a ring.
-    pub(super) fn ring<'a>(&self, pool: &'a Pool) -> Staging<'a> {
-        Staging { pool, slot_bytes: self.group_bytes(), slots: self.ring_slots }
+    pub(super) fn ring<'a>(&self, pool: &'a Pool, budget: &'a Budget) -> Staging<'a> {
+        let (slot_bytes, slot_jobs) = (self.group_bytes(), self.group_jobs);
+        Staging { pool, budget, slot_bytes, slot_jobs, slots: self.ring_slots }
+    }
+
+    /// The slots of a lane, at most so many.
+    pub(super) fn lane<'a>(&self, pool: &'a Pool, budget: &'a Budget, slots: usize) -> Staging<'a> {
+        Staging { pool, budget, slot_bytes: self.job_bytes, slot_jobs: 1, slots }
     }
 
     /// The same with jobs a quarter as long; `None` when that is too short.
@@ -125,10 +133,12 @@ impl Options {
         }
         let (shares, most) = if in_place { (15, IN_PLACE_JOB_BYTES) } else { (64, JOB_BYTES) };
         let job_bytes = (staging / shares / 4096 * 4096).clamp(MIN_JOB_BYTES, most);
-        // What there is room for: a quarter past the page cache, the rest in the ring, where there is one.
-        let jobs = (staging / job_bytes) as usize;
-        let past_slots = if in_place { jobs } else { jobs / 4 }.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
-        let (group_jobs, ring_slots) = ring(jobs - past_slots);
+        // The ring, where there is one, leaves a quarter of the room to readers past the page cache, and they leave it two
+        // slots; between that, whoever needs it first has it.
+        let staging_jobs = (staging / job_bytes) as usize;
+        let (group_jobs, ring_slots) = ring(staging_jobs - (staging_jobs / 4).max(FIRST_SLOTS));
+        let past_slots = if in_place { staging_jobs } else { staging_jobs - 2 * group_jobs };
+        let past_slots = past_slots.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
         let choices = vec![
             Choice { about: "threads", picked: threads.to_string(), why: why_threads },
             Choice {
@@ -140,7 +150,17 @@ impl Options {
         // A ring's thread also moves what it read, where that is not the device's work.
         let rings = if in_place { threads.min(2).min(past_slots / FIRST_SLOTS) } else { 1 };
         let backend = self.backend()?;
-        Ok(Readers { backend, threads, job_bytes, group_jobs, ring_slots, past_slots, rings, choices })
+        Ok(Readers {
+            backend,
+            threads,
+            job_bytes,
+            staging_jobs,
+            group_jobs,
+            ring_slots,
+            past_slots,
+            rings,
+            choices,
+        })
     }
 
     fn backend(&self) -> Result<Backend> {

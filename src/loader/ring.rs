@@ -24,6 +24,7 @@ use tensorhold_allocator::{Fragment, Request};
 use super::landing::Landing;
 use super::lane::Staging;
 use super::plan::Job;
+use super::route::{Routes, Way};
 use super::work::Work;
 use crate::device::{Device, Stream};
 use crate::error::Result;
@@ -43,6 +44,8 @@ struct State {
     free: Vec<usize>,
     /// Groups whose copies run, oldest first.
     copying: VecDeque<Arc<Group>>,
+    /// Groups that wait for a slot.
+    routed: VecDeque<Routed>,
     /// The group whose jobs are being handed out.
     current: Option<Arc<Group>>,
     /// Slots that are being made.
@@ -57,18 +60,29 @@ struct State {
 struct Group {
     slot: usize,
     memory: Fragment,
-    jobs: Range<usize>,
+    routed: Routed,
+    /// The next of the routed jobs to be claimed.
     next: AtomicUsize,
     /// Jobs that are not done.
     left: AtomicUsize,
-    /// By job: whether its bytes lie in the slot.
+    /// By routed job: whether its bytes lie in the slot.
     filled: SmallVec<[AtomicBool; 8]>,
+}
+
+/// A group's jobs that are read through the page cache, and how; the others have been left. At least one.
+struct Routed {
+    /// The group's first job, whose span begins where the slot does.
+    first: usize,
+    jobs: SmallVec<[(usize, Way); 8]>,
 }
 
 /// A job that a reader has claimed, and where it is to put the bytes.
 pub(super) struct Claim {
     group: Arc<Group>,
+    /// Which of the group's routed jobs it is.
+    place: usize,
     pub(super) index: usize,
+    pub(super) way: Way,
 }
 
 /// More slots at a time are not made ready sooner: the driver pins one after the other.
@@ -90,32 +104,41 @@ impl<'a> Ring<'a> {
     }
 
     /// The next job and its place; waits for a free slot if it must. `None` when no job is left, or the load is over.
-    pub(super) fn claim(&self, work: &Work<'_>) -> Result<Option<Claim>> {
+    /// What is better read past the page cache is left to others, and takes no slot.
+    pub(super) fn claim(&self, work: &Work<'_>, routes: &Routes<'_>) -> Result<Option<Claim>> {
         let mut state = self.state();
         loop {
             if let Some(group) = &state.current {
-                let next = group.next.fetch_add(1, Ordering::Relaxed);
-                if next < group.jobs.len() {
-                    return Ok(Some(Claim { group: Arc::clone(group), index: group.jobs.start + next }));
+                let place = group.next.fetch_add(1, Ordering::Relaxed);
+                if let Some(&(index, way)) = group.routed.jobs.get(place) {
+                    return Ok(Some(Claim { group: Arc::clone(group), place, index, way }));
                 }
                 state.current = None;
             }
-            if work.is_over() || !work.has_group() {
+            if work.is_over() {
                 return Ok(None);
             }
-            if let Some(slot) = state.free.pop() {
-                let Some(jobs) = work.next_group() else { continue };
+            if state.routed.is_empty() {
+                // Asking what is cached takes a while: not under the lock.
+                drop(state);
+                let Some(jobs) = work.next_group() else { return Ok(None) };
+                let routed = self.route(jobs, work, routes);
+                state = self.state();
+                state.routed.extend(routed);
+            } else if let Some(slot) = state.free.pop() {
                 let memory = state.slots[slot].clone();
-                state.current = Some(Arc::new(Group::new(slot, memory, jobs)));
+                let routed = state.routed.pop_front();
+                state.current = routed.map(|routed| Arc::new(Group::new(slot, memory, routed)));
                 self.changed.notify_all();
             } else if !state.full && state.slots.len() + state.growing < self.staging.slots {
                 if state.growing == MAX_GROWING {
                     state = self.wait(state);
                     continue;
                 }
+                let first = state.slots.is_empty() && state.growing == 0;
                 state.growing += 1;
                 drop(state);
-                state = self.grow()?;
+                state = self.grow(first)?;
             } else if !state.waiting
                 && let Some(group) = state.copying.pop_front()
             {
@@ -128,14 +151,33 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// Makes a slot. When that is refused, those there are have to do; without any, it is an error.
-    fn grow(&self) -> Result<MutexGuard<'_, State>> {
-        let placed = self.staging.pool.place("staging", Request::new(self.staging.slot_bytes, 4096));
+    /// Decides how a group's jobs are read. `None` when all of them are left to others.
+    fn route(&self, jobs: Range<usize>, work: &Work<'_>, routes: &Routes<'_>) -> Option<Routed> {
+        let mut routed = Routed { first: jobs.start, jobs: SmallVec::new() };
+        for index in jobs {
+            match routes.way(&self.landing.plan.jobs[index]) {
+                Way::Past => work.leave(index),
+                way => routed.jobs.push((index, way)),
+            }
+        }
+        (!routed.jobs.is_empty()).then_some(routed)
+    }
+
+    /// Makes a slot. When that is refused, those there are have to do; without any, it is an error. Room for the first is
+    /// there by rights.
+    fn grow(&self, first: bool) -> Result<MutexGuard<'_, State>> {
+        let room = self.staging.budget.take(self.staging.slot_jobs);
+        let placed = match room || first {
+            true => self.staging.pool.place("staging", Request::new(self.staging.slot_bytes, 4096)).map(Some),
+            false => Ok(None),
+        };
         let mut state = self.state();
         state.growing -= 1;
         self.changed.notify_all();
         match placed {
-            Ok(memory) => {
+            // What is left is for readers past the page cache.
+            Ok(None) => state.full = !state.slots.is_empty(),
+            Ok(Some(memory)) => {
                 let slot = state.slots.len();
                 state.free.push(slot);
                 state.slots.push(memory);
@@ -176,7 +218,7 @@ impl<'a> Ring<'a> {
     /// of a group submits the copy.
     pub(super) fn done(&self, claim: &Claim, filled: bool) -> Result<()> {
         let group = &claim.group;
-        group.filled[claim.index - group.jobs.start].store(filled, Ordering::Relaxed);
+        group.filled[claim.place].store(filled, Ordering::Relaxed);
         // AcqRel (G2): whoever counts the last job sees what the others have written.
         if group.left.fetch_sub(1, Ordering::AcqRel) != 1 {
             return Ok(());
@@ -224,7 +266,7 @@ impl<'a> Ring<'a> {
     }
 
     fn place(&self, group: &Group, job: &Job) -> *mut u8 {
-        let first = &self.landing.plan.jobs[group.jobs.start];
+        let first = &self.landing.plan.jobs[group.routed.first];
         group.memory.as_ptr().cast_mut().wrapping_add((job.offset - first.offset) as usize)
     }
 
@@ -244,15 +286,15 @@ impl<'a> Ring<'a> {
 }
 
 impl Group {
-    fn new(slot: usize, memory: Fragment, jobs: Range<usize>) -> Self {
-        let filled = jobs.clone().map(|_| AtomicBool::new(false)).collect();
-        let left = AtomicUsize::new(jobs.len());
-        Self { slot, memory, jobs, next: AtomicUsize::new(0), left, filled }
+    fn new(slot: usize, memory: Fragment, routed: Routed) -> Self {
+        let filled = routed.jobs.iter().map(|_| AtomicBool::new(false)).collect();
+        let left = AtomicUsize::new(routed.jobs.len());
+        Self { slot, memory, routed, next: AtomicUsize::new(0), left, filled }
     }
 
     /// The jobs whose bytes lie in the slot, once all are done.
     fn filled_jobs(&self) -> impl Iterator<Item = usize> {
         let filled = self.filled.iter().map(|filled| filled.load(Ordering::Relaxed));
-        self.jobs.clone().zip(filled).filter_map(|(job, filled)| filled.then_some(job))
+        self.routed.jobs.iter().zip(filled).filter_map(|(&(job, _), filled)| filled.then_some(job))
     }
 }

@@ -62,7 +62,7 @@ impl<'a> Routes<'a> {
     pub(super) fn new(backend: Backend, engines: &'a Engines, files: &'a [Opened]) -> Self {
         let routes = |file: &'a Opened| FileRoutes {
             source: &file.source,
-            probe: Probe::default(),
+            probe: (engines.probe)(),
             buffered: OnceLock::new(),
             past: OnceLock::new(),
             past_refused: AtomicBool::new(false),
@@ -84,9 +84,8 @@ impl<'a> Routes<'a> {
         }
         let waits = file.must_wait.load(Ordering::Relaxed);
         match file.probe.ask(file.source.file(), job.file_offset, job.file_bytes) {
-            Residency::Cached if waits => Way::Buffered,
+            Residency::Cached | Residency::Unknown if waits => Way::Buffered,
             Residency::Cached => Way::Cached,
-            Residency::Unknown if waits => Way::Buffered,
             Residency::Missing | Residency::Unknown if self.past(job.file).is_err() => Way::Buffered,
             Residency::Missing => Way::Past,
             Residency::Unknown => Way::Cached,
@@ -142,9 +141,17 @@ impl<'a> Routes<'a> {
         self.files[file].must_wait.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that a job was said to be cached, and was not.
-    pub(super) fn contradict(&self) {
+    /// How to read a job that was said to be cached and, by a read that does not wait, is not.
+    ///
+    /// Where the kernel counts its pages and still says so, someone is bringing them just now: that is waited for.
+    /// Else the answer was wrong, or the pages are gone.
+    pub(super) fn way_again(&self, job: &Job) -> Way {
         self.contradicted.fetch_add(1, Ordering::Relaxed);
+        match self.way(job) {
+            Way::Cached if self.files[job.file].probe.counts() => Way::Buffered,
+            Way::Cached => Way::Past,
+            way => way,
+        }
     }
 
     /// What became known of the files, for the report.

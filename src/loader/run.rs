@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
 
-use super::batch::{self, Batch, Named};
+use super::batch::{self, Batch};
 use super::engines::Engines;
 use super::fill::{Fill, Filled, Unfilled};
 use super::landing::Landing;
+use super::lane::Budget;
 use super::options::Readers;
 use super::plan::Plan;
 use super::progress::Callback;
@@ -25,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::format::Index;
 use crate::io::{Backend, BackendKind};
 use crate::report::{Choice, Report, Times};
-use crate::weights::Weights;
+use crate::weights::{Named, Weights};
 
 /// A load whose memory is reserved: the [`Reserved`] goes with it.
 pub(super) struct Run {
@@ -43,6 +44,19 @@ pub(super) struct Run {
     pub(super) times: Times,
 }
 
+/// Tensors, and whether the files that they are of fit together. Both are kept until nothing writes to the memory.
+pub(super) struct Made {
+    tensors: Result<Named>,
+    checked: Result<()>,
+}
+
+impl Made {
+    /// The tensors, if all is well.
+    pub(super) fn tensors(self) -> Result<Named> {
+        self.checked.and(self.tensors)
+    }
+}
+
 /// The part of a load that reads. Readers and plan change where staging memory is refused.
 struct Filling<'a> {
     run: &'a Run,
@@ -56,21 +70,27 @@ impl Run {
     /// given back when this returns (I4).
     pub(super) fn load(self, mut reserved: Reserved, callback: Option<&mut Callback>) -> Result<Weights> {
         let bases = reserved.bases();
-        // What cannot be handed out need not be read.
-        let make = || self.make(&mut reserved).inspect_err(|_| self.control.stop());
-        // W2: the readers have ended when the scope ends. The memory stays for longer: in `reserved`, or in the tensors,
-        // which the scope hands out.
+        let make = || {
+            let made = self.make(&mut reserved);
+            // What cannot be handed out need not be read.
+            if made.tensors.is_err() || made.checked.is_err() {
+                self.control.stop();
+            }
+            made
+        };
+        // W2: the readers have ended when the scope ends. The memory stays for longer, whatever goes wrong: in `reserved`,
+        // or in the tensors, which the scope hands out.
         let (made, filled) = thread::scope(|scope| {
             let making = thread::Builder::new().name("tensorhold-make".into()).spawn_scoped(scope, make);
             let filled = self.filling(&bases).fill(callback, None);
             let made = match making {
                 Ok(making) => making.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                Err(source) => Err(Error::Thread { source }),
+                Err(source) => Made { tensors: Err(Error::Thread { source }), checked: Ok(()) },
             };
             (made, filled)
         });
         // Where the tensors could not be made, the fill was stopped for it.
-        let loaded = made.and_then(|tensors| Ok((tensors, filled?)));
+        let loaded = made.tensors().and_then(|tensors| Ok((tensors, filled?)));
         self.finish(reserved, loaded)
     }
 
@@ -89,11 +109,20 @@ impl Run {
         self.finish(reserved, filled.map(|report| (tensors, report)))
     }
 
-    /// Checks that the files fit together, and makes the tensors, whose bytes have not arrived yet. After an error the
-    /// memory is where it was.
-    pub(super) fn make(&self, reserved: &mut Reserved) -> Result<Named> {
-        batch::check(&self.batch.opened, &self.indexes)?;
-        self.batch.place(reserved, &self.device)
+    /// Makes the tensors, whose bytes have not arrived yet, and checks that the files fit together. After an error the
+    /// memory is where it was, or in the tensors.
+    pub(super) fn make(&self, reserved: &mut Reserved) -> Made {
+        thread::scope(|scope| {
+            // Two walks over all names, which for many are worth a thread each.
+            let check = || batch::check(&self.batch.opened, &self.indexes);
+            let checking = thread::Builder::new().name("tensorhold-check".into()).spawn_scoped(scope, check);
+            let tensors = self.batch.place(reserved, &self.device);
+            let checked = match checking {
+                Ok(checking) => checking.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(_) => check(),
+            };
+            Made { tensors, checked }
+        })
     }
 
     fn filling<'a>(&'a self, bases: &'a Bases) -> Filling<'a> {
@@ -133,10 +162,11 @@ impl Filling<'_> {
         let staging = self.staging_pool()?;
         let (filled, said) = loop {
             let routes = Routes::new(self.readers.backend, &self.run.engines, &self.run.batch.opened);
+            let budget = Budget::new(self.readers.staging_jobs);
             let landing = Landing { plan: &self.plan, bases: self.bases };
             let ring = match self.run.device.is_host_accessible() {
                 true => None,
-                false => Some(Ring::open(&self.run.device, self.readers.ring(&staging), landing)?),
+                false => Some(Ring::open(&self.run.device, self.readers.ring(&staging, &budget), landing)?),
             };
             let fill = Fill {
                 landing,
@@ -147,6 +177,7 @@ impl Filling<'_> {
                 engines: &self.run.engines,
                 routes,
                 staging: &staging,
+                budget: &budget,
                 ring,
                 totals: Totals::default(),
             };

@@ -38,7 +38,7 @@ impl TensorStream {
     pub(super) fn start(run: Run, mut reserved: Reserved, mut callback: Option<Callback>) -> Result<Self> {
         let (sender, landed) = mpsc::channel();
         let (bases, control) = (reserved.bases(), Arc::clone(&run.control));
-        let named = match run.make(&mut reserved) {
+        let named = match run.make(&mut reserved).tensors() {
             Ok(named) => named,
             Err(error) => return Err(run.failed(reserved, error)),
         };

@@ -47,7 +47,7 @@ fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue) -> Result<(
                 work.count(job, Way::Buffered);
                 work.landed(index);
             }
-            Outcome::NotCached => not_cached(fill, work, index),
+            Outcome::NotCached => work.leave(index),
         }
     }
     watch.lap(Stage::Read);
@@ -57,7 +57,7 @@ fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue) -> Result<(
 fn into_ring(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, ring: &Ring<'_>) -> Result<()> {
     let mut watch = fill.totals.watch();
     loop {
-        let claim = match ring.claim(work) {
+        let claim = match ring.claim(work, &fill.routes) {
             Ok(Some(claim)) => claim,
             Ok(None) => break,
             Err(error @ Error::Memory(_)) => {
@@ -68,34 +68,18 @@ fn into_ring(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, ring: &Rin
         };
         watch.lap(Stage::Wait);
         let job = &fill.landing.plan.jobs[claim.index];
-        let outcome = match fill.routes.way(job) {
-            Way::Past => {
-                work.leave(claim.index);
-                Outcome::NotCached
-            }
-            // SAFETY: G2: the place is as long as the job's span, and ours until the job is counted as done.
-            way => match unsafe { read_job(fill, queue, job, ring.start(&claim), way) }? {
-                Outcome::Complete => {
-                    work.count(job, way);
-                    Outcome::Complete
-                }
-                Outcome::NotCached => {
-                    not_cached(fill, work, claim.index);
-                    Outcome::NotCached
-                }
-            },
-        };
+        // SAFETY: G2: the place is as long as the job's span, and ours until the job is counted as done.
+        let outcome = unsafe { read_job(fill, queue, job, ring.start(&claim), claim.way) }?;
+        match outcome {
+            Outcome::Complete => work.count(job, claim.way),
+            Outcome::NotCached => work.leave(claim.index),
+        }
         watch.lap(Stage::Read);
         ring.done(&claim, outcome == Outcome::Complete)?;
         watch.lap(Stage::Send);
     }
     watch.lap(Stage::Wait);
     Ok(())
-}
-
-fn not_cached(fill: &Fill<'_>, work: &Work<'_>, index: usize) {
-    fill.routes.contradict();
-    work.leave(index);
 }
 
 /// Reads a job's bytes to their places, spread from `base` on, one read at a time.
@@ -121,15 +105,18 @@ pub(super) unsafe fn read_job(
         let ended = unsafe { queue.submit(read) }.and_then(|()| queue.complete());
         match ended.and_then(|completion| completion.result) {
             Ok(bytes) if done + bytes as u64 >= job.file_bytes => return Ok(Outcome::Complete),
-            // A part was there, and may not be alone: the system also stops short for reasons of its own.
-            Ok(bytes) if cached_only && bytes > 0 && fill.routes.way(job) == Way::Cached => {
-                (done, cached_only) = (done + bytes as u64, false);
-            }
-            Ok(_) if cached_only => return Ok(Outcome::NotCached),
+            // The system also stops short for reasons of its own.
+            Ok(bytes) if cached_only => match fill.routes.way_again(job) {
+                Way::Past => return Ok(Outcome::NotCached),
+                _ => (done, cached_only) = (done + bytes as u64, false),
+            },
             Ok(0) => return Err(fill.cut_short(job, job.file_offset + done)),
             Ok(bytes) => done += bytes as u64,
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock if cached_only => return Ok(Outcome::NotCached),
+                io::ErrorKind::WouldBlock if cached_only => match fill.routes.way_again(job) {
+                    Way::Past => return Ok(Outcome::NotCached),
+                    _ => cached_only = false,
+                },
                 io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock if retries < MAX_RETRIES => {
                     retries += 1
                 }

@@ -194,11 +194,6 @@ impl<'a> Work<'a> {
         self.control.is_stopped()
     }
 
-    /// Whether a group of jobs is left that no one has begun.
-    pub(super) fn has_group(&self) -> bool {
-        self.next_group.load(Ordering::Relaxed) < self.plan.groups.len()
-    }
-
     /// The next group of jobs, for readers that share their memory.
     pub(super) fn next_group(&self) -> Option<Range<usize>> {
         self.plan.groups.get(self.next_group.fetch_add(1, Ordering::Relaxed)).cloned()
