@@ -89,15 +89,21 @@ impl Batch {
 
     /// Cuts the memory into the tensors, which are handed out when their bytes have arrived (I3). After an error the memory
     /// is where it was.
-    pub(super) fn place(&self, reserved: &mut Reserved, device: &Device) -> Result<Named> {
+    ///
+    /// Tensors whose names others have too, which [`check`] refuses, come beside the rest: dropped here, their memory
+    /// could be someone else's while it is still written to.
+    pub(super) fn place(&self, reserved: &mut Reserved, device: &Device) -> Result<(Named, Vec<Tensor>)> {
         let infos = infos(&self.opened, &self.chosen);
         let labels: Vec<_> = infos.iter().map(|info| (Arc::clone(&info.name), info.nbytes)).collect();
         let fragments = reserved.place(&self.layout, &labels)?.fragments;
-        let tensor = |(info, bytes): (TensorInfo, _)| {
+        let mut named = Named::with_capacity_and_hasher(infos.len(), Default::default());
+        let mut displaced = Vec::new();
+        for (info, bytes) in infos.into_iter().zip(fragments) {
             let name = Arc::clone(&info.name);
-            (name, Tensor::new(bytes, Arc::new(Description { info, device: device.clone() })))
-        };
-        Ok(infos.into_iter().zip(fragments).map(tensor).collect())
+            let tensor = Tensor::new(bytes, Arc::new(Description { info, device: device.clone() }));
+            displaced.extend(named.insert(name, tensor));
+        }
+        Ok((named, displaced))
     }
 
     /// The strings in the files' headers.

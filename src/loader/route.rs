@@ -3,8 +3,8 @@
 //! Under [`Backend::Auto`] each job goes the quicker way. A reader takes a job, asks what of it is cached, and either
 //! reads it from the page cache or leaves it to the readers that go past the cache, which begin when there is something to
 //! do. So both kinds of bytes come at once. A read from the cache does not wait for the disk: when the answer was
-//! wrong, it finds that out, and the job goes past the cache after all. Where a file cannot be read past the cache, all
-//! of it is read through it.
+//! wrong, it finds that out, and it is asked again. Where a file cannot be read past the cache, all of it is read
+//! through it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

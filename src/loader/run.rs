@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::format::Index;
 use crate::io::{Backend, BackendKind};
 use crate::report::{Choice, Report, Times};
+use crate::tensor::Tensor;
 use crate::weights::{Named, Weights};
 
 /// A load whose memory is reserved: the [`Reserved`] goes with it.
@@ -44,16 +45,16 @@ pub(super) struct Run {
     pub(super) times: Times,
 }
 
-/// Tensors, and whether the files that they are of fit together. Both are kept until nothing writes to the memory.
+/// Tensors, and whether the files that they are of fit together. Kept until nothing writes to the memory.
 pub(super) struct Made {
-    tensors: Result<Named>,
+    tensors: Result<(Named, Vec<Tensor>)>,
     checked: Result<()>,
 }
 
 impl Made {
     /// The tensors, if all is well.
     pub(super) fn tensors(self) -> Result<Named> {
-        self.checked.and(self.tensors)
+        self.checked.and(self.tensors).map(|(tensors, _)| tensors)
     }
 }
 

@@ -167,7 +167,8 @@ unsafe impl Memory for PinnedMemory {
 
     fn synchronize(&self) -> std::result::Result<(), MemoryError> {
         let Some(library) = self.all_devices else { return Ok(self.context.synchronize()?) };
-        for ordinal in (0..library.device_count()?).filter(|&ordinal| Context::is_active(library, ordinal)) {
+        let devices = library.device_count()?;
+        for ordinal in (0..devices).filter(|&ordinal| Context::is_active(library, ordinal)) {
             Context::of(ordinal)?.synchronize()?;
         }
         Ok(())
