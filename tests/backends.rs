@@ -2,7 +2,9 @@
 
 mod support;
 
-use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, drop_cached, on_disk, pool_for};
+use support::{
+    Spec, assert_all_back, assert_holds, bytes_tensor, devices, drop_cached, on_disk, pool_for, staged_host,
+};
 use tensorhold::{Backend, BackendKind, Device, Loader, Report, Weights};
 
 const ALL: [Backend; 4] = [
@@ -113,5 +115,29 @@ fn a_load_that_is_cancelled_past_the_cache_gives_everything_back() {
             assert!(loader.load().is_err());
             assert_all_back(&pool);
         }
+    }
+}
+
+#[test]
+fn staging_memory_that_is_refused_is_asked_for_in_smaller_pieces() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for largest in [4 << 20, 600 << 10, 100 << 10] {
+        for backend in ALL {
+            let device = staged_host::device_with_staging_of(largest);
+            drop_cached(&path, 0, 0);
+            let weights = Loader::new(device).files([&path]).backend(backend).load().unwrap();
+            assert_holds(&weights, &tensors);
+        }
+    }
+    let device = staged_host::device_with_staging_of(100 << 10);
+    let weights = load(&device, &path, Backend::Require(BackendKind::Buffered));
+    assert!(picked(weights.report(), "slots").len() > 1, "{:?}", weights.report());
+    for backend in ALL {
+        let device = staged_host::device_with_staging_of(4096);
+        let pool = pool_for(&device);
+        let error = Loader::new(device).files([&path]).pool(&pool).backend(backend).load().unwrap_err();
+        assert!(error.to_string().contains("staging"), "{error}");
+        assert_all_back(&pool);
     }
 }

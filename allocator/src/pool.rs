@@ -300,8 +300,11 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
+        let shared = self.pool.shared();
         for (block, bytes) in mem::take(&mut self.blocks) {
-            self.pool.shared().retire_block(Arc::clone(&self.label), block, bytes);
+            // The way that fragments go, since the memory may be in use still (I1).
+            let slot = shared.books().enter(Arc::clone(&self.label), bytes, Some(block.home));
+            drop(Fragment::new(block.address, bytes, Arc::clone(shared), slot));
         }
     }
 }

@@ -12,7 +12,7 @@ use slab::Slab;
 
 use crate::error::{Error, Result};
 use crate::fork::Process;
-use crate::fragment::{Fragment, Record};
+use crate::fragment::Record;
 use crate::memory::{Memory, RawRegion};
 use crate::offsets::{Allocation, BestFit, Key, Request};
 use crate::retire::RetireQueue;
@@ -244,12 +244,6 @@ impl Shared {
             });
         }
         Ok(wanted.min(left))
-    }
-
-    /// Gives back a block that was never entered, the way that fragments go: the memory may be in use still (I1).
-    pub(crate) fn retire_block(self: &Arc<Self>, label: Arc<str>, block: Block, bytes: u64) {
-        let slot = self.books().enter(label, bytes, Some(block.home));
-        drop(Fragment::new(block.address, bytes, Arc::clone(self), slot));
     }
 
     pub(crate) fn broken_batch(&self, fragments: usize, problem: impl Into<String>) -> Error {

@@ -2,12 +2,13 @@
 //!
 //! 1. **Plan** ([`plan`]): every header is parsed and checked, tensors are selected, laid out and cut into jobs.
 //! 2. **Reserve**: one block of the pool for the whole batch.
-//! 3. **Fill** ([`fill`]): readers take jobs, each the quicker way ([`route`]): [`through`] the page cache or [`past`] it, in
+//! 3. **Fill** ([`crew`]): readers take jobs, each the quicker way ([`route`]): [`through`] the page cache or [`past`] it, in
 //!    place where that can be, through the [`ring`] or a [`lane`] elsewhere.
 //! 4. **Publish**: when the last byte has arrived and the files are still what they were, tensors become
 //!    [`Weights`]; a [`TensorStream`] gives each as soon as it has landed.
 
 mod batch;
+mod crew;
 mod engines;
 #[cfg(test)]
 mod fault_tests;

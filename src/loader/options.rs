@@ -108,10 +108,11 @@ impl Readers {
         Staging { pool, budget, slot_bytes: self.job_bytes, slot_jobs: 1, slots }
     }
 
-    /// The same with jobs a quarter as long; `None` when that is too short.
+    /// The same with jobs a quarter as long, of which half as many share a slot; `None` when they are as short as can be.
     pub(super) fn with_smaller_slots(&self) -> Option<Self> {
-        let job_bytes = self.job_bytes / 4 / 4096 * 4096;
-        (job_bytes >= MIN_JOB_BYTES).then(|| Self { job_bytes, ..self.clone() })
+        let job_bytes = (self.job_bytes / 4 / 4096 * 4096).max(MIN_JOB_BYTES);
+        let group_jobs = (self.group_jobs / 2).max(1);
+        (self.job_bytes > MIN_JOB_BYTES).then(|| Self { job_bytes, group_jobs, ..self.clone() })
     }
 }
 

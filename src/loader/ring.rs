@@ -145,6 +145,9 @@ impl<'a> Ring<'a> {
                 state.waiting = true;
                 drop(state);
                 state = self.wait_for(&group, work)?;
+            } else if state.full && state.slots.is_empty() && state.growing == 0 {
+                // Whoever was refused last says so.
+                return Ok(None);
             } else {
                 state = self.wait(state);
             }
@@ -163,8 +166,8 @@ impl<'a> Ring<'a> {
         (!routed.jobs.is_empty()).then_some(routed)
     }
 
-    /// Makes a slot. When that is refused, those there are have to do; without any, it is an error. Room for the first is
-    /// there by rights.
+    /// Makes a slot. When that is refused, those there are have to do; without any, it is the last one's error. Room for
+    /// the first is there by rights.
     fn grow(&self, first: bool) -> Result<MutexGuard<'_, State>> {
         let room = self.staging.budget.take(self.staging.slot_jobs);
         let placed = match room || first {
@@ -176,16 +179,18 @@ impl<'a> Ring<'a> {
         self.changed.notify_all();
         match placed {
             // What is left is for readers past the page cache.
-            Ok(None) => state.full = !state.slots.is_empty(),
+            Ok(None) => state.full = true,
             Ok(Some(memory)) => {
                 let slot = state.slots.len();
                 state.free.push(slot);
                 state.slots.push(memory);
             }
-            Err(error) if state.slots.is_empty() && state.growing == 0 => return Err(error.into()),
             Err(error) => {
                 tracing::debug!(%error, slots = state.slots.len(), "no more staging memory");
-                state.full = !state.slots.is_empty();
+                state.full = true;
+                if state.slots.is_empty() && state.growing == 0 {
+                    return Err(error.into());
+                }
             }
         }
         Ok(state)

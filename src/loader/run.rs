@@ -10,8 +10,9 @@ use std::time::Instant;
 use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
 
 use super::batch::{self, Batch};
+use super::crew::{self, Filled, Unfilled};
 use super::engines::Engines;
-use super::fill::{Fill, Filled, Unfilled};
+use super::fill::Fill;
 use super::landing::Landing;
 use super::lane::Budget;
 use super::options::Readers;
@@ -182,7 +183,7 @@ impl Filling<'_> {
                 ring,
                 totals: Totals::default(),
             };
-            match fill.run(callback.as_deref_mut(), &self.run.control, arrivals) {
+            match crew::run(&fill, callback.as_deref_mut(), &self.run.control, arrivals) {
                 Ok(filled) => break (filled, fill.routes.said()),
                 Err(Unfilled { error, for_staging }) => {
                     let smaller = self.readers.with_smaller_slots().filter(|_| for_staging).ok_or(error)?;

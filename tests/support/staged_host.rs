@@ -36,10 +36,44 @@ unsafe impl Memory for Opaque {
     }
 }
 
+/// Host memory that gives no regions larger than this.
+#[derive(Debug)]
+struct Frugal {
+    memory: HostMemory,
+    largest: u64,
+}
+
+// SAFETY: as HostMemory, which does the work.
+unsafe impl Memory for Frugal {
+    fn name(&self) -> &str {
+        "frugal"
+    }
+
+    fn is_host_accessible(&self) -> bool {
+        true
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
+        match bytes <= self.largest {
+            true => self.memory.reserve(bytes, align),
+            false => Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory).into()),
+        }
+    }
+
+    unsafe fn release(&self, region: RawRegion) -> std::result::Result<(), MemoryError> {
+        // SAFETY: passed on.
+        unsafe { self.memory.release(region) }
+    }
+
+    fn synchronize(&self) -> std::result::Result<(), MemoryError> {
+        Ok(())
+    }
+}
+
 #[derive(Debug)]
 struct StagedHost {
     memory: Arc<Opaque>,
-    staging: Arc<HostMemory>,
+    staging: Arc<Frugal>,
     /// Copies that still succeed.
     copies: Arc<AtomicI64>,
 }
@@ -51,9 +85,18 @@ pub fn device() -> Device {
 
 /// A device onto which so many copies succeed, and the others fail.
 pub fn device_failing_after(copies: i64) -> Device {
+    staged(copies, u64::MAX)
+}
+
+/// A device whose staging memory comes in pieces of at most so many bytes.
+pub fn device_with_staging_of(largest: u64) -> Device {
+    staged(i64::MAX, largest)
+}
+
+fn staged(copies: i64, largest: u64) -> Device {
     Device::from_driver(Arc::new(StagedHost {
         memory: Arc::new(Opaque(HostMemory::new())),
-        staging: Arc::new(HostMemory::new()),
+        staging: Arc::new(Frugal { memory: HostMemory::new(), largest }),
         copies: Arc::new(AtomicI64::new(copies)),
     }))
 }
