@@ -141,3 +141,19 @@ fn staging_memory_that_is_refused_is_asked_for_in_smaller_pieces() {
         assert_all_back(&pool);
     }
 }
+
+#[test]
+fn one_slot_is_enough_and_its_readers_do_not_outwait_a_copy_that_fails() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let load = |copies| {
+        let loader = Loader::new(staged_host::device_with_one_slot(copies)).files([&path]).threads(6);
+        loader.backend(Backend::Require(BackendKind::Buffered)).load()
+    };
+    assert_holds(&load(i64::MAX).unwrap(), &tensors);
+    for copies in [0, 1] {
+        for _ in 0..20 {
+            assert!(load(copies).is_err());
+        }
+    }
+}

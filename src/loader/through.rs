@@ -29,10 +29,12 @@ pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>) -> Result<()> {
         fill.engines.buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
     match &fill.ring {
         Some(ring) => {
-            let read = into_ring(fill, work, &mut *queue, ring);
-            // Those who wait for this reader's part of a slot see that it is gone.
+            if let Err(error) = into_ring(fill, work, &mut *queue, ring) {
+                work.fail(error);
+            }
+            // After that, so that those who wait for this reader's part of a slot see that it will not come.
             ring.wake();
-            read
+            Ok(())
         }
         None => in_place(fill, work, &mut *queue),
     }

@@ -36,11 +36,12 @@ unsafe impl Memory for Opaque {
     }
 }
 
-/// Host memory that gives no regions larger than this.
+/// Host memory that gives no regions larger than this, and no more of them.
 #[derive(Debug)]
 struct Frugal {
     memory: HostMemory,
     largest: u64,
+    left: AtomicI64,
 }
 
 // SAFETY: as HostMemory, which does the work.
@@ -54,7 +55,7 @@ unsafe impl Memory for Frugal {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
-        match bytes <= self.largest {
+        match bytes <= self.largest && self.left.fetch_sub(1, Ordering::Relaxed) > 0 {
             true => self.memory.reserve(bytes, align),
             false => Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory).into()),
         }
@@ -85,18 +86,23 @@ pub fn device() -> Device {
 
 /// A device onto which so many copies succeed, and the others fail.
 pub fn device_failing_after(copies: i64) -> Device {
-    staged(copies, u64::MAX)
+    staged(copies, (u64::MAX, i64::MAX))
 }
 
 /// A device whose staging memory comes in pieces of at most so many bytes.
 pub fn device_with_staging_of(largest: u64) -> Device {
-    staged(i64::MAX, largest)
+    staged(i64::MAX, (largest, i64::MAX))
 }
 
-fn staged(copies: i64, largest: u64) -> Device {
+/// A device with one piece of staging memory, onto which so many copies succeed.
+pub fn device_with_one_slot(copies: i64) -> Device {
+    staged(copies, (u64::MAX, 1))
+}
+
+fn staged(copies: i64, (largest, pieces): (u64, i64)) -> Device {
     Device::from_driver(Arc::new(StagedHost {
         memory: Arc::new(Opaque(HostMemory::new())),
-        staging: Arc::new(Frugal { memory: HostMemory::new(), largest }),
+        staging: Arc::new(Frugal { memory: HostMemory::new(), largest, left: AtomicI64::new(pieces) }),
         copies: Arc::new(AtomicI64::new(copies)),
     }))
 }
