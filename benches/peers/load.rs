@@ -24,23 +24,24 @@ pub(crate) fn load(entry: &str, folder: &Path, device: &Device) -> Result<Value>
             Backend::Require(kind.with_context(|| format!("there is no entry {entry:?}"))?)
         }
     };
-    let started = Instant::now();
+    let (before, started) = (resident("VmRSS:"), Instant::now());
     let mut loader = Loader::new(device.clone()).checkpoint(folder)?;
     if backend != Backend::Auto {
         loader = loader.backend(backend);
     }
     let weights = loader.load()?;
     let seconds = started.elapsed().as_secs_f64();
+    let host = grown(before);
     let report = weights.report().clone();
     let checked = digest::check(folder, &weights);
-    Ok(result(entry, seconds, report.bytes, report.tensors, &checked, &json!(report)))
+    Ok(result(entry, seconds, report.bytes, report.tensors, host, &checked, &json!(report)))
 }
 
 /// What engines do today: map the file, and copy tensor by tensor.
 fn mapped(folder: &Path, device: &Device) -> Result<Value> {
     let pool = Pool::builder(device.memory()).build()?;
     let stream = device.driver().stream()?;
-    let started = Instant::now();
+    let (before, started) = (resident("VmRSS:"), Instant::now());
     let mut tensors: Vec<(String, Fragment)> = Vec::new();
     let mut maps = Vec::new();
     for path in files(folder)? {
@@ -58,6 +59,7 @@ fn mapped(folder: &Path, device: &Device) -> Result<Value> {
     }
     stream.synchronize()?;
     let seconds = started.elapsed().as_secs_f64();
+    let host = grown(before);
     let digests: digest::Digests = serde_json::from_slice(&std::fs::read(folder.join(digest::FILE))?)?;
     let checked = tensors.iter().try_for_each(|(name, memory)| {
         let mut copy = vec![0; memory.len() as usize];
@@ -68,7 +70,7 @@ fn mapped(folder: &Path, device: &Device) -> Result<Value> {
         Ok(())
     });
     let bytes = tensors.iter().map(|(_, memory)| memory.len()).sum();
-    Ok(result("mapped", seconds, bytes, tensors.len(), &checked, &Value::Null))
+    Ok(result("mapped", seconds, bytes, tensors.len(), host, &checked, &Value::Null))
 }
 
 fn result(
@@ -76,6 +78,7 @@ fn result(
     seconds: f64,
     bytes: u64,
     tensors: usize,
+    host_bytes: Option<u64>,
     checked: &Result<()>,
     report: &Value,
 ) -> Value {
@@ -87,14 +90,19 @@ fn result(
         "tensors": tensors,
         "ok": checked.is_ok(),
         "detail": checked.as_ref().err().map(ToString::to_string),
-        "peak_rss_bytes": peak_rss(),
+        "host_bytes": host_bytes,
         "report": report,
     })
 }
 
-/// The most memory that this process has had resident, in bytes; mapped files and checks included.
-fn peak_rss() -> Option<u64> {
+/// How far the most memory that this process has had resident exceeds what it had before, in bytes. Mapped files count.
+fn grown(before: Option<u64>) -> Option<u64> {
+    Some(resident("VmHWM:")?.saturating_sub(before?))
+}
+
+/// A figure of this process's memory, in bytes.
+fn resident(which: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|line| line.starts_with(which))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }

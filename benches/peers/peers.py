@@ -130,6 +130,8 @@ def main():
     torch.zeros(1, device="cuda:0")
     torch.cuda.synchronize()
     free_before = torch.cuda.mem_get_info()[0]
+    resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    before = resident()
     try:
         started = time.perf_counter()
         tensors = load(files)
@@ -138,6 +140,7 @@ def main():
     except Exception as error:  # whatever it is, it is this entry's result
         print(json.dumps({"entry": entry, "error": f"{type(error).__name__}: {error}"[:300]}))
         return 1
+    host_bytes = resident() - before  # mapped files count
     device_bytes = free_before - torch.cuda.mem_get_info()[0]
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     detail = check(folder, tensors)
@@ -149,7 +152,7 @@ def main():
         "tensors": len(tensors),
         "ok": detail is None,
         "detail": detail,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+        "host_bytes": host_bytes,
         "device_bytes": device_bytes,
     }
     print(json.dumps(result))
