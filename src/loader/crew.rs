@@ -81,6 +81,9 @@ pub(super) fn run(
             past = threads.start_past();
         } else {
             threads.start_through(fill.readers.threads.min(jobs));
+            if let Some(ring) = &fill.ring {
+                ring.let_grow();
+            }
         }
         loop {
             // Asked before what they leave: a reader that has ended leaves nothing more.

@@ -11,45 +11,15 @@
 //!   whatever else fails.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tensorhold_allocator::{Fragment, Pool, Request};
+use tensorhold_allocator::Fragment;
 
+use super::staging::Staging;
 use crate::device::{Device, Stream};
 use crate::error::Result;
 
 /// A lane begins with so many slots: one is copied while the other is filled.
 pub(crate) const FIRST_SLOTS: usize = 2;
-
-/// Where slots come from, and how large they are.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Staging<'a> {
-    /// Over the device's staging memory.
-    pub(crate) pool: &'a Pool,
-    /// What all who share the pool may take together.
-    pub(crate) budget: &'a Budget,
-    /// A multiple of the page size.
-    pub(crate) slot_bytes: u64,
-    /// How many jobs fit into a slot.
-    pub(crate) slot_jobs: usize,
-    /// The most slots.
-    pub(crate) slots: usize,
-}
-
-/// Room for jobs in staging memory that no one has taken yet.
-#[derive(Debug)]
-pub(crate) struct Budget(AtomicUsize);
-
-impl Budget {
-    pub(crate) fn new(jobs: usize) -> Self {
-        Self(AtomicUsize::new(jobs))
-    }
-
-    /// Takes room for so many jobs, if it is there.
-    pub(crate) fn take(&self, jobs: usize) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(jobs)).is_ok()
-    }
-}
 
 pub(crate) struct Lane<'a> {
     stream: Box<dyn Stream>,
@@ -80,7 +50,7 @@ impl<'a> Lane<'a> {
 
     fn grow(&mut self, slots: usize) -> Result<()> {
         let slot_bytes = self.staging.slot_bytes;
-        let block = self.staging.pool.place("staging", Request::new(slot_bytes * slots as u64, 4096))?;
+        let block = self.staging.place(slots)?;
         let base = block.as_ptr().cast_mut();
         for slot in 0..slots {
             self.free.push(self.starts.len());

@@ -26,6 +26,7 @@ mod progress;
 mod ring;
 mod route;
 mod run;
+mod staging;
 mod stopwatch;
 mod stream;
 mod through;
@@ -44,6 +45,7 @@ use self::headers::Opened;
 use self::options::Options;
 use self::progress::Callback;
 use self::run::Run;
+use self::staging::StagingMemory;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{self, Index};
@@ -191,6 +193,8 @@ impl Loader {
         let chosen = batch::select(&opened, self.options.select.as_ref());
         let batch = Batch::new(opened, chosen, |requests| pool.lay_out(requests))?;
         let readers = readers.for_bytes(batch.bytes());
+        let first_slot = readers.first_slot(self.device.is_host_accessible());
+        let staging = StagingMemory::new(&self.device, first_slot)?;
         let planned = started.elapsed();
         let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
         let times =
@@ -202,6 +206,7 @@ impl Loader {
             indexes: self.indexes,
             readers,
             batch,
+            staging,
             owns_pool: self.options.pool.is_none(),
             pool,
             control: Arc::default(),

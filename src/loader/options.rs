@@ -5,8 +5,9 @@ use std::thread;
 use tensorhold_allocator::{Bytes, Pool};
 
 use super::engines::Engines;
-use super::lane::{Budget, FIRST_SLOTS, Staging};
+use super::lane::FIRST_SLOTS;
 use super::progress::Callback;
+use super::staging::{Budget, Staging};
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind, SLACK_BYTES};
 use crate::report::Choice;
@@ -95,6 +96,12 @@ impl Readers {
         let (group_jobs, ring_slots) =
             ring((self.ring_slots * self.group_jobs).min(worthwhile.max(RING_SLOTS)));
         Self { group_jobs, ring_slots, ..self }
+    }
+
+    /// How long the first slot of a ring is that surely is needed.
+    pub(super) fn first_slot(&self, in_place: bool) -> Option<u64> {
+        let through = matches!(self.backend, Backend::Auto | Backend::Require(BackendKind::Buffered));
+        (through && !in_place).then(|| self.group_bytes())
     }
 
     /// The slots of a ring.

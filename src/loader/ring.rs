@@ -19,12 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
-use tensorhold_allocator::{Fragment, Request};
+use tensorhold_allocator::Fragment;
 
 use super::landing::Landing;
-use super::lane::Staging;
 use super::plan::Job;
 use super::route::{Routes, Way};
+use super::staging::Staging;
 use super::work::Work;
 use crate::device::{Device, Stream};
 use crate::error::Result;
@@ -48,6 +48,8 @@ struct State {
     routed: VecDeque<Routed>,
     /// The group whose jobs are being handed out.
     current: Option<Arc<Group>>,
+    /// Slots may be made.
+    grows: bool,
     /// Slots that are being made.
     growing: usize,
     /// No more can be made.
@@ -86,13 +88,30 @@ pub(super) struct Claim {
 }
 
 /// More slots at a time are not made ready sooner: the driver pins one after the other.
-const MAX_GROWING: usize = 4;
+const MAX_GROWING: usize = 2;
 
 impl<'a> Ring<'a> {
-    /// A ring without slots.
-    pub(super) fn open(device: &Device, staging: Staging<'a>, landing: Landing<'a>) -> Result<Self> {
+    /// A ring with that slot, if it is as long as its slots are, or none.
+    pub(super) fn open(
+        device: &Device,
+        staging: Staging<'a>,
+        first: Option<Fragment>,
+        landing: Landing<'a>,
+    ) -> Result<Self> {
+        let mut state = State::default();
+        if let Some(first) = first.filter(|first| first.len() == staging.slot_bytes) {
+            staging.budget.take(staging.slot_jobs);
+            state.free.push(0);
+            state.slots.push(first);
+        }
         let stream = device.driver().stream()?;
-        Ok(Self { landing, staging, stream, state: Mutex::default(), changed: Condvar::new() })
+        Ok(Self { landing, staging, stream, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// Lets slots be made, now that all readers have been started: a thread starts slowly while memory is made ready.
+    pub(super) fn let_grow(&self) {
+        self.state().grows = true;
+        self.changed.notify_all();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -131,7 +150,7 @@ impl<'a> Ring<'a> {
                 state.current = routed.map(|routed| Arc::new(Group::new(slot, memory, routed)));
                 self.changed.notify_all();
             } else if !state.full && state.slots.len() + state.growing < self.staging.slots {
-                if state.growing == MAX_GROWING {
+                if !state.grows || state.growing == MAX_GROWING {
                     state = self.wait(state);
                     continue;
                 }
@@ -171,7 +190,7 @@ impl<'a> Ring<'a> {
     fn grow(&self, first: bool) -> Result<MutexGuard<'_, State>> {
         let room = self.staging.budget.take(self.staging.slot_jobs);
         let placed = match room || first {
-            true => self.staging.pool.place("staging", Request::new(self.staging.slot_bytes, 4096)).map(Some),
+            true => self.staging.place(1).map(Some),
             false => Ok(None),
         };
         let mut state = self.state();

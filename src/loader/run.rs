@@ -14,12 +14,12 @@ use super::crew::{self, Filled, Unfilled};
 use super::engines::Engines;
 use super::fill::Fill;
 use super::landing::Landing;
-use super::lane::Budget;
 use super::options::Readers;
 use super::plan::Plan;
 use super::progress::Callback;
 use super::ring::Ring;
 use super::route::{Routes, Said};
+use super::staging::{Budget, StagingMemory};
 use super::stopwatch::Totals;
 use super::work::{Arrivals, Control};
 use crate::device::Device;
@@ -37,6 +37,7 @@ pub(super) struct Run {
     pub(super) indexes: Vec<Index>,
     pub(super) readers: Readers,
     pub(super) batch: Batch,
+    pub(super) staging: StagingMemory,
     pub(super) pool: Pool,
     /// The pool was made for this load alone.
     pub(super) owns_pool: bool,
@@ -161,14 +162,17 @@ impl Filling<'_> {
     /// Reads all bytes to their places.
     fn fill(mut self, mut callback: Option<&mut Callback>, arrivals: Option<&Arrivals>) -> Result<Report> {
         let mut choices = mem::take(&mut self.readers.choices);
-        let staging = self.staging_pool()?;
+        let staging = &self.run.staging;
         let (filled, said) = loop {
             let routes = Routes::new(self.readers.backend, &self.run.engines, &self.run.batch.opened);
             let budget = Budget::new(self.readers.staging_jobs);
             let landing = Landing { plan: &self.plan, bases: self.bases };
             let ring = match self.run.device.is_host_accessible() {
                 true => None,
-                false => Some(Ring::open(&self.run.device, self.readers.ring(&staging, &budget), landing)?),
+                false => {
+                    let slots = self.readers.ring(&staging.pool, &budget);
+                    Some(Ring::open(&self.run.device, slots, staging.first(), landing)?)
+                }
             };
             let fill = Fill {
                 landing,
@@ -178,7 +182,7 @@ impl Filling<'_> {
                 readers: &self.readers,
                 engines: &self.run.engines,
                 routes,
-                staging: &staging,
+                staging: &staging.pool,
                 budget: &budget,
                 ring,
                 totals: Totals::default(),
@@ -213,7 +217,7 @@ impl Filling<'_> {
             regions: self.run.batch.layout.regions.len(),
             region_bytes: self.run.batch.layout.regions.iter().map(|region| region.size).sum(),
             threads: filled.threads,
-            staging_bytes: staging.stats().high_water_bytes,
+            staging_bytes: staging.pool.stats().high_water_bytes,
             jobs: self.plan.jobs.len(),
             times: Times {
                 total: self.run.started.elapsed(),
@@ -223,14 +227,6 @@ impl Filling<'_> {
             },
             choices,
         })
-    }
-
-    /// Where slots come from.
-    fn staging_pool(&self) -> Result<Pool> {
-        let name = format!("staging for {}", self.run.device);
-        let pool = Pool::builder(self.run.device.driver().staging_memory()).name(name);
-        // A region for each block of slots: memory that is refused in one piece may be had in several.
-        Ok(pool.region_bytes(1).build()?)
     }
 
     fn choices(&self, filled: &Filled, said: Said) -> Vec<Choice> {

@@ -1,0 +1,92 @@
+//! Staging memory: the pool that slots come from, and the first slot of the ring.
+//!
+//! The first slot is made ready on a thread of its own while the load is planned and its memory reserved: making eight
+//! mebibytes ready takes a millisecond, which is a part of a short load.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use tensorhold_allocator::{Fragment, Pool, Request};
+
+use crate::device::Device;
+use crate::error::Result;
+
+pub(super) struct StagingMemory {
+    pub(super) pool: Pool,
+    first: Mutex<Option<JoinHandle<Option<Fragment>>>>,
+}
+
+impl StagingMemory {
+    /// Staging memory for a device. With `first_bytes`, a slot of that size is on its way.
+    pub(super) fn new(device: &Device, first_bytes: Option<u64>) -> Result<Self> {
+        let pool = Pool::builder(device.driver().staging_memory()).name(format!("staging for {device}"));
+        // A region for each slot: memory that is refused in one piece may be had in several.
+        let pool = pool.region_bytes(1).build()?;
+        let first = first_bytes.and_then(|bytes| {
+            let pool = pool.clone();
+            // A refusal is told when the slot is asked for again.
+            let make = move || place(&pool, bytes).ok();
+            thread::Builder::new().name("tensorhold-stage".into()).spawn(make).ok()
+        });
+        Ok(Self { pool, first: Mutex::new(first) })
+    }
+
+    /// The first slot, if it was asked for, could be had and was not taken before.
+    pub(super) fn first(&self) -> Option<Fragment> {
+        let making = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        making.and_then(|making| making.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+}
+
+impl Drop for StagingMemory {
+    fn drop(&mut self) {
+        // Nothing is left behind (I4), a thread neither.
+        self.first();
+    }
+}
+
+/// Where slots come from, and how large they are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Staging<'a> {
+    /// Over the device's staging memory.
+    pub(super) pool: &'a Pool,
+    /// What all who share the pool may take together.
+    pub(super) budget: &'a Budget,
+    /// A multiple of the page size.
+    pub(super) slot_bytes: u64,
+    /// How many jobs fit into a slot.
+    pub(super) slot_jobs: usize,
+    /// The most slots.
+    pub(super) slots: usize,
+}
+
+/// Room for jobs in staging memory that no one has taken yet.
+#[derive(Debug)]
+pub(super) struct Budget(AtomicUsize);
+
+impl Budget {
+    pub(super) fn new(jobs: usize) -> Self {
+        Self(AtomicUsize::new(jobs))
+    }
+
+    /// Takes room for so many jobs, if it is there.
+    pub(super) fn take(&self, jobs: usize) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(jobs)).is_ok()
+    }
+}
+
+impl Staging<'_> {
+    /// Memory for so many slots, in one piece.
+    pub(super) fn place(&self, slots: usize) -> tensorhold_allocator::Result<Fragment> {
+        place(self.pool, self.slot_bytes * slots as u64)
+    }
+}
+
+fn place(pool: &Pool, bytes: u64) -> tensorhold_allocator::Result<Fragment> {
+    pool.place("staging", Request::new(bytes, PAGE_BYTES))
+}
+
+/// Slots begin at pages, as direct reads into them must.
+const PAGE_BYTES: u64 = 4096;
