@@ -138,6 +138,10 @@ fn sizes_that_disagree_or_overflow() {
 fn duplicate_names_in_a_file_and_across_files() {
     let twice = r#"{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
     refuses_header(twice, 1, &["\"t\"", "twice"]);
+    let one = |fields: &str| format!(r#"{{"t":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]{fields}}}}}"#);
+    refuses_header(&one(r#","shape":[1]"#), 1, &["\"shape\"", "twice"]);
+    refuses_header(r#"{"__metadata__":{"k":"1","k":"2"}}"#, 0, &["\"k\"", "twice"]);
+    refuses_header(r#"{"__metadata__":{},"__metadata__":{}}"#, 0, &["__metadata__", "twice"]);
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("a.safetensors"), &[bytes_tensor("same", 4)]);
     write(&folder.path().join("b.safetensors"), &[bytes_tensor("same", 4)]);
@@ -187,6 +191,10 @@ fn an_index_that_names_a_missing_shard_or_the_wrong_one() {
     refuses(folder.path(), &["\"lost\"", "b.safetensors"]);
     with(r#"{"x":"../a.safetensors"}"#);
     refuses(folder.path(), &["../a.safetensors"]);
+    with(r#"{"x":"a.safetensors","y":"b.safetensors","\u0078":"a.safetensors"}"#);
+    refuses(folder.path(), &["\"x\"", "twice", "model.safetensors.index.json"]);
+    with(r#"{},"weight_map":{}"#);
+    refuses(folder.path(), &["weight_map", "duplicate"]);
     fs::write(&index, "{").unwrap();
     refuses(folder.path(), &["model.safetensors.index.json"]);
 }

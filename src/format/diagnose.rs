@@ -5,6 +5,7 @@
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
+use super::header::METADATA;
 use super::problem::Problem;
 
 /// The first thing wrong with a header that is a JSON object; `None` if nothing is found.
@@ -12,7 +13,7 @@ pub(super) fn diagnose(text: &str) -> Option<Problem> {
     let header: Map<String, Value> = serde_json::from_str(text).ok()?;
     let mut claims = Vec::new();
     for (name, value) in &header {
-        if name == "__metadata__" {
+        if name == METADATA {
             match value.as_object().map(|map| map.iter().find(|(_, value)| !value.is_string())) {
                 Some(None) => {}
                 Some(Some((key, value))) => {

@@ -1,20 +1,27 @@
 //! One file's header: parsed and validated by the `safetensors` crate, which looks at the header alone; the rest of
 //! what makes a file right is checked here.
 
-use std::collections::BTreeMap;
-use std::str;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::{fmt, mem, str};
 
-use safetensors::tensor::Metadata;
+use foldhash::fast::RandomState;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::diagnose::diagnose;
-use super::duplicates::find_duplicate;
+use super::json::{Text, find_duplicate, for_each_pair};
 use super::problem::Problem;
 use crate::dtype::DType;
 use crate::shape::Shape;
 
 /// The format's limit on a header's length in bytes, as the `safetensors` crate has it.
 const MAX_HEADER_LEN: u64 = 100_000_000;
+
+/// The key that is no tensor's name.
+pub(super) const METADATA: &str = "__metadata__";
 
 /// The bytes before the header, which hold its length.
 const PREFIX_LEN: u64 = 8;
@@ -59,32 +66,36 @@ pub(crate) fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, Problem>
 /// Parses a header and checks it against the length of its file.
 pub(crate) fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     let text = str::from_utf8(header).map_err(|error| Problem::Utf8 { valid: error.valid_up_to() })?;
-    // The parser below would keep one of two equal keys.
-    if let Some(key) = find_duplicate(text).map_err(Problem::Json)? {
+    let Parsed { metadata, tensors: mut infos, duplicate } =
+        serde_json::from_str(text).map_err(|error| problem(text, error))?;
+    if let Some(key) = duplicate {
         return Err(Problem::Duplicate { key });
     }
-    let parsed: Metadata =
-        serde_json::from_str(text).map_err(|error| diagnose(text).unwrap_or(Problem::Json(error)))?;
+    // By their bytes; empty ones, which may share a place, by their names.
+    infos.sort_unstable_by(|(a, left), (b, right)| (left.data_offsets, a).cmp(&(right.data_offsets, b)));
 
     let data_start = PREFIX_LEN + header.len() as u64;
     let mut data_len = 0;
-    let mut tensors = Vec::new();
-    for (name, info) in parsed.tensors() {
+    let mut tensors = Vec::with_capacity(infos.len());
+    for (name, info) in &infos {
         let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        let past_end = || Problem::Tensor { tensor: name.clone(), problem: "its offsets overflow".into() };
-        let unknown =
-            || Problem::Tensor { tensor: name.clone(), problem: format!("unknown dtype {:?}", info.dtype) };
+        let wrong = |problem| Problem::Tensor { tensor: name.as_ref().into(), problem };
+        let past_end = || diagnose(text).unwrap_or_else(|| wrong("its offsets overflow".into()));
         data_len = data_len.max(end);
         tensors.push(Entry {
-            dtype: DType::from_safetensors(info.dtype).ok_or_else(unknown)?,
+            dtype: DType::from_safetensors(info.dtype)
+                .ok_or_else(|| wrong(format!("unknown dtype {:?}", info.dtype)))?,
             shape: info.shape.as_slice().into(),
             start: data_start.checked_add(start).ok_or_else(past_end)?,
             nbytes: end.checked_sub(start).ok_or_else(past_end)?,
-            name: name.into(),
+            name: name.as_ref().into(),
         });
     }
-    // By their bytes; empty ones, which may share a place, by their names.
-    tensors.sort_unstable_by(|a, b| (a.start, a.nbytes, &a.name).cmp(&(b.start, b.nbytes, &b.name)));
+    // The crate's rules for offsets, shapes and sizes. It needs the names for its messages alone, and ours say more.
+    let nameless = infos.into_iter().map(|(_, info)| (String::new(), info)).collect();
+    if let Err(error) = Metadata::new(None, nameless) {
+        return Err(problem(text, serde_json::Error::custom(error)));
+    }
     let expected = data_start.saturating_add(data_len);
     if file_len < expected {
         return Err(Problem::CutShort { file_len, expected });
@@ -92,7 +103,73 @@ pub(crate) fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     if file_len > expected {
         return Err(Problem::Trailing { file_len, expected });
     }
-    let metadata =
-        parsed.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(Header { tensors, metadata })
+}
+
+/// What is wrong with a header that does not parse.
+fn problem(text: &str, error: serde_json::Error) -> Problem {
+    match find_duplicate(text) {
+        Ok(Some(key)) => Problem::Duplicate { key },
+        Ok(None) => diagnose(text).unwrap_or(Problem::Json(error)),
+        Err(error) => Problem::Json(error),
+    }
+}
+
+/// A header as it is written, in one pass: the crate's own parser buffers each tensor, and keeps one of two equal keys.
+struct Parsed<'a> {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<(Cow<'a, str>, TensorInfo)>,
+    /// A key that is there twice, here or in the metadata. In a tensor's description it is an error.
+    duplicate: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Parsed<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Parsed<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed<'de>, A::Error> {
+                let mut parsed = Parsed { metadata: BTreeMap::new(), tensors: Vec::new(), duplicate: None };
+                let mut has_metadata = false;
+                let mut seen = HashSet::<_, RandomState>::default();
+                while let Some(Text(key)) = map.next_key()? {
+                    let twice = if key == METADATA {
+                        let Strings(strings, twice) =
+                            map.next_value::<Option<Strings>>()?.unwrap_or_default();
+                        parsed.metadata = strings;
+                        twice.or_else(|| mem::replace(&mut has_metadata, true).then(|| key.into_owned()))
+                    } else {
+                        parsed.tensors.push((key.clone(), map.next_value()?));
+                        seen.replace(key).map(Cow::into_owned)
+                    };
+                    parsed.duplicate = parsed.duplicate.or(twice);
+                }
+                Ok(parsed)
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+/// The metadata's strings, and a key that is there twice.
+#[derive(Default)]
+struct Strings(BTreeMap<String, String>, Option<String>);
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Self(mut strings, mut twice) = Self::default();
+        for_each_pair(deserializer, |key, value| {
+            if strings.insert(key.clone().into_owned(), value.into_owned()).is_some() {
+                twice = Some(key.into_owned());
+            }
+        })?;
+        Ok(Self(strings, twice))
+    }
 }

@@ -1,27 +1,41 @@
 //! The index of a checkpoint in several files, `model.safetensors.index.json`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use foldhash::fast::RandomState;
-use serde::Deserialize;
+use indexmap::IndexMap;
+use serde::{Deserialize, Deserializer};
 
 use super::catalog::Catalog;
-use super::duplicates::find_duplicate;
+use super::json::for_each_pair;
 use crate::error::{Error, Result};
 
 /// An index: which tensor is in which file.
+///
+/// Many tensors have few files and names that one string holds, so that a long index is read quickly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
     path: PathBuf,
-    /// Tensor to file; the files are in the index's folder.
-    weight_map: BTreeMap<String, String>,
+    map: WeightMap,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct WeightMap {
+    /// The files, in the index's folder, each with the place in `tensors` of the first that is in it.
+    files: IndexMap<String, usize, RandomState>,
+    /// The tensors' names, one after the other.
+    names: String,
+    /// By tensor: its name's place in `names`, and its file's in `files`.
+    tensors: Vec<(Range<usize>, usize)>,
+}
+
+/// What an index file holds, as far as it matters.
 #[derive(Deserialize)]
 struct Parsed {
-    weight_map: BTreeMap<String, String>,
+    weight_map: WeightMap,
 }
 
 impl Index {
@@ -50,12 +64,8 @@ impl Index {
         let error = |problem| Error::Index { path: path.into(), problem };
         let damaged = |error| format!("it is not the JSON object that it should be: {error}; fetch it again");
         let text = std::str::from_utf8(bytes).map_err(|utf8| error(damaged(utf8.to_string())))?;
-        let twice = find_duplicate(text).map_err(|json| error(damaged(json.to_string())))?;
-        if let Some(key) = twice {
-            return Err(error(format!("the key {key:?} is there twice, expected once; fetch it again")));
-        }
         let parsed: Parsed = serde_json::from_str(text).map_err(|json| error(damaged(json.to_string())))?;
-        let index = Self { path: path.into(), weight_map: parsed.weight_map };
+        let index = Self { path: path.into(), map: parsed.weight_map };
         for (file, tensor) in index.files() {
             // I5: an index must not reach out of its folder.
             let inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
@@ -71,7 +81,7 @@ impl Index {
 
     /// The files that the index names, each once and in order, each with one of its tensors.
     fn files(&self) -> BTreeMap<&str, &str> {
-        self.weight_map.iter().map(|(tensor, file)| (file.as_str(), tensor.as_str())).collect()
+        self.map.files.iter().map(|(file, &first)| (file.as_str(), self.map.name(first))).collect()
     }
 
     /// The paths of the files that the index names, in order.
@@ -83,17 +93,24 @@ impl Index {
         self.path.with_file_name(file)
     }
 
-    /// Checks that each tensor is where the index says. Tensors that the index does not name are fine: the files are
-    /// what is loaded, and they are checked by themselves.
+    /// Checks that each tensor is named once and is where the index says. Tensors that the index does not name are fine:
+    /// the files are what is loaded, and they are checked by themselves.
     ///
     /// # Errors
-    /// When a tensor is in another file, or in none.
+    /// When a tensor is named twice, or is in another file, or in none.
     pub(crate) fn check(&self, catalog: &Catalog<'_>) -> Result<()> {
-        let paths: HashMap<&str, PathBuf, RandomState> =
-            self.files().into_keys().map(|file| (file, self.path_of(file))).collect();
-        for (tensor, file) in &self.weight_map {
-            let actual = catalog.file_of(tensor);
-            if actual != paths.get(file.as_str()).map(PathBuf::as_path) {
+        let files: Vec<(&String, PathBuf)> =
+            self.map.files.keys().map(|file| (file, self.path_of(file))).collect();
+        let mut seen: HashSet<&str, RandomState> =
+            HashSet::with_capacity_and_hasher(self.map.tensors.len(), RandomState::default());
+        for (place, &(_, file)) in self.map.tensors.iter().enumerate() {
+            let tensor = self.map.name(place);
+            if !seen.insert(tensor) {
+                let problem = format!("the key {tensor:?} is there twice, expected once; fetch it again");
+                return Err(self.error(problem));
+            }
+            let (actual, (file, path)) = (catalog.file_of(tensor), &files[file]);
+            if actual != Some(&**path) {
                 let actual = actual.map_or("in no file".into(), |path| format!("in {path:?}"));
                 let problem = format!(
                     "it says that tensor {tensor:?} is in {file:?}, but it is {actual}; \
@@ -107,5 +124,30 @@ impl Index {
 
     fn error(&self, problem: String) -> Error {
         Error::Index { path: self.path.clone(), problem }
+    }
+}
+
+impl WeightMap {
+    /// The name of a tensor, by its place.
+    fn name(&self, place: usize) -> &str {
+        &self.names[self.tensors[place].0.clone()]
+    }
+
+    fn push(&mut self, tensor: &str, file: &str) {
+        let file = self
+            .files
+            .get_index_of(file)
+            .unwrap_or_else(|| self.files.insert_full(file.to_owned(), self.tensors.len()).0);
+        let start = self.names.len();
+        self.names.push_str(tensor);
+        self.tensors.push((start..self.names.len(), file));
+    }
+}
+
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut map = Self::default();
+        for_each_pair(deserializer, |tensor, file| map.push(&tensor, &file))?;
+        Ok(map)
     }
 }

@@ -5,11 +5,11 @@
 mod catalog;
 mod checkpoint;
 mod diagnose;
-mod duplicates;
 mod header;
 #[cfg(test)]
 mod header_tests;
 mod index;
+mod json;
 mod problem;
 
 pub(crate) use catalog::Catalog;

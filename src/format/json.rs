@@ -1,4 +1,4 @@
-//! Finding keys that a JSON object has twice, which parsers into maps do not notice.
+//! JSON objects read key by key: parsers into maps do not notice keys that are there twice.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -15,6 +15,31 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 pub(super) fn find_duplicate(text: &str) -> Result<Option<String>, serde_json::Error> {
     let Keys(duplicate) = serde_json::from_str(text)?;
     Ok(duplicate)
+}
+
+/// Hands on each key of an object of strings, and its value.
+pub(super) fn for_each_pair<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    each: impl FnMut(Cow<'de, str>, Cow<'de, str>),
+) -> Result<(), D::Error> {
+    struct Pairs<F>(F);
+
+    impl<'de, F: FnMut(Cow<'de, str>, Cow<'de, str>)> Visitor<'de> for Pairs<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of strings")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((Text(key), Text(value))) = map.next_entry()? {
+                self.0(key, value);
+            }
+            Ok(())
+        }
+    }
+
+    deserializer.deserialize_map(Pairs(each))
 }
 
 /// An object's keys, of which one that is there twice is remembered.
@@ -34,7 +59,7 @@ impl<'de> Deserialize<'de> for Keys {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
                 let mut seen: HashSet<Cow<'de, str>, RandomState> = HashSet::default();
                 let mut duplicate = None;
-                while let Some(Key(key)) = map.next_key()? {
+                while let Some(Text(key)) = map.next_key()? {
                     let Inner(inner) = map.next_value()?;
                     duplicate = duplicate.or(inner);
                     if let Some(key) = seen.replace(key) {
@@ -49,9 +74,9 @@ impl<'de> Deserialize<'de> for Keys {
     }
 }
 
-/// A key, borrowed from the text where it has no escapes.
+/// A string of a JSON text, borrowed from there where it has no escapes.
 #[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 /// A value: if it is an object, a key that it has twice.
 struct Inner(Option<String>);
@@ -69,7 +94,7 @@ impl<'de> Deserialize<'de> for Inner {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Inner, A::Error> {
                 let mut keys: Vec<Cow<'de, str>> = Vec::with_capacity(4);
-                while let Some(Key(key)) = map.next_key()? {
+                while let Some(Text(key)) = map.next_key()? {
                     map.next_value::<IgnoredAny>()?;
                     keys.push(key);
                 }
