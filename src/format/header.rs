@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::{fmt, mem, str};
+use std::{fmt, str};
 
 use foldhash::fast::RandomState;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -67,7 +67,7 @@ pub(crate) fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, Problem>
 pub(crate) fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     let text = str::from_utf8(header).map_err(|error| Problem::Utf8 { valid: error.valid_up_to() })?;
     let Parsed { metadata, tensors: mut infos, duplicate } =
-        serde_json::from_str(text).map_err(|error| problem(text, error))?;
+        Parsed::read(text).map_err(|error| problem(text, error))?;
     if let Some(key) = duplicate {
         return Err(Problem::Duplicate { key });
     }
@@ -123,38 +123,45 @@ struct Parsed<'a> {
     duplicate: Option<String>,
 }
 
-impl<'de> Deserialize<'de> for Parsed<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
+impl<'a> Parsed<'a> {
+    fn read(text: &'a str) -> Result<Self, serde_json::Error> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let parsed = json.deserialize_map(Keys { likely: text.len() / LIKELY_BYTES })?;
+        json.end()?;
+        Ok(parsed)
+    }
+}
 
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Parsed<'de>;
+/// So long is what a header says of one tensor, or longer; a guess, to have room for many.
+const LIKELY_BYTES: usize = 96;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
+/// Reads the keys of a header that has about so many.
+struct Keys {
+    likely: usize,
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed<'de>, A::Error> {
-                let mut parsed = Parsed { metadata: BTreeMap::new(), tensors: Vec::new(), duplicate: None };
-                let mut has_metadata = false;
-                let mut seen = HashSet::<_, RandomState>::default();
-                while let Some(Text(key)) = map.next_key()? {
-                    let twice = if key == METADATA {
-                        let Strings(strings, twice) =
-                            map.next_value::<Option<Strings>>()?.unwrap_or_default();
-                        parsed.metadata = strings;
-                        twice.or_else(|| mem::replace(&mut has_metadata, true).then(|| key.into_owned()))
-                    } else {
-                        parsed.tensors.push((key.clone(), map.next_value()?));
-                        seen.replace(key).map(Cow::into_owned)
-                    };
-                    parsed.duplicate = parsed.duplicate.or(twice);
-                }
-                Ok(parsed)
-            }
+impl<'de> Visitor<'de> for Keys {
+    type Value = Parsed<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed<'de>, A::Error> {
+        let (mut metadata, mut duplicate) = (None, None);
+        let mut tensors = Vec::with_capacity(self.likely);
+        let mut seen = HashSet::with_capacity_and_hasher(self.likely, RandomState::default());
+        while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
+            let twice = if key == METADATA {
+                let Strings(strings, twice) = map.next_value::<Option<Strings>>()?.unwrap_or_default();
+                twice.or_else(|| metadata.replace(strings).map(|_| key.into_owned()))
+            } else {
+                tensors.push((key.clone(), map.next_value()?));
+                seen.replace(key).map(Cow::into_owned)
+            };
+            duplicate = duplicate.or(twice);
         }
-
-        deserializer.deserialize_map(Keys)
+        Ok(Parsed { metadata: metadata.unwrap_or_default(), tensors, duplicate })
     }
 }
 

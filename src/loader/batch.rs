@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tensorhold_allocator::offsets::Layout;
 use tensorhold_allocator::{Request, Reserved};
 
+use super::beside::beside;
 use super::headers::Opened;
 use super::options::Select;
 use super::plan::Extent;
@@ -76,6 +77,14 @@ impl Batch {
         Ok(Self { opened, chosen, extents, layout })
     }
 
+    /// The tensors' files and entries, in order.
+    fn chosen(&self) -> impl Iterator<Item = (&Opened, &Entry)> {
+        self.chosen.iter().map(|&(file, entry)| {
+            let file = &self.opened[file];
+            (file, &file.header.tensors[entry])
+        })
+    }
+
     /// Bytes of the tensors.
     pub(super) fn bytes(&self) -> u64 {
         self.extents.iter().map(|extent| extent.bytes).sum()
@@ -93,15 +102,21 @@ impl Batch {
     /// Tensors whose names others have too, which [`check`] refuses, come beside the rest: dropped here, their memory
     /// could be someone else's while it is still written to.
     pub(super) fn place(&self, reserved: &mut Reserved, device: &Device) -> Result<(Named, Vec<Tensor>)> {
-        let infos = infos(&self.opened, &self.chosen);
-        let labels: Vec<_> = infos.iter().map(|info| (Arc::clone(&info.name), info.nbytes)).collect();
-        let fragments = reserved.place(&self.layout, &labels)?.fragments;
-        let mut named = Named::with_capacity_and_hasher(infos.len(), Default::default());
+        let describe = || -> Vec<Arc<Description>> {
+            let description = |info| Arc::new(Description { info, device: device.clone() });
+            self.chosen().map(|(file, entry)| description(describe(file, entry))).collect()
+        };
+        let cut = || {
+            let labels: Vec<_> =
+                self.chosen().map(|(_, entry)| (Arc::clone(&entry.name), entry.nbytes)).collect();
+            reserved.place(&self.layout, &labels)
+        };
+        let (descriptions, cut) = beside(self.chosen.len(), "tensorhold-describe", describe, cut);
+        let mut named = Named::with_capacity_and_hasher(descriptions.len(), Default::default());
         let mut displaced = Vec::new();
-        for (info, bytes) in infos.into_iter().zip(fragments) {
-            let name = Arc::clone(&info.name);
-            let tensor = Tensor::new(bytes, Arc::new(Description { info, device: device.clone() }));
-            displaced.extend(named.insert(name, tensor));
+        for (description, bytes) in descriptions.into_iter().zip(cut?.fragments) {
+            let name = Arc::clone(&description.info.name);
+            displaced.extend(named.insert(name, Tensor::new(bytes, description)));
         }
         Ok((named, displaced))
     }

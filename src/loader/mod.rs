@@ -8,6 +8,7 @@
 //!    [`Weights`]; a [`TensorStream`] gives each as soon as it has landed.
 
 mod batch;
+mod beside;
 mod crew;
 mod engines;
 #[cfg(test)]
@@ -189,7 +190,7 @@ impl Loader {
         let started = Instant::now();
         let readers = self.options.readers(self.device.is_host_accessible())?;
         let pool = self.open_pool()?;
-        let opened = self.open_files(readers.threads)?;
+        let opened = self.open_files()?;
         let chosen = batch::select(&opened, self.options.select.as_ref());
         let batch = Batch::new(opened, chosen, |requests| pool.lay_out(requests))?;
         let readers = readers.for_bytes(batch.bytes());
@@ -221,7 +222,7 @@ impl Loader {
     /// # Errors
     /// When a file, header or index is not as it should be.
     pub fn inspect(self) -> Result<Inspection> {
-        let opened = self.open_files(self.options.readers(true)?.threads)?;
+        let opened = self.open_files()?;
         batch::check(&opened, &self.indexes)?;
         let chosen = batch::select(&opened, self.options.select.as_ref());
         Ok(Inspection::new(batch::infos(&opened, &chosen), opened))
@@ -244,11 +245,12 @@ impl Loader {
     }
 
     /// Opens the files, and checks their headers one by one.
-    fn open_files(&self, threads: usize) -> Result<Vec<Opened>> {
+    fn open_files(&self) -> Result<Vec<Opened>> {
         if self.files.is_empty() {
             return Err(Error::NoFiles);
         }
-        headers::open_all(&self.files, threads)
+        // There is nothing else to do meanwhile: all cores read, as if in place.
+        headers::open_all(&self.files, self.options.readers(true)?.threads)
     }
 }
 

@@ -84,7 +84,10 @@ impl Plan {
     /// Cuts the tensors into jobs whose span is at most `max_span` bytes (more than 0), and groups those whose spans
     /// together are at most `max_group` bytes (`max_span` or more) long. `layout` places `extents`, one for one.
     pub(crate) fn new(extents: &[Extent], layout: &Layout, max_span: u64, max_group: u64) -> Self {
-        let mut plan = Self::default();
+        let bytes: u64 = extents.iter().map(|extent| extent.bytes).sum();
+        // Each span but the last of a file is full, or ends for want of buffers.
+        let jobs = bytes / max_span + (extents.len() / MAX_BUFFERS) as u64 + 8;
+        let mut plan = Self { jobs: Vec::with_capacity(jobs as usize), ..Self::default() };
         for (tensor, (extent, placement)) in extents.iter().zip(&layout.placements).enumerate() {
             let mut done = 0;
             while done < extent.bytes {

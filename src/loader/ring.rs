@@ -58,6 +58,14 @@ struct State {
     waiting: bool,
 }
 
+impl State {
+    /// Whether a reader may make another slot now.
+    fn may_grow(&self, most: usize) -> bool {
+        let wanted = !self.full && self.slots.len() + self.growing < most;
+        wanted && self.grows && self.growing < MAX_GROWING
+    }
+}
+
 /// Consecutive jobs that share a slot.
 struct Group {
     slot: usize,
@@ -149,11 +157,7 @@ impl<'a> Ring<'a> {
                 let routed = state.routed.pop_front();
                 state.current = routed.map(|routed| Arc::new(Group::new(slot, memory, routed)));
                 self.changed.notify_all();
-            } else if !state.full && state.slots.len() + state.growing < self.staging.slots {
-                if !state.grows || state.growing == MAX_GROWING {
-                    state = self.wait(state);
-                    continue;
-                }
+            } else if state.may_grow(self.staging.slots) {
                 let first = state.slots.is_empty() && state.growing == 0;
                 state.growing += 1;
                 drop(state);

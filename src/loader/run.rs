@@ -10,6 +10,7 @@ use std::time::Instant;
 use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
 
 use super::batch::{self, Batch};
+use super::beside::beside;
 use super::crew::{self, Filled, Unfilled};
 use super::engines::Engines;
 use super::fill::Fill;
@@ -115,17 +116,10 @@ impl Run {
     /// Makes the tensors, whose bytes have not arrived yet, and checks that the files fit together. After an error the
     /// memory is where it was, or in the tensors.
     pub(super) fn make(&self, reserved: &mut Reserved) -> Made {
-        thread::scope(|scope| {
-            // Two walks over all names, which for many are worth a thread each.
-            let check = || batch::check(&self.batch.opened, &self.indexes);
-            let checking = thread::Builder::new().name("tensorhold-check".into()).spawn_scoped(scope, check);
-            let tensors = self.batch.place(reserved, &self.device);
-            let checked = match checking {
-                Ok(checking) => checking.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                Err(_) => check(),
-            };
-            Made { tensors, checked }
-        })
+        let check = || batch::check(&self.batch.opened, &self.indexes);
+        let place = || self.batch.place(reserved, &self.device);
+        let (checked, tensors) = beside(self.batch.extents.len(), "tensorhold-check", check, place);
+        Made { tensors, checked }
     }
 
     fn filling<'a>(&'a self, bases: &'a Bases) -> Filling<'a> {
