@@ -33,11 +33,11 @@ mod stream;
 mod through;
 mod work;
 
-use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+use std::{fmt, fs};
 
 use tensorhold_allocator::{Pool, Reserved};
 
@@ -190,12 +190,14 @@ impl Loader {
         let started = Instant::now();
         let readers = self.options.readers(self.device.is_host_accessible())?;
         let pool = self.open_pool()?;
+        // Only a guess: what cannot be looked at is told when it is opened.
+        let file_bytes =
+            self.files.iter().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
+        let staging = StagingMemory::new(&self.device, readers.for_bytes(file_bytes).first_slot())?;
         let opened = self.open_files()?;
         let chosen = batch::select(&opened, self.options.select.as_ref());
         let batch = Batch::new(opened, chosen, |requests| pool.lay_out(requests))?;
         let readers = readers.for_bytes(batch.bytes());
-        let first_slot = readers.first_slot(self.device.is_host_accessible());
-        let staging = StagingMemory::new(&self.device, first_slot)?;
         let planned = started.elapsed();
         let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
         let times =

@@ -26,8 +26,14 @@ const IN_PLACE_JOB_BYTES: u64 = (4 << 20) + SLACK_BYTES;
 /// Reads shorter than this would be mostly overhead.
 const MIN_JOB_BYTES: u64 = 24 << 10;
 
-/// At most so many jobs are copied together: copies of 8 MiB keep a bus busy, and those of 1 MiB do not.
-const GROUP_JOBS: usize = 8;
+/// A load is at least so many jobs, unless they would be shorter than it is worth: enough for all readers, many times over.
+const JOBS: u64 = 256;
+
+/// Staged reads shorter than this are not worth it for that.
+const SHORT_JOB_BYTES: u64 = 256 << 10;
+
+/// At most so many bytes are copied together: copies of 8 MiB keep a bus busy, and those of 1 MiB do not.
+const GROUP_BYTES: u64 = 8 * JOB_BYTES;
 
 /// The ring has so many slots or more: some are filled while others are copied.
 const RING_SLOTS: usize = 6;
@@ -69,6 +75,8 @@ pub(super) struct Readers {
     pub(super) job_bytes: u64,
     /// How many jobs the staging memory has room for.
     pub(super) staging_jobs: usize,
+    /// Staging memory that a ring may have a part of; `None` where files are read in place.
+    pub(super) ring_bytes: Option<u64>,
     /// Jobs of a slot of the ring, and slots.
     pub(super) group_jobs: usize,
     pub(super) ring_slots: usize,
@@ -90,18 +98,31 @@ impl Readers {
         self.job_bytes * self.group_jobs as u64
     }
 
-    /// The same with a ring no larger than a load of so many bytes has use for: what pins little starts soon.
-    pub(super) fn for_bytes(self, bytes: u64) -> Self {
-        let worthwhile = (bytes / 4 / self.job_bytes) as usize;
-        let (group_jobs, ring_slots) =
-            ring((self.ring_slots * self.group_jobs).min(worthwhile.max(RING_SLOTS)));
-        Self { group_jobs, ring_slots, ..self }
+    /// The same for a load of so many bytes: a short one pins little, which is soon done, and divides that among many.
+    pub(super) fn for_bytes(&self, bytes: u64) -> Self {
+        let Some(staging) = self.ring_bytes else { return self.clone() };
+        let job_bytes = (bytes / JOBS / 4096 * 4096).max(SHORT_JOB_BYTES).min(self.job_bytes);
+        let staging_jobs = (staging / job_bytes) as usize;
+        // The ring leaves a quarter of the room to readers past the page cache, and they leave it two slots; between that,
+        // whoever needs it first has it.
+        let most = staging_jobs - (staging_jobs / 4).max(FIRST_SLOTS);
+        let ring_jobs = most.min((bytes / 8 / job_bytes) as usize).max(RING_SLOTS.min(most));
+        let group_jobs = (ring_jobs / RING_SLOTS).clamp(1, (GROUP_BYTES / job_bytes) as usize);
+        let past_slots = (staging_jobs - 2 * group_jobs).clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
+        Self {
+            job_bytes,
+            staging_jobs,
+            group_jobs,
+            ring_slots: ring_jobs / group_jobs,
+            past_slots,
+            ..self.clone()
+        }
     }
 
     /// How long the first slot of a ring is that surely is needed.
-    pub(super) fn first_slot(&self, in_place: bool) -> Option<u64> {
+    pub(super) fn first_slot(&self) -> Option<u64> {
         let through = matches!(self.backend, Backend::Auto | Backend::Require(BackendKind::Buffered));
-        (through && !in_place).then(|| self.group_bytes())
+        (through && self.ring_bytes.is_some()).then(|| self.group_bytes())
     }
 
     /// The slots of a ring.
@@ -123,12 +144,6 @@ impl Readers {
     }
 }
 
-/// How many jobs a slot of a ring has that holds so many jobs, and how many slots there are.
-fn ring(jobs: usize) -> (usize, usize) {
-    let group_jobs = (jobs / RING_SLOTS).clamp(1, GROUP_JOBS);
-    (group_jobs, jobs / group_jobs)
-}
-
 impl Options {
     /// Decides on threads and slots, from the options, the environment and the machine.
     pub(super) fn readers(&self, in_place: bool) -> Result<Readers> {
@@ -141,19 +156,11 @@ impl Options {
         }
         let (shares, most) = if in_place { (15, IN_PLACE_JOB_BYTES) } else { (64, JOB_BYTES) };
         let job_bytes = (staging / shares / 4096 * 4096).clamp(MIN_JOB_BYTES, most);
-        // The ring, where there is one, leaves a quarter of the room to readers past the page cache, and they leave it two
-        // slots; between that, whoever needs it first has it.
         let staging_jobs = (staging / job_bytes) as usize;
-        let (group_jobs, ring_slots) = ring(staging_jobs - (staging_jobs / 4).max(FIRST_SLOTS));
-        let past_slots = if in_place { staging_jobs } else { staging_jobs - 2 * group_jobs };
-        let past_slots = past_slots.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
+        let past_slots = staging_jobs.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
         let choices = vec![
             Choice { about: "threads", picked: threads.to_string(), why: why_threads },
-            Choice {
-                about: "staging",
-                picked: format!("at most {}, in reads of {}", Bytes(staging), Bytes(job_bytes)),
-                why: why_staging,
-            },
+            Choice { about: "staging", picked: format!("at most {}", Bytes(staging)), why: why_staging },
         ];
         // A ring's thread also moves what it read, where that is not the device's work.
         let rings = if in_place { threads.min(2).min(past_slots / FIRST_SLOTS) } else { 1 };
@@ -162,9 +169,10 @@ impl Options {
             backend,
             threads,
             job_bytes,
+            ring_bytes: (!in_place).then_some(staging),
             staging_jobs,
-            group_jobs,
-            ring_slots,
+            group_jobs: 1,
+            ring_slots: 0,
             past_slots,
             rings,
             choices,

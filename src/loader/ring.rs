@@ -99,7 +99,7 @@ pub(super) struct Claim {
 const MAX_GROWING: usize = 2;
 
 impl<'a> Ring<'a> {
-    /// A ring with that slot, if it is as long as its slots are, or none.
+    /// A ring with that slot, if it is as long as its slots are, or longer, or none.
     pub(super) fn open(
         device: &Device,
         staging: Staging<'a>,
@@ -107,7 +107,7 @@ impl<'a> Ring<'a> {
         landing: Landing<'a>,
     ) -> Result<Self> {
         let mut state = State::default();
-        if let Some(first) = first.filter(|first| first.len() == staging.slot_bytes) {
+        if let Some(first) = first.filter(|first| first.len() >= staging.slot_bytes) {
             staging.budget.take(staging.slot_jobs);
             state.free.push(0);
             state.slots.push(first);

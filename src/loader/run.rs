@@ -229,6 +229,11 @@ impl Filling<'_> {
             false => ("staged", "the CPU cannot write the target"),
         };
         let mut choices = vec![Choice { about: "path", picked: path.into(), why: why.into() }];
+        choices.push(Choice {
+            about: "reads",
+            picked: format!("of at most {}", Bytes(self.readers.job_bytes)),
+            why: format!("{} in all", Bytes(self.plan.bytes)),
+        });
         let mut backend = |picked: BackendKind, why| {
             choices.push(Choice { about: "backend", picked: picked.to_string(), why })
         };

@@ -1,7 +1,7 @@
 //! Staging memory: the pool that slots come from, and the first slot of the ring.
 //!
-//! The first slot is made ready on a thread of its own while the load is planned and its memory reserved: making eight
-//! mebibytes ready takes a millisecond, which is a part of a short load.
+//! The first slot is made ready on a thread of its own while the files are opened and the load is planned: making eight
+//! mebibytes ready takes a millisecond or two, which is a part of a short load.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -175,7 +175,7 @@ unsafe impl Memory for PinnedMemory {
     }
 }
 
-/// Has the system back a large region with several threads at once; registering it would do so with one.
+/// Has the system back a region; a large one with several threads at once, where registering it would do so with one.
 fn populate(region: RawRegion) {
     let runs = region.bytes.div_ceil(POPULATE_BYTES);
     let next = AtomicU64::new(0);
@@ -188,8 +188,9 @@ fn populate(region: RawRegion) {
             populate_run(&region, run * POPULATE_BYTES);
         }
     };
+    let worthwhile = (region.bytes / POPULATE_THREAD_BYTES) as usize;
     thread::scope(|scope| {
-        for _ in 1..thread::available_parallelism().map_or(1, usize::from).min(runs as usize) {
+        for _ in 1..thread::available_parallelism().map_or(1, usize::from).min(worthwhile) {
             if thread::Builder::new().spawn_scoped(scope, work).is_err() {
                 break;
             }
@@ -198,7 +199,11 @@ fn populate(region: RawRegion) {
     });
 }
 
-const POPULATE_BYTES: u64 = 64 << 20;
+/// A huge page at a time: a thread cannot be started while the system is at it.
+const POPULATE_BYTES: u64 = 2 << 20;
+
+/// What is worth a thread.
+const POPULATE_THREAD_BYTES: u64 = 64 << 20;
 
 fn populate_run(region: &RawRegion, offset: u64) {
     let start = region.base.as_ptr().wrapping_add(offset as usize);
