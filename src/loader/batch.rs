@@ -9,8 +9,8 @@ use tensorhold_allocator::{Request, Reserved};
 
 use super::beside::beside;
 use super::headers::Opened;
-use super::options::Select;
-use super::plan::Extent;
+use super::options::{Readers, Select};
+use super::plan::{Extent, Plan};
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::{Catalog, Entry, Index};
@@ -83,6 +83,11 @@ impl Batch {
             let file = &self.opened[file];
             (file, &file.header.tensors[entry])
         })
+    }
+
+    /// What these readers do to read it.
+    pub(super) fn plan(&self, readers: &Readers) -> Plan {
+        Plan::new(&self.extents, &self.layout, readers.span(), readers.group_bytes())
     }
 
     /// Bytes of the tensors.

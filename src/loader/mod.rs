@@ -202,6 +202,8 @@ impl Loader {
         let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
         let times =
             Times { plan: planned, reserve: started.elapsed().saturating_sub(planned), ..Times::default() };
+        // After that: what no memory can hold is not planned in detail.
+        let plan = batch.plan(&readers);
         let callback = self.options.callback.take();
         let run = Run {
             device: self.device,
@@ -209,6 +211,7 @@ impl Loader {
             indexes: self.indexes,
             readers,
             batch,
+            plan,
             staging,
             owns_pool: self.options.pool.is_none(),
             pool,

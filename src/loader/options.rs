@@ -35,8 +35,8 @@ const SHORT_JOB_BYTES: u64 = 256 << 10;
 /// At most so many bytes are copied together: copies of 8 MiB keep a bus busy, and those of 1 MiB do not.
 const GROUP_BYTES: u64 = 8 * JOB_BYTES;
 
-/// The ring has so many slots or more: some are filled while others are copied.
-const RING_SLOTS: usize = 6;
+/// The ring has so many slots or more: one is copied while another is filled, and one waits for its turn.
+const RING_SLOTS: usize = 3;
 
 /// Staging memory, by default: room for 64 jobs.
 const STAGING_BYTES: u64 = 64 * JOB_BYTES;
@@ -106,7 +106,7 @@ impl Readers {
         // The ring leaves a quarter of the room to readers past the page cache, and they leave it two slots; between that,
         // whoever needs it first has it.
         let most = staging_jobs - (staging_jobs / 4).max(FIRST_SLOTS);
-        let ring_jobs = most.min((bytes / 8 / job_bytes) as usize).max(RING_SLOTS.min(most));
+        let ring_jobs = most.min((bytes / 8 / job_bytes) as usize).max(2 * RING_SLOTS).min(most);
         let group_jobs = (ring_jobs / RING_SLOTS).clamp(1, (GROUP_BYTES / job_bytes) as usize);
         let past_slots = (staging_jobs - 2 * group_jobs).clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
         Self {

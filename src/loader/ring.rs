@@ -50,8 +50,9 @@ struct State {
     current: Option<Arc<Group>>,
     /// Slots may be made.
     grows: bool,
-    /// Slots that are being made.
-    growing: usize,
+    /// A slot is being made. One at a time: the driver would wait for the system to make the other ready, and all who
+    /// call the driver for it.
+    growing: bool,
     /// No more can be made.
     full: bool,
     /// A reader waits for the oldest copy.
@@ -61,8 +62,7 @@ struct State {
 impl State {
     /// Whether a reader may make another slot now.
     fn may_grow(&self, most: usize) -> bool {
-        let wanted = !self.full && self.slots.len() + self.growing < most;
-        wanted && self.grows && self.growing < MAX_GROWING
+        self.grows && !self.growing && !self.full && self.slots.len() < most
     }
 }
 
@@ -94,9 +94,6 @@ pub(super) struct Claim {
     pub(super) index: usize,
     pub(super) way: Way,
 }
-
-/// More slots at a time are not made ready sooner: the driver pins one after the other.
-const MAX_GROWING: usize = 2;
 
 impl<'a> Ring<'a> {
     /// A ring with that slot, if it is as long as its slots are, or longer, or none.
@@ -158,8 +155,8 @@ impl<'a> Ring<'a> {
                 state.current = routed.map(|routed| Arc::new(Group::new(slot, memory, routed)));
                 self.changed.notify_all();
             } else if state.may_grow(self.staging.slots) {
-                let first = state.slots.is_empty() && state.growing == 0;
-                state.growing += 1;
+                let first = state.slots.is_empty();
+                state.growing = true;
                 drop(state);
                 state = self.grow(first)?;
             } else if !state.waiting
@@ -168,8 +165,8 @@ impl<'a> Ring<'a> {
                 state.waiting = true;
                 drop(state);
                 state = self.wait_for(&group, work)?;
-            } else if state.full && state.slots.is_empty() && state.growing == 0 {
-                // Whoever was refused last says so.
+            } else if state.full && state.slots.is_empty() {
+                // Whoever was refused says so.
                 return Ok(None);
             } else {
                 state = self.wait(state);
@@ -189,8 +186,8 @@ impl<'a> Ring<'a> {
         (!routed.jobs.is_empty()).then_some(routed)
     }
 
-    /// Makes a slot. When that is refused, those there are have to do; without any, it is the last one's error. Room for
-    /// the first is there by rights.
+    /// Makes a slot. When that is refused, those there are have to do; without any, it is an error. Room for the first is
+    /// there by rights.
     fn grow(&self, first: bool) -> Result<MutexGuard<'_, State>> {
         let room = self.staging.budget.take(self.staging.slot_jobs);
         let placed = match room || first {
@@ -198,7 +195,7 @@ impl<'a> Ring<'a> {
             false => Ok(None),
         };
         let mut state = self.state();
-        state.growing -= 1;
+        state.growing = false;
         self.changed.notify_all();
         match placed {
             // What is left is for readers past the page cache.
@@ -211,7 +208,7 @@ impl<'a> Ring<'a> {
             Err(error) => {
                 tracing::debug!(%error, slots = state.slots.len(), "no more staging memory");
                 state.full = true;
-                if state.slots.is_empty() && state.growing == 0 {
+                if state.slots.is_empty() {
                     return Err(error.into());
                 }
             }

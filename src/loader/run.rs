@@ -1,10 +1,7 @@
 //! A load under way: from reserved regions to weights.
 
-use std::mem;
-use std::panic::resume_unwind;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
@@ -38,6 +35,7 @@ pub(super) struct Run {
     pub(super) indexes: Vec<Index>,
     pub(super) readers: Readers,
     pub(super) batch: Batch,
+    pub(super) plan: Plan,
     pub(super) staging: StagingMemory,
     pub(super) pool: Pool,
     /// The pool was made for this load alone.
@@ -61,38 +59,24 @@ impl Made {
     }
 }
 
-/// The part of a load that reads. Readers and plan change where staging memory is refused.
-struct Filling<'a> {
-    run: &'a Run,
-    readers: Readers,
-    plan: Plan,
-    bases: &'a Bases,
-}
-
 impl Run {
     /// Reads all bytes to their places and, meanwhile, makes the tensors. After an error, what was reserved has been
     /// given back when this returns (I4).
     pub(super) fn load(self, mut reserved: Reserved, callback: Option<&mut Callback>) -> Result<Weights> {
         let bases = reserved.bases();
+        let cut = Mutex::new(&mut reserved);
         let make = || {
-            let made = self.make(&mut reserved);
+            let made = self.make(&mut cut.lock().unwrap_or_else(PoisonError::into_inner));
             // What cannot be handed out need not be read.
             if made.tensors.is_err() || made.checked.is_err() {
                 self.control.stop();
             }
             made
         };
-        // W2: the readers have ended when the scope ends. The memory stays for longer, whatever goes wrong: in `reserved`,
-        // or in the tensors, which the scope hands out.
-        let (made, filled) = thread::scope(|scope| {
-            let making = thread::Builder::new().name("tensorhold-make".into()).spawn_scoped(scope, make);
-            let filled = self.filling(&bases).fill(callback, None);
-            let made = match making {
-                Ok(making) => making.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                Err(source) => Made { tensors: Err(Error::Thread { source }), checked: Ok(()) },
-            };
-            (made, filled)
-        });
+        // W2: the readers have ended after this. The memory stays for longer, whatever goes wrong: in `reserved`, or in the
+        // tensors, which are handed out.
+        let fill = || self.fill(&bases, callback, None);
+        let (made, filled) = beside(self.batch.extents.len(), "tensorhold-make", make, fill);
         // Where the tensors could not be made, the fill was stopped for it.
         let loaded = made.tensors().and_then(|tensors| Ok((tensors, filled?)));
         self.finish(reserved, loaded)
@@ -109,7 +93,7 @@ impl Run {
         sender: Sender<usize>,
     ) -> Result<Weights> {
         let arrivals = Arrivals::new(&self.batch.extents, sender);
-        let filled = self.filling(bases).fill(callback, Some(&arrivals));
+        let filled = self.fill(bases, callback, Some(&arrivals));
         self.finish(reserved, filled.map(|report| (tensors, report)))
     }
 
@@ -120,16 +104,6 @@ impl Run {
         let place = || self.batch.place(reserved, &self.device);
         let (checked, tensors) = beside(self.batch.extents.len(), "tensorhold-check", check, place);
         Made { tensors, checked }
-    }
-
-    fn filling<'a>(&'a self, bases: &'a Bases) -> Filling<'a> {
-        let plan = Plan::new(
-            &self.batch.extents,
-            &self.batch.layout,
-            self.readers.span(),
-            self.readers.group_bytes(),
-        );
-        Filling { run: self, readers: self.readers.clone(), plan, bases }
     }
 
     /// Makes weights of what has arrived (I3), or gives back what was reserved.
@@ -150,94 +124,101 @@ impl Run {
         self.pool.trim();
         error
     }
-}
 
-impl Filling<'_> {
     /// Reads all bytes to their places.
-    fn fill(mut self, mut callback: Option<&mut Callback>, arrivals: Option<&Arrivals>) -> Result<Report> {
-        let mut choices = mem::take(&mut self.readers.choices);
-        let staging = &self.run.staging;
+    fn fill(
+        &self,
+        bases: &Bases,
+        mut callback: Option<&mut Callback>,
+        arrivals: Option<&Arrivals>,
+    ) -> Result<Report> {
+        let mut choices = self.readers.choices.clone();
+        // Where staging memory is refused, and as it was planned otherwise.
+        let mut smaller: Option<(Readers, Plan)> = None;
         let (filled, said) = loop {
-            let routes = Routes::new(self.readers.backend, &self.run.engines, &self.run.batch.opened);
-            let budget = Budget::new(self.readers.staging_jobs);
-            let landing = Landing { plan: &self.plan, bases: self.bases };
-            let ring = match self.run.device.is_host_accessible() {
+            let (readers, plan) =
+                smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
+            let routes = Routes::new(readers.backend, &self.engines, &self.batch.opened);
+            let budget = Budget::new(readers.staging_jobs);
+            let landing = Landing { plan, bases };
+            let ring = match self.device.is_host_accessible() {
                 true => None,
                 false => {
-                    let slots = self.readers.ring(&staging.pool, &budget);
-                    Some(Ring::open(&self.run.device, slots, staging.first(), landing)?)
+                    let slots = readers.ring(&self.staging.pool, &budget);
+                    Some(Ring::open(&self.device, slots, self.staging.first(), landing)?)
                 }
             };
             let fill = Fill {
                 landing,
-                extents: &self.run.batch.extents,
-                files: &self.run.batch.opened,
-                device: &self.run.device,
-                readers: &self.readers,
-                engines: &self.run.engines,
+                extents: &self.batch.extents,
+                files: &self.batch.opened,
+                device: &self.device,
+                readers,
+                engines: &self.engines,
                 routes,
-                staging: &staging.pool,
+                staging: &self.staging.pool,
                 budget: &budget,
                 ring,
                 totals: Totals::default(),
             };
-            match crew::run(&fill, callback.as_deref_mut(), &self.run.control, arrivals) {
+            match crew::run(&fill, callback.as_deref_mut(), &self.control, arrivals) {
                 Ok(filled) => break (filled, fill.routes.said()),
                 Err(Unfilled { error, for_staging }) => {
-                    let smaller = self.readers.with_smaller_slots().filter(|_| for_staging).ok_or(error)?;
+                    let readers = readers.with_smaller_slots().filter(|_| for_staging).ok_or(error)?;
                     choices.push(Choice {
                         about: "slots",
-                        picked: Bytes(smaller.job_bytes).to_string(),
+                        picked: Bytes(readers.job_bytes).to_string(),
                         why: "larger ones were refused".into(),
                     });
-                    let (extents, layout) = (&self.run.batch.extents, &self.run.batch.layout);
-                    self.plan = Plan::new(extents, layout, smaller.span(), smaller.group_bytes());
-                    self.readers = smaller;
+                    let plan = self.batch.plan(&readers);
+                    smaller = Some((readers, plan));
                 }
             }
         };
-        for file in &self.run.batch.opened {
+        for file in &self.batch.opened {
             file.source.check_unchanged()?;
         }
-        choices.extend(self.choices(&filled, said));
-        let filling = self.run.started.elapsed().saturating_sub(self.run.times.plan + self.run.times.reserve);
+        let (readers, plan) =
+            smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
+        choices.extend(self.choices(readers, &filled, said));
+        let filling = self.started.elapsed().saturating_sub(self.times.plan + self.times.reserve);
         Ok(Report {
-            device: self.run.device.clone(),
-            tensors: self.run.batch.extents.len(),
-            bytes: self.plan.bytes,
+            device: self.device.clone(),
+            tensors: self.batch.extents.len(),
+            bytes: plan.bytes,
             cached_bytes: filled.through_bytes,
             direct_bytes: filled.past_bytes,
-            files: self.run.batch.opened.len(),
-            regions: self.run.batch.layout.regions.len(),
-            region_bytes: self.run.batch.layout.regions.iter().map(|region| region.size).sum(),
+            files: self.batch.opened.len(),
+            regions: self.batch.layout.regions.len(),
+            region_bytes: self.batch.layout.regions.iter().map(|region| region.size).sum(),
             threads: filled.threads,
-            staging_bytes: staging.pool.stats().high_water_bytes,
-            jobs: self.plan.jobs.len(),
+            staging_bytes: self.staging.pool.stats().high_water_bytes,
+            jobs: plan.jobs.len(),
             times: Times {
-                total: self.run.started.elapsed(),
+                total: self.started.elapsed(),
                 fill: filling,
                 stages: filled.stages,
-                ..self.run.times
+                ..self.times
             },
             choices,
         })
     }
 
-    fn choices(&self, filled: &Filled, said: Said) -> Vec<Choice> {
-        let (path, why) = match self.run.device.is_host_accessible() {
+    fn choices(&self, readers: &Readers, filled: &Filled, said: Said) -> Vec<Choice> {
+        let (path, why) = match self.device.is_host_accessible() {
             true => ("in place", "the CPU can write the target"),
             false => ("staged", "the CPU cannot write the target"),
         };
         let mut choices = vec![Choice { about: "path", picked: path.into(), why: why.into() }];
         choices.push(Choice {
             about: "reads",
-            picked: format!("of at most {}", Bytes(self.readers.job_bytes)),
+            picked: format!("of at most {}", Bytes(readers.job_bytes)),
             why: format!("{} in all", Bytes(self.plan.bytes)),
         });
         let mut backend = |picked: BackendKind, why| {
             choices.push(Choice { about: "backend", picked: picked.to_string(), why })
         };
-        let required = self.readers.backend != Backend::Auto;
+        let required = readers.backend != Backend::Auto;
         if filled.through_bytes > 0 {
             let bytes = Bytes(filled.through_bytes);
             let why = match said.refused {
