@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::{Access, Completion, Engine, FileSource, Queue, Read};
 
@@ -14,6 +14,24 @@ pub(crate) enum Fault {
     Short(usize),
     /// It fails with this error of the system.
     Errno(i32),
+}
+
+/// Keeps reads from ending until it is opened.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap());
+    }
 }
 
 /// Which reads are wrong.
@@ -29,6 +47,8 @@ pub(crate) struct Faults {
     pub(crate) every_read: Option<Fault>,
     /// Whether reads that must not wait are said to have found nothing.
     pub(crate) nothing_cached: bool,
+    /// What all reads wait for.
+    pub(crate) gate: Option<Arc<Gate>>,
 }
 
 /// An engine with faults.
@@ -104,6 +124,7 @@ impl Queue for FaultyQueue {
 
     fn complete(&mut self) -> io::Result<Completion> {
         let mut completion = self.queue.complete()?;
+        self.faults.gate.iter().for_each(|gate| gate.pass());
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let (number, cached_only) = self.numbers.lock().unwrap().remove(&completion.ticket).unwrap();
         if cached_only && self.faults.nothing_cached {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::Loader;
 use super::engines::Engines;
 use crate::error::Error;
-use crate::io::faulty::{Fault, Faults, Faulty};
+use crate::io::faulty::{Fault, Faults, Faulty, Gate};
 use crate::io::residency::Probe;
 use crate::io::{Backend, BackendKind, Buffered, Direct, Engine, Uring};
 use crate::report::Report;
@@ -220,4 +220,26 @@ fn a_wrong_answer_about_the_cache_is_found_out() {
         assert_eq!(loaded.unwrap().direct_bytes, 0);
     });
     with(&path, Backend::Auto, &buffered(&first), arrives, &tensors);
+}
+
+#[test]
+fn what_is_cached_does_not_wait_for_what_is_not() {
+    let tensors: Vec<Spec> = (0..12).map(|n| bytes_tensor(&format!("t{n}"), 2_000_000)).collect();
+    let (_folder, path) = on_disk(&tensors);
+    // Where files are read in place, a read is as long as two of these tensors.
+    for device in devices().into_iter().filter(|device| !device.is_host_accessible()) {
+        std::fs::read(&path).unwrap();
+        support::drop_cached(&path, 14 << 20, 0);
+        let gate = Arc::new(Gate::default());
+        let (engines, _) = past(|| Uring, &Faults { gate: Some(Arc::clone(&gate)), ..Faults::default() });
+        let mut stream = Loader::new(device).files([&path]).engines(engines).stream().unwrap();
+        // All that lie in what is cached, however long the others take.
+        for _ in 0..7 {
+            assert_eq!(stream.next().unwrap().unwrap().nbytes(), 2_000_000);
+        }
+        gate.open();
+        let weights = stream.finish().unwrap();
+        assert_holds(&weights, &tensors);
+        assert!(weights.report().direct_bytes > 0 && weights.report().cached_bytes > 0);
+    }
 }

@@ -193,7 +193,7 @@ impl Loader {
         // Only a guess: what cannot be looked at is told when it is opened.
         let file_bytes =
             self.files.iter().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
-        let staging = StagingMemory::new(&self.device, readers.for_bytes(file_bytes).first_slot())?;
+        let staging = StagingMemory::new(&self.device, readers.for_bytes(file_bytes).first_slots())?;
         let opened = self.open_files()?;
         let chosen = batch::select(&opened, self.options.select.as_ref());
         let batch = Batch::new(opened, chosen, |requests| pool.lay_out(requests))?;

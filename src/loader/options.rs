@@ -35,6 +35,10 @@ const SHORT_JOB_BYTES: u64 = 256 << 10;
 /// At most so many bytes are copied together: copies of 8 MiB keep a bus busy, and those of 1 MiB do not.
 const GROUP_BYTES: u64 = 8 * JOB_BYTES;
 
+/// So much is made ready at once, before anything is read. Later, each slot by itself: while the driver pins memory, no
+/// copy can be submitted.
+const FIRST_BYTES: u64 = 12 << 20;
+
 /// The ring has so many slots or more: one is copied while another is filled, and one waits for its turn.
 const RING_SLOTS: usize = 3;
 
@@ -119,10 +123,11 @@ impl Readers {
         }
     }
 
-    /// How long the first slot of a ring is that surely is needed.
-    pub(super) fn first_slot(&self) -> Option<u64> {
+    /// How long the first slots of a ring are that surely are needed: all of a short ring.
+    pub(super) fn first_slots(&self) -> Option<u64> {
         let through = matches!(self.backend, Backend::Auto | Backend::Require(BackendKind::Buffered));
-        (through && self.ring_bytes.is_some()).then(|| self.group_bytes())
+        let slots = (FIRST_BYTES / self.group_bytes()).clamp(1, self.ring_slots.max(1) as u64);
+        (through && self.ring_bytes.is_some()).then(|| self.group_bytes() * slots)
     }
 
     /// The slots of a ring.

@@ -3,7 +3,8 @@
 //! A device takes few large copies far better than many small ones, and a processor reads best into little memory at a
 //! time. So a slot holds a *group* of consecutive jobs: several readers fill it, a job each, and the last of them
 //! submits one copy for all. Slots are made as they are first needed. Where none is free and no more may be made, one
-//! reader waits for the oldest copy, and the others for that reader.
+//! reader waits for the oldest copy, and the others for that reader. When all groups have been handed out, slots go back
+//! as their copies end: the readers past the page cache have use for the room.
 //!
 //! # Invariants
 //! - **G1** A slot is one group's at a time. It is free when the event with its number, recorded after the last copy out of
@@ -40,10 +41,13 @@ pub(super) struct Ring<'a> {
 
 #[derive(Default)]
 struct State {
-    slots: Vec<Fragment>,
+    /// By number; `None` once given back.
+    slots: Vec<Option<Fragment>>,
     free: Vec<usize>,
     /// Groups whose copies run, oldest first.
     copying: VecDeque<Arc<Group>>,
+    /// How many readers ask how their group is read.
+    routing: usize,
     /// Groups that wait for a slot.
     routed: VecDeque<Routed>,
     /// The group whose jobs are being handed out.
@@ -57,9 +61,16 @@ struct State {
     full: bool,
     /// A reader waits for the oldest copy.
     waiting: bool,
+    /// All groups have been handed out.
+    ended: bool,
 }
 
 impl State {
+    fn add(&mut self, memory: Fragment) {
+        self.free.push(self.slots.len());
+        self.slots.push(Some(memory));
+    }
+
     /// Whether a reader may make another slot now.
     fn may_grow(&self, most: usize) -> bool {
         self.grows && !self.growing && !self.full && self.slots.len() < most
@@ -96,7 +107,7 @@ pub(super) struct Claim {
 }
 
 impl<'a> Ring<'a> {
-    /// A ring with that slot, if it is as long as its slots are, or longer, or none.
+    /// A ring with the slots that memory is long enough for; without any, they are made when they are needed.
     pub(super) fn open(
         device: &Device,
         staging: Staging<'a>,
@@ -104,10 +115,12 @@ impl<'a> Ring<'a> {
         landing: Landing<'a>,
     ) -> Result<Self> {
         let mut state = State::default();
-        if let Some(first) = first.filter(|first| first.len() >= staging.slot_bytes) {
-            staging.budget.take(staging.slot_jobs);
-            state.free.push(0);
-            state.slots.push(first);
+        let cut = |slot: usize| first.as_ref()?.slice(slot as u64 * staging.slot_bytes, staging.slot_bytes);
+        for memory in (0..staging.slots).map_while(cut) {
+            // There for the first by rights.
+            if staging.budget.take(staging.slot_jobs) || state.slots.is_empty() {
+                state.add(memory);
+            }
         }
         let stream = device.driver().stream()?;
         Ok(Self { landing, staging, stream, state: Mutex::new(state), changed: Condvar::new() })
@@ -143,16 +156,18 @@ impl<'a> Ring<'a> {
                 return Ok(None);
             }
             if state.routed.is_empty() {
+                let Some(jobs) = work.next_group() else { return self.end(state, work).map(|()| None) };
                 // Asking what is cached takes a while: not under the lock.
+                state.routing += 1;
                 drop(state);
-                let Some(jobs) = work.next_group() else { return Ok(None) };
                 let routed = self.route(jobs, work, routes);
                 state = self.state();
+                state.routing -= 1;
                 state.routed.extend(routed);
             } else if let Some(slot) = state.free.pop() {
-                let memory = state.slots[slot].clone();
-                let routed = state.routed.pop_front();
-                state.current = routed.map(|routed| Arc::new(Group::new(slot, memory, routed)));
+                let (memory, routed) = (state.slots[slot].clone(), state.routed.pop_front());
+                state.current =
+                    memory.zip(routed).map(|(memory, routed)| Arc::new(Group::new(slot, memory, routed)));
                 self.changed.notify_all();
             } else if state.may_grow(self.staging.slots) {
                 let first = state.slots.is_empty();
@@ -171,6 +186,34 @@ impl<'a> Ring<'a> {
             } else {
                 state = self.wait(state);
             }
+        }
+    }
+
+    /// No group is left for the caller: gives back what is free, and waits for the copies that no one waits for, since no
+    /// one else may come.
+    fn end<'g>(&'g self, mut state: MutexGuard<'g, State>, work: &Work<'_>) -> Result<()> {
+        state.ended = true;
+        for slot in std::mem::take(&mut state.free) {
+            self.freed(&mut state, slot);
+        }
+        while !state.waiting
+            && let Some(group) = state.copying.pop_front()
+        {
+            state.waiting = true;
+            drop(state);
+            state = self.wait_for(&group, work)?;
+        }
+        Ok(())
+    }
+
+    /// A slot is not used any more, or not for now.
+    fn freed(&self, state: &mut State, slot: usize) {
+        match state.ended && state.routing == 0 && state.routed.is_empty() {
+            true => {
+                state.slots[slot] = None;
+                self.staging.budget.give(self.staging.slot_jobs);
+            }
+            false => state.free.push(slot),
         }
     }
 
@@ -200,11 +243,7 @@ impl<'a> Ring<'a> {
         match placed {
             // What is left is for readers past the page cache.
             Ok(None) => state.full = true,
-            Ok(Some(memory)) => {
-                let slot = state.slots.len();
-                state.free.push(slot);
-                state.slots.push(memory);
-            }
+            Ok(Some(memory)) => state.add(memory),
             Err(error) => {
                 tracing::debug!(%error, slots = state.slots.len(), "no more staging memory");
                 state.full = true;
@@ -235,7 +274,7 @@ impl<'a> Ring<'a> {
     }
 
     fn landed(&self, state: &mut State, group: &Group, work: &Work<'_>) {
-        state.free.push(group.slot);
+        self.freed(state, group.slot);
         group.filled_jobs().for_each(|job| work.landed(job));
     }
 
@@ -251,7 +290,7 @@ impl<'a> Ring<'a> {
         let copies = self.submit(group)?;
         let mut state = self.state();
         match copies {
-            0 => state.free.push(group.slot),
+            0 => self.freed(&mut state, group.slot),
             _ => state.copying.push_back(Arc::clone(group)),
         }
         self.changed.notify_all();

@@ -1,6 +1,6 @@
-//! Staging memory: the pool that slots come from, and the first slot of the ring.
+//! Staging memory: the pool that slots come from, and the first slots of the ring.
 //!
-//! The first slot is made ready on a thread of its own while the files are opened and the load is planned: making eight
+//! The first slots are made ready on a thread of its own while the files are opened and the load is planned: making eight
 //! mebibytes ready takes a millisecond or two, which is a part of a short load.
 
 use std::panic::resume_unwind;
@@ -19,21 +19,21 @@ pub(super) struct StagingMemory {
 }
 
 impl StagingMemory {
-    /// Staging memory for a device. With `first_bytes`, a slot of that size is on its way.
+    /// Staging memory for a device. With `first_bytes`, so much for first slots is on its way.
     pub(super) fn new(device: &Device, first_bytes: Option<u64>) -> Result<Self> {
         let pool = Pool::builder(device.driver().staging_memory()).name(format!("staging for {device}"));
         // A region for each slot: memory that is refused in one piece may be had in several.
         let pool = pool.region_bytes(1).build()?;
         let first = first_bytes.and_then(|bytes| {
             let pool = pool.clone();
-            // A refusal is told when the slot is asked for again.
+            // A refusal is told when slots are asked for again.
             let make = move || place(&pool, bytes).ok();
             thread::Builder::new().name("tensorhold-stage".into()).spawn(make).ok()
         });
         Ok(Self { pool, first: Mutex::new(first) })
     }
 
-    /// The first slot, if it was asked for, could be had and was not taken before.
+    /// The memory of the first slots, if it was asked for, could be had and was not taken before.
     pub(super) fn first(&self) -> Option<Fragment> {
         let making = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         making.and_then(|making| making.join().unwrap_or_else(|panic| resume_unwind(panic)))
@@ -74,6 +74,11 @@ impl Budget {
     /// Takes room for so many jobs, if it is there.
     pub(super) fn take(&self, jobs: usize) -> bool {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(jobs)).is_ok()
+    }
+
+    /// Gives back room for so many.
+    pub(super) fn give(&self, jobs: usize) {
+        self.0.fetch_add(jobs, Ordering::Relaxed);
     }
 }
 
