@@ -131,7 +131,7 @@ fn pinned_copy(device: &Device, bytes: u64) -> Duration {
     let place = |memory, size| {
         Pool::builder(memory).build().unwrap().place("copy", Request::new(size, 4096)).unwrap()
     };
-    let (from, to) = (place(device.driver().staging_memory(), RUN), place(device.memory(), bytes));
+    let (from, to) = (place(device.staging_memory(), RUN), place(device.memory(), bytes));
     let stream = device.driver().stream().unwrap();
     let started = Instant::now();
     let mut done = 0;

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use support::{
-    Spec, assert_all_back, assert_holds, bytes_tensor, devices, header, pool_for, single, tensor, write,
+    Spec, assert_all_back, assert_holds, bytes_tensor, devices, header, pool_for, single, staged_host,
+    tensor, write,
 };
-use tensorhold::{DType, Device, Error, Loader, Pool};
+use tensorhold::{Backend, BackendKind, DType, Device, Error, Loader, Pool};
 
 /// Sizes around every boundary there is: alignment, pages, slots, jobs.
 fn many_sizes() -> Vec<Spec> {
@@ -397,4 +398,29 @@ fn tensors_know_their_dtype_and_device() {
         (DType::BF16, [2, 3].as_slice(), "host")
     );
     assert_eq!(format!("{tensor:?}"), r#""t": BF16[2, 3] on host"#);
+}
+
+#[test]
+fn staging_memory_is_kept_for_the_next_load_where_a_pool_is_given() {
+    let tensors = [bytes_tensor("a", 3_000_000), bytes_tensor("b", 50)];
+    let (_folder, path) = single(&tensors);
+    let device = staged_host::device();
+    let staging = Pool::builder(device.staging_memory()).retain_bytes(64 << 20).build().unwrap();
+    let load = || {
+        let loader =
+            Loader::new(device.clone()).files([&path]).backend(Backend::Require(BackendKind::Buffered));
+        assert_holds(&loader.staging(&staging).load().unwrap(), &tensors);
+        // What the load dropped comes back soon, and stays reserved.
+        while staging.stats().live_bytes > 0 {
+            thread::yield_now();
+        }
+        staging.stats().reserved_bytes
+    };
+    let kept = load();
+    assert!(kept > 0);
+    assert_eq!(load(), kept);
+    assert_all_back(&staging);
+    let error = Loader::new(device.clone()).files([&path]).staging(&pool_for(&Device::host())).load();
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("staging") && message.contains("a pool over"), "{message}");
 }

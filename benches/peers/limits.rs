@@ -36,13 +36,8 @@ pub(crate) fn cached(paths: &[PathBuf], device: &Device) -> Result<Value> {
     let mut best = (Duration::MAX, 0, 0);
     for threads in [cores - cores / 8, cores, cores + cores / 2] {
         for block in [MIB / 2, MIB, 2 * MIB] {
-            let time = read(
-                &files,
-                &cut(&files, block, false)?,
-                threads.max(1),
-                device.driver().staging_memory(),
-                block,
-            )?;
+            let time =
+                read(&files, &cut(&files, block, false)?, threads.max(1), device.staging_memory(), block)?;
             best = best.min((time, threads, block));
         }
     }
@@ -187,7 +182,7 @@ fn pinned_copy(device: &Device, bytes: u64) -> Result<(Duration, u64)> {
     let place = |memory, size| -> Result<Fragment> {
         Ok(Pool::builder(memory).build()?.place("copy", Request::new(size, 4096))?)
     };
-    let (from, to) = (place(device.driver().staging_memory(), FROM)?, place(device.memory(), bytes)?);
+    let (from, to) = (place(device.staging_memory(), FROM)?, place(device.memory(), bytes)?);
     let stream = device.driver().stream()?;
     let mut best = (Duration::MAX, 0);
     for run in [4 * MIB, 16 * MIB, FROM] {

@@ -204,6 +204,11 @@ impl Device {
         self.driver.memory()
     }
 
+    /// The memory that files are read into on their way to the device: host memory, page-locked where that helps.
+    pub fn staging_memory(&self) -> Arc<dyn Memory> {
+        self.driver.staging_memory()
+    }
+
     /// Makes the device's context the thread's current one until the guard goes; for calling the driver directly with
     /// the addresses of tensors. Guards of several devices go in the reverse order of their making.
     ///

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::{fmt, fs};
 
-use tensorhold_allocator::{Pool, Reserved};
+use tensorhold_allocator::{Memory, Pool, Reserved};
 
 use self::batch::Batch;
 use self::headers::Opened;
@@ -138,6 +138,14 @@ impl Loader {
         self
     }
 
+    /// Takes staging memory from this pool, which must be over the device's [staging
+    /// memory](Device::staging_memory). As many bytes as the pool [retains](crate::allocator::PoolBuilder::retain_bytes) of
+    /// what is pinned for one load are there for the next. Default: memory of the load's own, which goes back at its end.
+    pub fn staging(mut self, pool: &Pool) -> Self {
+        self.options.staging = Some(pool.clone());
+        self
+    }
+
     /// How files are read. Default: [`Backend::Auto`], or what `TENSORHOLD_BACKEND` says.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.options.backend = Some(backend);
@@ -193,7 +201,9 @@ impl Loader {
         // Only a guess: what cannot be looked at is told when it is opened.
         let file_bytes =
             self.files.iter().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
-        let staging = StagingMemory::new(&self.device, readers.for_bytes(file_bytes).first_slots())?;
+        let staging =
+            self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
+        let staging = StagingMemory::new(&self.device, staging, readers.for_bytes(file_bytes).first_slots())?;
         let opened = self.open_files()?;
         let chosen = batch::select(&opened, self.options.select.as_ref());
         let batch = Batch::new(opened, chosen, |requests| pool.lay_out(requests))?;
@@ -235,18 +245,23 @@ impl Loader {
 
     fn open_pool(&self) -> Result<Pool> {
         let memory = self.device.memory();
-        let Some(pool) = &self.options.pool else {
-            return Ok(Pool::builder(memory).name(self.device.name()).build()?);
-        };
-        if pool.memory().name() != memory.name() {
-            return Err(Error::Option {
-                option: "pool",
+        match self.shared("pool", self.options.pool.as_ref(), &*memory)? {
+            Some(pool) => Ok(pool),
+            None => Ok(Pool::builder(memory).name(self.device.name()).build()?),
+        }
+    }
+
+    /// A pool that is not the load's own, if it is over that memory.
+    fn shared(&self, option: &'static str, pool: Option<&Pool>, memory: &dyn Memory) -> Result<Option<Pool>> {
+        match pool {
+            Some(pool) if pool.memory().name() != memory.name() => Err(Error::Option {
+                option,
                 got: format!("a pool over {}", pool.memory().name()),
                 expected: format!("one over {}", memory.name()),
-                remedy: "make it over device.memory()",
-            });
+                remedy: "make it over device.memory() or, for staging, device.staging_memory()",
+            }),
+            pool => Ok(pool.cloned()),
         }
-        Ok(pool.clone())
     }
 
     /// Opens the files, and checks their headers one by one.

@@ -65,6 +65,7 @@ pub(super) struct Options {
     pub(super) staging_bytes: Option<u64>,
     pub(super) callback: Option<Callback>,
     pub(super) pool: Option<Pool>,
+    pub(super) staging: Option<Pool>,
     pub(super) backend: Option<Backend>,
     pub(super) engines: Engines,
 }

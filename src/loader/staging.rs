@@ -19,11 +19,12 @@ pub(super) struct StagingMemory {
 }
 
 impl StagingMemory {
-    /// Staging memory for a device. With `first_bytes`, so much for first slots is on its way.
-    pub(super) fn new(device: &Device, first_bytes: Option<u64>) -> Result<Self> {
-        let pool = Pool::builder(device.driver().staging_memory()).name(format!("staging for {device}"));
-        // A region for each slot: memory that is refused in one piece may be had in several.
-        let pool = pool.region_bytes(1).build()?;
+    /// Staging memory from `pool`, if there is one. With `first_bytes`, so much for first slots is on its way.
+    pub(super) fn new(device: &Device, pool: Option<Pool>, first_bytes: Option<u64>) -> Result<Self> {
+        let own = || Pool::builder(device.staging_memory()).name(format!("staging for {device}"));
+        // A region for each slot: memory that is refused in one piece may be had in several. What one reader is done with
+        // is there for another.
+        let pool = pool.map_or_else(|| own().region_bytes(1).retain_bytes(u64::MAX).build(), Ok)?;
         let first = first_bytes.and_then(|bytes| {
             let pool = pool.clone();
             // A refusal is told when slots are asked for again.

@@ -9,7 +9,7 @@ use tensorhold::allocator::{Fragment, Pool, Request, conformance};
 /// Runs all checks against one device. Needs room for about 200 MiB of its memory.
 pub fn conforms(device: &Device) {
     conformance::memory(device.memory());
-    conformance::memory(device.driver().staging_memory());
+    conformance::memory(device.staging_memory());
     bytes_make_the_round_trip(device);
     an_event_never_recorded_has_passed(device);
     slots_are_reused_behind_events(device);
@@ -22,7 +22,7 @@ pub fn conforms(device: &Device) {
 fn fragments(device: &Device, bytes: u64) -> (Fragment, Fragment) {
     let place =
         |memory| Pool::builder(memory).build().unwrap().place("t", Request::new(bytes, 4096)).unwrap();
-    (place(device.memory()), place(device.driver().staging_memory()))
+    (place(device.memory()), place(device.staging_memory()))
 }
 
 fn fill(fragment: &mut Fragment, seed: u8) {
