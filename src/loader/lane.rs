@@ -49,15 +49,20 @@ impl<'a> Lane<'a> {
     }
 
     fn grow(&mut self, slots: usize) -> Result<()> {
-        let slot_bytes = self.staging.slot_bytes;
         let block = self.staging.place(slots)?;
+        self.add(block, slots);
+        Ok(())
+    }
+
+    /// Adds the slots that a block of memory holds.
+    fn add(&mut self, block: Fragment, slots: usize) {
+        let slot_bytes = self.staging.slot_bytes;
         let base = block.as_ptr().cast_mut();
         for slot in 0..slots {
             self.free.push(self.starts.len());
             self.starts.push(base.wrapping_add(slot * slot_bytes as usize));
         }
         self.blocks.push(block);
-        Ok(())
     }
 
     /// A slot to read into: a free one, a new one, or the one whose copy ends next. `None` when all are being read into.
@@ -76,6 +81,12 @@ impl<'a> Lane<'a> {
             landed(job);
         }
         if !self.free.is_empty() {
+            return Ok(None);
+        }
+        if self.starts.len() < self.staging.slots
+            && let Some(left) = self.staging.budget.take_left()
+        {
+            self.add(left, 1);
             return Ok(None);
         }
         if self.starts.len() < self.staging.slots && self.staging.budget.take(self.staging.slot_jobs) {

@@ -3,8 +3,8 @@
 //! A device takes few large copies far better than many small ones, and a processor reads best into little memory at a
 //! time. So a slot holds a *group* of consecutive jobs: several readers fill it, a job each, and the last of them
 //! submits one copy for all. Slots are made as they are first needed. Where none is free and no more may be made, one
-//! reader waits for the oldest copy, and the others for that reader. When all groups have been handed out, slots go back
-//! as their copies end: the readers past the page cache have use for the room.
+//! reader waits for the oldest copy, and the others for that reader. When all groups have been handed out, slots are left
+//! to the readers past the page cache as their copies end.
 //!
 //! # Invariants
 //! - **G1** A slot is one group's at a time. It is free when the event with its number, recorded after the last copy out of
@@ -41,7 +41,7 @@ pub(super) struct Ring<'a> {
 
 #[derive(Default)]
 struct State {
-    /// By number; `None` once given back.
+    /// By number; `None` once left to others.
     slots: Vec<Option<Fragment>>,
     free: Vec<usize>,
     /// Groups whose copies run, oldest first.
@@ -189,7 +189,7 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// No group is left for the caller: gives back what is free, and waits for the copies that no one waits for, since no
+    /// No group is left for the caller: leaves what is free to others, and waits for the copies that no one waits for, since no
     /// one else may come.
     fn end<'g>(&'g self, mut state: MutexGuard<'g, State>, work: &Work<'_>) -> Result<()> {
         state.ended = true;
@@ -210,8 +210,8 @@ impl<'a> Ring<'a> {
     fn freed(&self, state: &mut State, slot: usize) {
         match state.ended && state.routing == 0 && state.routed.is_empty() {
             true => {
-                state.slots[slot] = None;
-                self.staging.budget.give(self.staging.slot_jobs);
+                let memory = state.slots[slot].take();
+                memory.iter().for_each(|memory| self.staging.budget.leave(memory, self.staging.slot_jobs));
             }
             false => state.free.push(slot),
         }

@@ -5,7 +5,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use tensorhold_allocator::{Fragment, Pool, Request};
@@ -63,23 +63,38 @@ pub(super) struct Staging<'a> {
     pub(super) slots: usize,
 }
 
-/// Room for jobs in staging memory that no one has taken yet.
+/// Room for jobs in staging memory that no one has taken yet, and memory that someone had use for before.
 #[derive(Debug)]
-pub(super) struct Budget(AtomicUsize);
+pub(super) struct Budget {
+    left: AtomicUsize,
+    /// One job's each.
+    spare: Mutex<Vec<Fragment>>,
+}
 
 impl Budget {
     pub(super) fn new(jobs: usize) -> Self {
-        Self(AtomicUsize::new(jobs))
+        Self { left: AtomicUsize::new(jobs), spare: Mutex::default() }
     }
 
     /// Takes room for so many jobs, if it is there.
     pub(super) fn take(&self, jobs: usize) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(jobs)).is_ok()
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(jobs)).is_ok()
     }
 
-    /// Gives back room for so many.
-    pub(super) fn give(&self, jobs: usize) {
-        self.0.fetch_add(jobs, Ordering::Relaxed);
+    /// Leaves a slot, which nothing reads or writes any more, to others: job by job.
+    pub(super) fn leave(&self, slot: &Fragment, jobs: usize) {
+        let job_bytes = slot.len() / jobs as u64;
+        let parts = (0..jobs as u64).map_while(|job| slot.slice(job * job_bytes, job_bytes));
+        self.spare().extend(parts);
+    }
+
+    /// Memory for one job that was left.
+    pub(super) fn take_left(&self) -> Option<Fragment> {
+        self.spare().pop()
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Fragment>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
