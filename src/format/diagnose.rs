@@ -5,8 +5,10 @@
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use super::header::METADATA;
 use super::problem::Problem;
+
+/// The key that is no tensor's name.
+pub(super) const METADATA: &str = "__metadata__";
 
 /// The first thing wrong with a header that is a JSON object; `None` if nothing is found.
 pub(super) fn diagnose(text: &str) -> Option<Problem> {

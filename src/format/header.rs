@@ -11,7 +11,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::diagnose::diagnose;
+use super::diagnose::{METADATA, diagnose};
 use super::json::{Text, find_duplicate, for_each_pair};
 use super::problem::Problem;
 use crate::dtype::DType;
@@ -19,9 +19,6 @@ use crate::shape::Shape;
 
 /// The format's limit on a header's length in bytes, as the `safetensors` crate has it.
 const MAX_HEADER_LEN: u64 = 100_000_000;
-
-/// The key that is no tensor's name.
-pub(super) const METADATA: &str = "__metadata__";
 
 /// The bytes before the header, which hold its length.
 const PREFIX_LEN: u64 = 8;
