@@ -157,3 +157,20 @@ fn one_slot_is_enough_and_its_readers_do_not_outwait_a_copy_that_fails() {
         }
     }
 }
+
+#[test]
+fn staging_stays_within_its_bound_when_little_of_a_file_is_wanted() {
+    let tensors = [bytes_tensor("large", 24_000_000), bytes_tensor("wanted", 3_000_000)];
+    let (_folder, path) = on_disk(&tensors);
+    for cached in [false, true] {
+        match cached {
+            true => drop(std::fs::read(&path).unwrap()),
+            false => drop_cached(&path, 0, 0),
+        }
+        let loader = Loader::new(staged_host::device()).files([&path]).staging_bytes(2 << 20);
+        let weights = loader.select(|tensor| &*tensor.name == "wanted").load().unwrap();
+        assert_holds(&weights, &tensors[1..]);
+        let report = weights.report();
+        assert!(report.staging_bytes <= 2 << 20, "{report:?}");
+    }
+}

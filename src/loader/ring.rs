@@ -107,7 +107,8 @@ pub(super) struct Claim {
 }
 
 impl<'a> Ring<'a> {
-    /// A ring with the slots that memory is long enough for; without any, they are made when they are needed.
+    /// A ring with the slots that memory is long enough for; without any, they are made when they are needed. Memory for
+    /// more of them, as where little of a file is wanted, is left to others.
     pub(super) fn open(
         device: &Device,
         staging: Staging<'a>,
@@ -116,12 +117,18 @@ impl<'a> Ring<'a> {
     ) -> Result<Self> {
         let mut state = State::default();
         let cut = |slot: usize| first.as_ref()?.slice(slot as u64 * staging.slot_bytes, staging.slot_bytes);
-        for memory in (0..staging.slots).map_while(cut) {
-            // There for the first by rights.
-            if staging.budget.take(staging.slot_jobs) || state.slots.is_empty() {
+        for memory in (0..).map_while(cut) {
+            // All of it is there, so all of it is taken; the first slot is the ring's by rights.
+            let taken = staging.budget.take(staging.slot_jobs);
+            if state.slots.len() < staging.slots && (taken || state.slots.is_empty()) {
                 state.add(memory);
+            } else if taken {
+                staging.budget.leave(&memory, staging.slot_jobs);
             }
         }
+        // What is no whole slot is in the way of others all the same.
+        let rest = first.as_ref().map_or(0, Fragment::len) % staging.slot_bytes;
+        staging.budget.take((rest * staging.slot_jobs as u64).div_ceil(staging.slot_bytes) as usize);
         let stream = device.driver().stream()?;
         Ok(Self { landing, staging, stream, state: Mutex::new(state), changed: Condvar::new() })
     }
@@ -189,8 +196,8 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// No group is left for the caller: leaves what is free to others, and waits for the copies that no one waits for, since no
-    /// one else may come.
+    /// No group is left for the caller: leaves what is free to others, and waits for the copies that no one waits for,
+    /// since no one else may come.
     fn end<'g>(&'g self, mut state: MutexGuard<'g, State>, work: &Work<'_>) -> Result<()> {
         state.ended = true;
         for slot in std::mem::take(&mut state.free) {

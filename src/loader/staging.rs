@@ -1,6 +1,6 @@
 //! Staging memory: the pool that slots come from, and the first slots of the ring.
 //!
-//! The first slots are made ready on a thread of its own while the files are opened and the load is planned: making eight
+//! The first slots are made ready on a thread of their own while the files are opened and the load is planned: making eight
 //! mebibytes ready takes a millisecond or two, which is a part of a short load.
 
 use std::panic::resume_unwind;
