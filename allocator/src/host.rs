@@ -13,8 +13,8 @@ const HUGE_PAGE: u64 = 2 << 20;
 
 /// Zeroed, anonymous memory of this process, mapped on first touch.
 ///
-/// Regions of 2 MiB and more are aligned to 2 MiB and offered to the kernel for huge pages: filling fresh memory is
-/// bound by page faults, and one fault in 2 MiB is cheaper than 512.
+/// Regions of 2 MiB and more are whole huge pages of 2 MiB, and offered to the kernel as such: filling fresh memory is
+/// bound by page faults, and one fault in 2 MiB is cheaper than 512, at the end of a region too.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct HostMemory {}
@@ -39,8 +39,8 @@ unsafe impl Memory for HostMemory {
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
         let page = rustix::param::page_size() as u64;
-        let align = if bytes >= HUGE_PAGE { align.max(HUGE_PAGE) } else { align.max(page) };
-        let length = bytes.checked_next_multiple_of(page).ok_or_else(out_of_memory)?;
+        let align = align.max(unit(bytes));
+        let length = bytes.checked_next_multiple_of(unit(bytes)).ok_or_else(out_of_memory)?;
         // Map enough to hold an aligned range of `length`, then give the ends back:
         //
         //   mapped ........[head][========= length =========][tail]
@@ -71,8 +71,7 @@ unsafe impl Memory for HostMemory {
     }
 
     unsafe fn release(&self, region: RawRegion) -> Result<(), MemoryError> {
-        let page = rustix::param::page_size() as u64;
-        let length = region.bytes.next_multiple_of(page) as usize;
+        let length = region.bytes.next_multiple_of(unit(region.bytes)) as usize;
         // SAFETY: by the caller's promise the region is a range that `reserve` mapped and nothing touches any more.
         unsafe { munmap(region.base.as_ptr().cast(), length) }.map_err(io::Error::from)?;
         Ok(())
@@ -81,6 +80,11 @@ unsafe impl Memory for HostMemory {
     fn synchronize(&self) -> Result<(), MemoryError> {
         Ok(())
     }
+}
+
+/// What a region of so many bytes is made of.
+fn unit(bytes: u64) -> u64 {
+    if bytes >= HUGE_PAGE { HUGE_PAGE } else { rustix::param::page_size() as u64 }
 }
 
 /// Gives back an end of a mapping that `reserve` has just made and that nothing has used yet.
