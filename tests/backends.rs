@@ -101,6 +101,15 @@ fn what_is_cached_is_read_from_there_and_the_rest_past_it() {
 }
 
 #[test]
+fn the_report_names_the_node_where_staging_memory_is_placed() {
+    let (_folder, path) = on_disk(&tensors());
+    let staged = load(&staged_host::device(), &path, Backend::Auto);
+    assert_eq!(picked(staged.report(), "node"), [staged_host::NODE.to_string()]);
+    let in_place = load(&Device::host(), &path, Backend::Auto);
+    assert!(picked(in_place.report(), "node").is_empty(), "{:?}", in_place.report());
+}
+
+#[test]
 fn a_load_that_is_cancelled_past_the_cache_gives_everything_back() {
     let (_folder, path) = on_disk(&tensors());
     for device in devices() {

@@ -14,6 +14,8 @@
 #[cfg(feature = "cuda-external")]
 mod cuda;
 mod host;
+#[cfg(feature = "cuda-external")]
+mod numa;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -61,6 +63,12 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
 
     /// Host-accessible memory that [`Stream`] copies from and to at full speed.
     fn staging_memory(&self) -> Arc<dyn Memory>;
+
+    /// The NUMA node that staging memory is placed on, for the report of a load; `None` where it is not placed, as where
+    /// the machine has but one.
+    fn staging_node(&self) -> Option<u32> {
+        None
+    }
 
     /// A new stream.
     ///

@@ -215,6 +215,10 @@ impl Run {
             picked: format!("of at most {}", Bytes(readers.job_bytes)),
             why: format!("{} in all", Bytes(self.plan.bytes)),
         });
+        if let Some(node) = self.device.driver().staging_node() {
+            let why = format!("staging memory goes where {} is", self.device);
+            choices.push(Choice { about: "node", picked: node.to_string(), why });
+        }
         let mut backend = |picked: BackendKind, why| {
             choices.push(Choice { about: "backend", picked: picked.to_string(), why })
         };

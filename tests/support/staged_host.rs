@@ -79,6 +79,9 @@ struct StagedHost {
     copies: Arc<AtomicI64>,
 }
 
+/// The node that such a device says its staging memory is on.
+pub const NODE: u32 = 3;
+
 /// A device onto which every copy succeeds.
 pub fn device() -> Device {
     device_failing_after(i64::MAX)
@@ -122,6 +125,10 @@ impl Driver for StagedHost {
 
     fn staging_memory(&self) -> Arc<dyn Memory> {
         Arc::clone(&self.staging) as Arc<dyn Memory>
+    }
+
+    fn staging_node(&self) -> Option<u32> {
+        Some(NODE)
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>> {

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUresul
 
 use super::library::Library;
 use super::status::check;
+use crate::device::numa::Node;
 use crate::error::{Error, Result};
 
 /// The oldest architecture that serves: Turing.
@@ -18,6 +19,8 @@ const MIN_CAPABILITY: (i32, i32) = (7, 5);
 pub(super) struct Context {
     pub(super) name: String,
     pub(super) ordinal: usize,
+    /// The NUMA node that the device hangs on, where several have memory.
+    pub(super) node: Option<Node>,
     device: CUdevice,
     raw: CUcontext,
 }
@@ -66,10 +69,12 @@ impl Context {
             let detail = format!("its compute capability is {major}.{minor}, expected at least 7.5");
             return refused(detail, "use a newer device, or Device::host()");
         }
+        // A device that does not say where it is has no node, which is no reason not to open it.
+        let node = pci_address(attribute).ok().and_then(|address| Node::of_device(&address));
         let mut raw = ptr::null_mut();
         // SAFETY: C1; `raw` is valid for the write. C2: never released.
         check(&name, "open the context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })?;
-        Ok(Self { name, ordinal, device, raw })
+        Ok(Self { name, ordinal, node, device, raw })
     }
 
     /// Whether anyone in this process uses the device through its primary context.
@@ -131,6 +136,14 @@ impl Context {
         }
         check(&self.name, "enable peer access", status)
     }
+}
+
+/// The device's address on the PCI bus, as the kernel writes it, from its attributes. A GPU is function 0.
+fn pci_address(attribute: impl Fn(CUdevice_attribute) -> Result<i32>) -> Result<String> {
+    let domain = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let bus = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+    let slot = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+    Ok(format!("{domain:04x}:{bus:02x}:{slot:02x}.0"))
 }
 
 /// Takes the thread's current context off again.

@@ -50,6 +50,10 @@ impl Driver for CudaDriver {
         Arc::clone(&self.staging) as Arc<dyn Memory>
     }
 
+    fn staging_node(&self) -> Option<u32> {
+        self.context.node.as_ref()?.number()
+    }
+
     fn stream(&self) -> Result<Box<dyn Stream>> {
         Ok(Box::new(CudaStream::new(self.context)?))
     }

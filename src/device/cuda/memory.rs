@@ -12,6 +12,7 @@ use tensorhold_allocator::{Bytes, HostMemory, Memory, MemoryError, RawRegion};
 use super::context::Context;
 use super::library::Library;
 use super::status::check;
+use crate::device::numa::Node;
 use crate::error::{Error, Result};
 
 /// Memory of a device.
@@ -97,6 +98,8 @@ pub(super) struct PinnedMemory {
     name: String,
     context: &'static Context,
     pages: HostMemory,
+    /// The node that the pages are to come from, if not just any.
+    node: Option<&'static Node>,
     /// Copies may come from all devices, not from the context's alone.
     all_devices: Option<Library>,
 }
@@ -105,12 +108,26 @@ impl PinnedMemory {
     /// Memory that one device copies from and to.
     pub(super) fn staging(context: &'static Context) -> Self {
         let name = format!("pinned for {}", context.name);
-        Self { name, context, pages: HostMemory::new(), all_devices: None }
+        Self { name, context, pages: HostMemory::new(), node: context.node.as_ref(), all_devices: None }
     }
 
     /// Memory that any device may copy from and to.
     pub(super) fn portable(library: Library, context: &'static Context) -> Self {
-        Self { name: "pinned".into(), context, pages: HostMemory::new(), all_devices: Some(library) }
+        Self {
+            name: "pinned".into(),
+            context,
+            pages: HostMemory::new(),
+            node: None,
+            all_devices: Some(library),
+        }
+    }
+
+    /// Has a region that nothing has touched yet placed on the device's node.
+    fn place(&self, region: RawRegion) {
+        let Some(node) = self.node else { return };
+        // Up to the end of the last huge page, which a policy that ended within it would split.
+        let unit = if region.bytes >= HUGE_PAGE { HUGE_PAGE } else { 1 };
+        node.prefer(region.base, region.bytes.next_multiple_of(unit));
     }
 
     fn pin(&self, region: RawRegion) -> Result<()> {
@@ -150,6 +167,7 @@ unsafe impl Memory for PinnedMemory {
 
     fn reserve(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
         let region = self.pages.reserve(bytes, align)?;
+        self.place(region);
         populate(region);
         if let Err(error) = self.pin(region) {
             // SAFETY: reserved above and not used.
@@ -199,18 +217,25 @@ fn populate(region: RawRegion) {
     });
 }
 
-/// A huge page at a time: a thread cannot be started while the system is at it.
-const POPULATE_BYTES: u64 = 2 << 20;
+/// A huge page at a time, by writing to it: the system makes it ready for that alone, and threads can be started meanwhile.
+/// Where there are no huge pages, the system is asked for the run, and they wait.
+const POPULATE_BYTES: u64 = HUGE_PAGE;
 
-/// What is worth a thread.
-const POPULATE_THREAD_BYTES: u64 = 64 << 20;
+/// What HostMemory makes large regions of.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// What is worth a thread: clearing a huge page takes several times as long as starting one.
+const POPULATE_THREAD_BYTES: u64 = HUGE_PAGE;
 
 fn populate_run(region: &RawRegion, offset: u64) {
     let start = region.base.as_ptr().wrapping_add(offset as usize);
     let bytes = POPULATE_BYTES.min(region.bytes - offset);
     // SAFETY: the run lies within the region, which was reserved just now and holds nothing yet. A refusal leaves the
     // pages to the registration.
-    let _ = unsafe { madvise(start.cast(), bytes as usize, Advice::LinuxPopulateWrite) };
+    unsafe {
+        start.write_volatile(0);
+        let _ = madvise(start.cast(), bytes as usize, Advice::LinuxPopulateWrite);
+    }
 }
 
 fn misaligned(device: &str, address: u64, align: u64) -> Error {
