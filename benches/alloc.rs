@@ -76,8 +76,6 @@ fn pool(c: &mut Criterion) {
         requests.iter().map(|request| Request::new(request.size / 1024 + 1, ALIGN)).collect();
     let labels: Vec<Arc<str>> =
         (0..requests.len()).map(|index| format!("model.layers.{index}.weight").into()).collect();
-    let batch: Vec<(Arc<str>, u64)> =
-        labels.iter().cloned().zip(small.iter().map(|request| request.size)).collect();
     // An empty region is kept, so that the figures are the pool's and not the system's.
     let pool = || Pool::builder(Arc::new(HostMemory::new())).retain_bytes(u64::MAX).build().unwrap();
 
@@ -90,7 +88,7 @@ fn pool(c: &mut Criterion) {
         b.iter_batched(
             || pool.stats().regions,
             |_| {
-                let placed = pool.place_planned(&layout, &batch).unwrap();
+                let placed = pool.place_planned(&layout, &labels).unwrap();
                 assert!(placed.fragments.len() == 290);
                 placed
             },

@@ -12,9 +12,8 @@ fn main() -> Result<()> {
     // A batch whose sizes are known: one region of just that size.
     let sizes = [4096, 1000, 0, 70_000];
     let requests = sizes.map(|size| Request::new(size, 256));
-    let labels: Vec<(Arc<str>, u64)> =
-        sizes.iter().map(|&size| (format!("{size} bytes").into(), size)).collect();
-    let mut placed = pool.place_planned(&pool.lay_out(&requests)?, &labels)?;
+    let labels: Vec<Arc<str>> = sizes.iter().map(|size| format!("{size} bytes").into()).collect();
+    let mut placed = pool.place_planned(&pool.lay_out(requests)?, &labels)?;
 
     // One at a time: best fit, in a region that others share.
     let single = pool.place("single", Request::new(500, 256))?;

@@ -135,6 +135,38 @@ fn shards_with_an_index_load_as_one_checkpoint_through_links() {
 }
 
 #[test]
+fn an_index_says_which_files_are_loaded_however_long_it_is() {
+    for count in [3, 3000] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("part")).unwrap();
+        let names = ["model-a.safetensors", "model-b.safetensors", "part/c.safetensors"];
+        let (mut tensors, mut weight_map) = (Vec::new(), Vec::new());
+        for name in names {
+            let specs: Vec<Spec> = (0..count).map(|n| bytes_tensor(&format!("{name}.{n}"), n % 9)).collect();
+            write(&folder.path().join(name), &specs);
+            weight_map.extend(specs.iter().map(|spec| format!(r#""{}":"{name}""#, spec.name)));
+            tensors.extend(specs);
+        }
+        // It names neither: the one is damaged, the other has tensors of the same names.
+        fs::write(folder.path().join("model-other.safetensors"), "damaged").unwrap();
+        fs::copy(folder.path().join(names[0]), folder.path().join("model-copy.safetensors")).unwrap();
+        let index = format!(r#"{{"weight_map":{{{}}}}}"#, weight_map.join(","));
+        fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        for device in devices() {
+            let loader = Loader::new(device).checkpoint(folder.path()).unwrap();
+            let weights = loader.load().unwrap();
+            assert_holds(&weights, &tensors);
+            assert_eq!((weights.len(), weights.report().files), (3 * count, 3));
+        }
+        let loader = || Loader::new(Device::host()).checkpoint(folder.path()).unwrap();
+        let inspection = loader().select(|tensor| tensor.name.ends_with(".1")).inspect().unwrap();
+        assert_eq!((inspection.tensors.len(), inspection.files[2].tensors), (3, count));
+        let some = loader().select(|tensor| tensor.name.ends_with(".1")).load().unwrap();
+        assert_eq!(some.names().collect::<Vec<_>>(), names.map(|name| format!("{name}.1")));
+    }
+}
+
+#[test]
 fn headers_that_are_padded_or_unaligned_are_read() {
     let tensors = [bytes_tensor("a", 1000), bytes_tensor("b", 77)];
     let data: Vec<u8> = tensors.iter().flat_map(|tensor| tensor.bytes.clone()).collect();

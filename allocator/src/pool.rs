@@ -1,11 +1,12 @@
 //! [`Pool`]: regions that grow and go, fragments placed in them, and the report of a close.
 
-use std::mem;
+use std::borrow::Borrow;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::{iter, mem};
 
 use serde::Serialize;
 use smallvec::SmallVec;
@@ -177,24 +178,24 @@ impl Pool {
     ///
     /// # Errors
     /// When an alignment is not a power of two or the sizes overflow.
-    pub fn lay_out(&self, requests: &[Request]) -> Result<Layout> {
-        lay_out(requests, self.shared().options.max_region_bytes.map(NonZeroU64::get))
-            .map_err(|error| self.shared().broken_batch(requests.len(), error.to_string()))
+    pub fn lay_out(&self, requests: impl IntoIterator<Item: Borrow<Request>>) -> Result<Layout> {
+        let (mut taken, mut requests) = (0, requests.into_iter());
+        let limit = self.shared().options.max_region_bytes.map(NonZeroU64::get);
+        lay_out(requests.by_ref().inspect(|_| taken += 1), limit)
+            .map_err(|error| self.shared().broken_batch(taken + requests.count(), error.to_string()))
     }
 
     /// Places a batch as laid out by [`lay_out`](Self::lay_out): [`reserve_planned`](Self::reserve_planned) and
     /// [`Reserved::place`] in one.
     ///
-    /// `fragments` are labels and sizes, in the order of the layout.
-    ///
     /// # Errors
-    /// When the limit or the memory refuses, the layout does not belong to the fragments, or the pool is closed.
-    /// Nothing is kept then.
-    pub fn place_planned(&self, layout: &Layout, fragments: &[(Arc<str>, u64)]) -> Result<Placed> {
-        check_batch(layout, fragments)
-            .map_err(|problem| self.shared().broken_batch(fragments.len(), problem))?;
-        let label = fragments.first().map_or_else(|| "".into(), |(label, _)| Arc::clone(label));
-        self.reserve_planned(layout, label)?.place(layout, fragments)
+    /// When there is not one label for each fragment, the layout is not one of this kind, the limit or the memory refuses, or
+    /// the pool is closed. Nothing is kept then.
+    pub fn place_planned(&self, layout: &Layout, labels: &[Arc<str>]) -> Result<Placed> {
+        check_layout(layout, labels.len())
+            .map_err(|problem| self.shared().broken_batch(labels.len(), problem))?;
+        let label = labels.first().map_or_else(|| "".into(), Arc::clone);
+        self.reserve_planned(layout, label)?.place(layout, labels)
     }
 
     /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by best
@@ -258,21 +259,25 @@ impl Reserved {
         Bases(self.blocks.iter().map(|(block, _)| block.address).collect())
     }
 
-    /// Cuts the memory into the batch's fragments, without a search. `fragments` are labels and sizes, in the order of
-    /// the layout.
+    /// Cuts the memory into the batch's fragments, without a search. `labels` are theirs, in the order of the layout.
     ///
     /// # Errors
-    /// When the layout does not belong to the fragments or to this memory, the memory has been cut already, or the pool is
-    /// closed. The memory stays here then, whole.
-    pub fn place(&mut self, layout: &Layout, fragments: &[(Arc<str>, u64)]) -> Result<Placed> {
-        let shared = Arc::clone(self.pool.shared());
-        let broken = |problem: String| shared.broken_batch(fragments.len(), problem);
-        check_batch(layout, fragments).map_err(broken)?;
+    /// When there is not one label for each fragment, the layout is not the one that the memory was reserved for, the memory
+    /// has been cut already, or the pool is closed. The memory stays here then, whole.
+    pub fn place<'a>(
+        &mut self,
+        layout: &Layout,
+        labels: impl IntoIterator<Item = &'a Arc<str>, IntoIter: Clone>,
+    ) -> Result<Placed> {
+        let (shared, labels) = (Arc::clone(self.pool.shared()), labels.into_iter());
+        let count = labels.clone().count();
+        let broken = |problem: String| shared.broken_batch(count, problem);
+        check_layout(layout, count).map_err(broken)?;
         if !layout.regions.iter().map(|shape| shape.size).eq(self.blocks.iter().map(|(_, size)| *size)) {
             return Err(broken("the memory was reserved for another layout".into()));
         }
         let mut offsets: SmallVec<[Vec<u64>; 4]> = SmallVec::from_elem(Vec::new(), self.blocks.len());
-        for (placement, _) in layout.placements.iter().zip(fragments).filter(|(_, (_, bytes))| *bytes > 0) {
+        for placement in layout.placements.iter().filter(|placement| placement.bytes > 0) {
             offsets[placement.region as usize].push(placement.offset);
         }
         let mut books = shared.open_books(&self.label)?;
@@ -283,17 +288,20 @@ impl Reserved {
         // Cut: from here on each block is given back fragment by fragment.
         let bases = self.bases();
         let blocks = mem::take(&mut self.blocks);
-        let place = |(placement, (label, bytes)): (&Placement, &(Arc<str>, u64))| {
-            let region = placement.region as usize;
-            let key = keys.get_mut(region).filter(|_| *bytes > 0).and_then(Iterator::next);
-            let (address, home) = match blocks.get(region).zip(key) {
-                Some(((block, _), key)) => block.part(placement.offset, key),
+        books.fragments.reserve(count);
+        let place = |(placement, label): (&Placement, Arc<str>)| {
+            let Placement { region, offset, bytes } = *placement;
+            let key = keys.get_mut(region as usize).filter(|_| bytes > 0).and_then(Iterator::next);
+            let (address, home) = match blocks.get(region as usize).zip(key) {
+                Some(((block, _), key)) => block.part(offset, key),
                 None => (dangling(shared.options.granule), None),
             };
-            let slot = books.enter(Arc::clone(label), *bytes, home);
-            Fragment::new(address, *bytes, Arc::clone(&shared), slot)
+            let slot = books.enter(label, bytes, home);
+            Fragment::new(address, bytes, Arc::clone(&shared), slot)
         };
-        let fragments = layout.placements.iter().zip(fragments).map(place).collect();
+        // Where an iterator ends sooner than its clone, fragments go by the label of the batch: none is left out.
+        let labels = labels.cloned().chain(iter::repeat_with(|| Arc::clone(&self.label)));
+        let fragments = layout.placements.iter().zip(labels).map(place).collect();
         Ok(Placed { fragments, bases })
     }
 }
@@ -309,25 +317,26 @@ impl Drop for Reserved {
     }
 }
 
-/// Whether the fragments lie in the layout's regions, in order, from offset 0 on, and without overlap.
-fn check_batch(layout: &Layout, fragments: &[(Arc<str>, u64)]) -> std::result::Result<(), String> {
-    if layout.placements.len() != fragments.len() {
+/// Whether a layout has so many fragments, and they lie in its regions, in order, from offset 0 on, and without overlap.
+fn check_layout(layout: &Layout, count: usize) -> std::result::Result<(), String> {
+    if layout.placements.len() != count {
         return Err(format!("the layout has {} placements", layout.placements.len()));
     }
     let mut ends: SmallVec<[Option<u64>; 4]> = SmallVec::from_elem(None, layout.regions.len());
-    for (placement, (label, bytes)) in
-        layout.placements.iter().zip(fragments).filter(|(_, (_, bytes))| *bytes > 0)
+    let placements = layout.placements.iter().enumerate();
+    for (index, &Placement { region, offset, bytes }) in
+        placements.filter(|(_, placement)| placement.bytes > 0)
     {
-        let region = placement.region as usize;
-        let (Some(shape), Some(previous)) = (layout.regions.get(region), ends.get_mut(region)) else {
-            return Err(format!("{label:?} lies in region {region} of {}", layout.regions.len()));
+        let place = region as usize;
+        let (Some(shape), Some(previous)) = (layout.regions.get(place), ends.get_mut(place)) else {
+            return Err(format!("fragment {index} lies in region {region} of {}", layout.regions.len()));
         };
-        let end = placement.offset.checked_add(*bytes).filter(|end| *end <= shape.size);
-        let after_previous = previous.map_or(placement.offset == 0, |previous| placement.offset >= previous);
+        let end = offset.checked_add(bytes).filter(|end| *end <= shape.size);
+        let after_previous = previous.map_or(offset == 0, |previous| offset >= previous);
         let (Some(end), true) = (end, after_previous) else {
-            let (offset, size) = (placement.offset, shape.size);
+            let size = shape.size;
             return Err(format!(
-                "{label:?} of {bytes} bytes does not fit at offset {offset} of a region of {size}"
+                "fragment {index} of {bytes} bytes does not fit at offset {offset} of a region of {size}"
             ));
         };
         *previous = Some(end);

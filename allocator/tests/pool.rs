@@ -76,8 +76,7 @@ fn place(pool: &Pool, label: &str, bytes: u64) -> Fragment {
 
 fn place_batch(pool: &Pool, sizes: &[u64]) -> Result<Placed, Error> {
     let requests: Vec<Request> = sizes.iter().map(|&size| Request::new(size, 256)).collect();
-    let labels: Vec<(Arc<str>, u64)> =
-        sizes.iter().enumerate().map(|(n, &size)| (format!("t{n}").into(), size)).collect();
+    let labels: Vec<Arc<str>> = (0..sizes.len()).map(|n| format!("t{n}").into()).collect();
     pool.place_planned(&pool.lay_out(&requests)?, &labels)
 }
 
@@ -247,16 +246,22 @@ fn a_batch_that_fails_midway_gives_its_first_regions_back() {
 #[test]
 fn batches_and_layouts_that_do_not_belong_together_are_errors() {
     let pool = host();
-    let layout = pool.lay_out(&[Request::new(100, 256), Request::new(100, 256)]).unwrap();
-    let batch = |sizes: &[u64]| {
-        let labels: Vec<(Arc<str>, u64)> = sizes.iter().map(|&size| ("t".into(), size)).collect();
-        pool.place_planned(&layout, &labels).map(|placed| placed.fragments.len())
+    let layout = pool.lay_out([Request::new(100, 256), Request::new(100, 256)]).unwrap();
+    let batch = |sizes: &[u64], labels: usize| {
+        let mut layout = layout.clone();
+        for (placement, &bytes) in layout.placements.iter_mut().zip(sizes) {
+            placement.bytes = bytes;
+        }
+        pool.place_planned(&layout, &vec!["t".into(); labels]).map(|placed| placed.fragments.len())
     };
-    for sizes in [&[100][..], &[300, 100], &[100, 101], &[0, 100], &[0, 0], &[u64::MAX, 1]] {
-        assert!(matches!(batch(sizes), Err(Error::Batch { .. })), "{sizes:?}");
+    for sizes in [[300, 100], [100, 101], [0, 100], [0, 0], [u64::MAX, 1]] {
+        assert!(matches!(batch(&sizes, 2), Err(Error::Batch { .. })), "{sizes:?}");
     }
-    assert_eq!(batch(&[256, 1]).unwrap(), 2);
-    assert!(pool.lay_out(&[Request::new(1, 3)]).unwrap_err().to_string().contains("not a power of two"));
+    for labels in [0, 1, 3] {
+        assert!(matches!(batch(&[100, 100], labels), Err(Error::Batch { .. })), "{labels} labels");
+    }
+    assert_eq!(batch(&[256, 1], 2).unwrap(), 2);
+    assert!(pool.lay_out([Request::new(1, 3)]).unwrap_err().to_string().contains("not a power of two"));
     assert!(matches!(pool.place("t", Request::new(1, 0)), Err(Error::Alignment { align: 0, .. })));
     assert_empty(&pool);
 }

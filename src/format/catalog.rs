@@ -5,38 +5,83 @@ use std::path::Path;
 
 use foldhash::fast::RandomState;
 
-use super::header::Header;
+use super::problem::Problem;
 use crate::error::{Error, Result};
 
-/// Tensors by name, each with the path of its file.
+/// Tensors by name, each with its file.
 pub(crate) struct Catalog<'a> {
-    tensors: HashMap<&'a str, &'a Path, RandomState>,
+    /// By number.
+    files: Vec<&'a Path>,
+    tensors: HashMap<&'a str, Place, RandomState>,
+    /// How many indexes have been compared.
+    indexes: u32,
+}
+
+/// Where a tensor is.
+struct Place {
+    file: u32,
+    /// The number of the last index that named it.
+    named: u32,
+}
+
+/// What a catalog knows of a tensor that an index names.
+pub(super) enum Known {
+    /// It is in the file of that number.
+    In(usize),
+    /// The index has named it before.
+    Named,
+    /// It is in no file.
+    Nowhere,
 }
 
 impl<'a> Catalog<'a> {
-    /// The catalog of some files.
+    /// The catalog of so many tensors, each with its file's number.
     ///
     /// # Errors
-    /// When two files hold tensors of the same name.
-    pub(crate) fn new(files: impl Iterator<Item = (&'a Path, &'a Header)> + Clone) -> Result<Self> {
-        let count = files.clone().map(|(_, header)| header.tensors.len()).sum();
-        let mut tensors = HashMap::with_capacity_and_hasher(count, RandomState::default());
-        for (path, header) in files {
-            for entry in &header.tensors {
-                if let Some(first) = tensors.insert(&*entry.name, path) {
-                    return Err(Error::DuplicateTensor {
-                        name: entry.name.to_string(),
-                        first: first.into(),
-                        second: path.into(),
-                    });
+    /// When two tensors, of one file or of two, have the same name.
+    pub(crate) fn new(
+        files: Vec<&'a Path>,
+        count: usize,
+        tensors: impl Iterator<Item = (usize, &'a str)>,
+    ) -> Result<Self> {
+        let mut known: HashMap<&str, Place, _> =
+            HashMap::with_capacity_and_hasher(count, RandomState::default());
+        for (file, name) in tensors {
+            if let Some(first) = known.insert(name, Place { file: file as u32, named: 0 }) {
+                if first.file as usize == file {
+                    return Err(Problem::Duplicate { key: name.into() }.of(files[file]));
                 }
+                let (first, second) = (files[first.file as usize].into(), files[file].into());
+                return Err(Error::DuplicateTensor { name: name.into(), first, second });
             }
         }
-        Ok(Self { tensors })
+        Ok(Self { files, tensors: known, indexes: 0 })
     }
 
-    /// The file that holds a tensor.
-    pub(crate) fn file_of(&self, tensor: &str) -> Option<&'a Path> {
-        self.tensors.get(tensor).copied()
+    /// Begins to compare another index.
+    pub(super) fn begin(&mut self) {
+        self.indexes += 1;
+    }
+
+    /// What is known of a tensor that the index names.
+    pub(super) fn named(&mut self, tensor: &str) -> Known {
+        match self.tensors.get_mut(tensor) {
+            None => Known::Nowhere,
+            Some(place) if place.named == self.indexes => Known::Named,
+            Some(place) => {
+                place.named = self.indexes;
+                Known::In(place.file as usize)
+            }
+        }
+    }
+
+    /// The number of a file.
+    pub(super) fn number_of(&self, path: &Path) -> Option<usize> {
+        self.files.iter().position(|file| *file == path)
+    }
+
+    /// The file of a number.
+    pub(super) fn path_of(&self, number: usize) -> Option<&'a Path> {
+        self.files.get(number).copied()
     }
 }

@@ -4,26 +4,36 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::index::Index;
 use crate::error::{Error, Result};
 
-/// The files of a checkpoint.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Shards {
-    pub(crate) files: Vec<PathBuf>,
-    pub(crate) index: Option<Index>,
+/// Which files a checkpoint has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Shards {
+    /// These.
+    Files(Vec<PathBuf>),
+    /// Those that the index names: probably the ones `near` it, which have its name.
+    Index { path: PathBuf, near: Vec<PathBuf> },
+}
+
+impl Shards {
+    /// The files that it has, as far as that is known before an index is read.
+    pub(crate) fn likely(&self) -> &[PathBuf] {
+        match self {
+            Self::Files(files) | Self::Index { near: files, .. } => files,
+        }
+    }
 }
 
 const INDEX: &str = "model.safetensors.index.json";
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 const FILE_SUFFIX: &str = ".safetensors";
 
-/// Finds the files that `path` stands for: a single file; an index (by its ending, `.json`) and the files it names; a
-/// folder, by the index in it, or else all safetensors files in it in the order of their names. Links are followed.
+/// Finds what `path` stands for: a single file; an index, by its ending, `.json`; a folder, by the index in it, or else all
+/// safetensors files in it in the order of their names. Links are followed.
 ///
 /// # Errors
-/// When the path or a file is missing or unreadable, the index is wrong, or the folder holds no checkpoint or several
-/// indexes of which none is `model.safetensors.index.json`.
+/// When the path is missing or unreadable, or the folder holds no checkpoint or several indexes of which none is
+/// `model.safetensors.index.json`.
 pub(crate) fn resolve(path: &Path) -> Result<Shards> {
     let metadata = fs::metadata(path).map_err(|source| match fs::symlink_metadata(path) {
         Ok(_) if source.kind() == io::ErrorKind::NotFound => {
@@ -39,16 +49,20 @@ pub(crate) fn resolve(path: &Path) -> Result<Shards> {
         return in_folder(path);
     }
     if path.extension().is_some_and(|extension| extension == "json") {
-        return by_index(path);
+        // A folder that cannot be listed may hold files that can be opened.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let files = list(folder.unwrap_or(Path::new("."))).map_or_else(|_| Vec::new(), |(files, _)| files);
+        let files = files.iter().map(|file| path.with_file_name(file.file_name().unwrap_or_default()));
+        return Ok(by_index(path.into(), files.collect()));
     }
-    Ok(Shards { files: vec![path.into()], index: None })
+    Ok(Shards::Files(vec![path.into()]))
 }
 
-fn in_folder(folder: &Path) -> Result<Shards> {
-    let read_error = |source| Error::Io { operation: "list", path: folder.into(), source };
+/// The safetensors files in a folder and the indexes, in the order of their names.
+fn list(folder: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut files, mut indexes) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(folder).map_err(read_error)? {
-        let path = entry.map_err(read_error)?.path();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.ends_with(INDEX_SUFFIX) {
             indexes.push(path);
@@ -58,8 +72,14 @@ fn in_folder(folder: &Path) -> Result<Shards> {
     }
     files.sort();
     indexes.sort();
-    if let Some(index) = indexes.iter().find(|index| index.ends_with(INDEX)) {
-        return by_index(index);
+    Ok((files, indexes))
+}
+
+fn in_folder(folder: &Path) -> Result<Shards> {
+    let (files, mut indexes) =
+        list(folder).map_err(|source| Error::Io { operation: "list", path: folder.into(), source })?;
+    if let Some(index) = indexes.iter().position(|index| index.ends_with(INDEX)) {
+        return Ok(by_index(indexes.swap_remove(index), files));
     }
     match &indexes[..] {
         [] if files.is_empty() => {
@@ -67,17 +87,21 @@ fn in_folder(folder: &Path) -> Result<Shards> {
                 "the folder holds no *.safetensors file and no index; name the folder that holds the weights";
             Err(not_found(folder, problem.into()))
         }
-        [] => Ok(Shards { files, index: None }),
-        [index] => by_index(index),
+        [] => Ok(Shards::Files(files)),
+        [index] => Ok(by_index(index.clone(), files)),
         several => {
             Err(not_found(folder, format!("the folder holds several indexes, {several:?}; name one of them")))
         }
     }
 }
 
-fn by_index(path: &Path) -> Result<Shards> {
-    let index = Index::read(path)?;
-    Ok(Shards { files: index.paths(), index: Some(index) })
+/// An index in whose folder `files` are.
+fn by_index(path: PathBuf, mut files: Vec<PathBuf>) -> Shards {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let index = name(&path);
+    let stem = index.strip_suffix(INDEX_SUFFIX);
+    files.retain(|file| stem.is_some_and(|stem| name(file).starts_with(stem)));
+    Shards::Index { path, near: files }
 }
 
 fn not_found(path: &Path, problem: String) -> Error {

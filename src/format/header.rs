@@ -2,11 +2,10 @@
 //! what makes a file right is checked here.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::{fmt, str};
 
-use foldhash::fast::RandomState;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -22,15 +21,6 @@ const MAX_HEADER_LEN: u64 = 100_000_000;
 
 /// The bytes before the header, which hold its length.
 const PREFIX_LEN: u64 = 8;
-
-/// What a file holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Header {
-    /// The tensors in the order of their bytes.
-    pub(crate) tensors: Vec<Entry>,
-    /// The free-form strings.
-    pub(crate) metadata: BTreeMap<String, String>,
-}
 
 /// A tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +50,15 @@ pub(crate) fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, Problem>
     Ok(header_len as usize)
 }
 
-/// Parses a header and checks it against the length of its file.
-pub(crate) fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
+/// Parses a header and checks it against the length of its file. Hands on the tensors in the order of their bytes (some, if
+/// there is a problem) and returns the free-form strings.
+///
+/// That no two tensors have one name is for the [`Catalog`](super::Catalog) to say, which knows those of all files.
+pub(crate) fn parse(
+    header: &[u8],
+    file_len: u64,
+    mut each: impl FnMut(Entry),
+) -> Result<BTreeMap<String, String>, Problem> {
     let text = str::from_utf8(header).map_err(|error| Problem::Utf8 { valid: error.valid_up_to() })?;
     let Parsed { metadata, tensors: mut infos, duplicate } =
         Parsed::read(text).map_err(|error| problem(text, error))?;
@@ -72,35 +69,54 @@ pub(crate) fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     infos.sort_unstable_by(|(a, left), (b, right)| (left.data_offsets, a).cmp(&(right.data_offsets, b)));
 
     let data_start = PREFIX_LEN + header.len() as u64;
-    let mut data_len = 0;
-    let mut tensors = Vec::with_capacity(infos.len());
-    for (name, info) in &infos {
-        let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        let wrong = |problem| Problem::Tensor { tensor: name.as_ref().into(), problem };
-        let past_end = || diagnose(text).unwrap_or_else(|| wrong("its offsets overflow".into()));
-        data_len = data_len.max(end);
-        tensors.push(Entry {
-            dtype: DType::from_safetensors(info.dtype)
-                .ok_or_else(|| wrong(format!("unknown dtype {:?}", info.dtype)))?,
-            shape: info.shape.as_slice().into(),
-            start: data_start.checked_add(start).ok_or_else(past_end)?,
-            nbytes: end.checked_sub(start).ok_or_else(past_end)?,
-            name: name.as_ref().into(),
-        });
+    let mut infos = infos.into_iter();
+    let mut checked = 0;
+    while infos.len() > 0 {
+        let mut run = Vec::with_capacity(infos.len().min(RUN));
+        for (name, info) in infos.by_ref().take(RUN) {
+            let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+            let wrong = |problem| Problem::Tensor { tensor: name.as_ref().into(), problem };
+            let past_end = || diagnose(text).unwrap_or_else(|| wrong("its offsets overflow".into()));
+            each(Entry {
+                dtype: DType::from_safetensors(info.dtype)
+                    .ok_or_else(|| wrong(format!("unknown dtype {:?}", info.dtype)))?,
+                shape: info.shape.as_slice().into(),
+                start: data_start.checked_add(start).ok_or_else(past_end)?,
+                nbytes: end.checked_sub(start).ok_or_else(past_end)?,
+                name: name.as_ref().into(),
+            });
+            run.push(info);
+        }
+        checked = check(run, checked).map_err(|error| problem(text, error))?;
     }
-    // The crate's rules for offsets, shapes and sizes. It needs the names for its messages alone, and ours say more.
-    let nameless = infos.into_iter().map(|(_, info)| (String::new(), info)).collect();
-    if let Err(error) = Metadata::new(None, nameless) {
-        return Err(problem(text, serde_json::Error::custom(error)));
-    }
-    let expected = data_start.saturating_add(data_len);
+    let expected = data_start.saturating_add(checked as u64);
     if file_len < expected {
         return Err(Problem::CutShort { file_len, expected });
     }
     if file_len > expected {
         return Err(Problem::Trailing { file_len, expected });
     }
-    Ok(Header { tensors, metadata })
+    Ok(metadata)
+}
+
+/// So many tensors are checked at a time: the crate has memory of its own for each.
+const RUN: usize = 256;
+
+/// Checks consecutive tensors by the crate's rules for offsets, shapes and sizes, given where those before them end. Returns
+/// where these end.
+fn check(mut run: Vec<TensorInfo>, previous_end: usize) -> Result<usize, serde_json::Error> {
+    // The rules are for tensors that begin at 0. A place before that is none at all.
+    let from_there = |place: usize| place.checked_sub(previous_end);
+    for info in &mut run {
+        let (start, end) = info.data_offsets;
+        let offsets = from_there(start).zip(from_there(end));
+        info.data_offsets = offsets.ok_or_else(|| serde_json::Error::custom("offsets overlap"))?;
+    }
+    let end = run.last().map_or(0, |last| last.data_offsets.1);
+    // The crate needs names for its messages alone, and ours say more.
+    let nameless = run.into_iter().map(|info| (String::new(), info)).collect();
+    Metadata::new(None, nameless).map_err(serde_json::Error::custom)?;
+    Ok(previous_end + end)
 }
 
 /// What is wrong with a header that does not parse.
@@ -116,7 +132,7 @@ fn problem(text: &str, error: serde_json::Error) -> Problem {
 struct Parsed<'a> {
     metadata: BTreeMap<String, String>,
     tensors: Vec<(Cow<'a, str>, TensorInfo)>,
-    /// A key that is there twice, here or in the metadata. In a tensor's description it is an error.
+    /// A key of the metadata that is there twice. In a tensor's description it is an error.
     duplicate: Option<String>,
 }
 
@@ -147,16 +163,14 @@ impl<'de> Visitor<'de> for Keys {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed<'de>, A::Error> {
         let (mut metadata, mut duplicate) = (None, None);
         let mut tensors = Vec::with_capacity(self.likely);
-        let mut seen = HashSet::with_capacity_and_hasher(self.likely, RandomState::default());
         while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
-            let twice = if key == METADATA {
+            if key == METADATA {
                 let Strings(strings, twice) = map.next_value::<Option<Strings>>()?.unwrap_or_default();
-                twice.or_else(|| metadata.replace(strings).map(|_| key.into_owned()))
+                let twice = twice.or_else(|| metadata.replace(strings).map(|_| key.into_owned()));
+                duplicate = duplicate.or(twice);
             } else {
-                tensors.push((key.clone(), map.next_value()?));
-                seen.replace(key).map(Cow::into_owned)
-            };
-            duplicate = duplicate.or(twice);
+                tensors.push((key, map.next_value()?));
+            }
         }
         Ok(Parsed { metadata: metadata.unwrap_or_default(), tensors, duplicate })
     }

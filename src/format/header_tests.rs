@@ -1,10 +1,24 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::header::{Header, header_len, parse};
+use super::header::{Entry, header_len};
+use super::problem::Problem;
 use crate::dtype::DType;
+
+/// What a file holds.
+#[derive(Debug)]
+struct Header {
+    tensors: Vec<Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
+    let mut tensors = Vec::new();
+    let metadata = super::header::parse(header, file_len, |entry| tensors.push(entry))?;
+    Ok(Header { tensors, metadata })
+}
 
 /// Parses a whole file.
 fn parse_file(file: &[u8]) -> Result<Header, String> {
@@ -124,6 +138,31 @@ fn messages_name_the_tensor_what_was_got_and_what_was_expected() {
             .contains(&format!("expected {expected} by its header: it is cut short"))
     );
     assert!(message(&header, expected + 3).contains("3 more than belong to it"));
+}
+
+#[test]
+fn tensors_are_checked_wherever_they_are_among_many() {
+    let header = |count: usize, odd: usize, offsets: [usize; 2]| {
+        let tensor = |n| {
+            let [start, end] = if n == odd { offsets } else { [n, n + 1] };
+            format!(r#""t{n}":{{"dtype":"U8","shape":[1],"data_offsets":[{start},{end}]}}"#)
+        };
+        format!("{{{}}}", (0..count).map(tensor).collect::<Vec<_>>().join(","))
+    };
+    for count in [255, 256, 257, 512, 1000] {
+        for odd in [0, 1, 255, 256, 257, count - 1].into_iter().filter(|odd| *odd < count) {
+            let right = header(count, odd, [odd, odd + 1]);
+            let parsed = parse(right.as_bytes(), (8 + right.len() + count) as u64).unwrap();
+            assert_eq!(parsed.tensors.len(), count);
+            assert!((0..).zip(&parsed.tensors).all(|(n, entry)| entry.start == 8 + right.len() as u64 + n));
+            for offsets in [[odd, odd + 2], [odd + 1, odd + 2], [odd, odd], [odd.saturating_sub(1), odd]] {
+                let wrong = header(count, odd, offsets);
+                if wrong != right {
+                    assert!(message(&wrong, 1 << 20).contains("tensor \"t"), "{count} {odd} {offsets:?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,53 +1,41 @@
 //! The index of a checkpoint in several files, `model.safetensors.index.json`.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::ops::Range;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
-use serde::{Deserialize, Deserializer};
 
-use super::catalog::Catalog;
-use super::json::for_each_pair;
+use super::catalog::{Catalog, Known};
+use super::json::for_each_pair_of;
 use crate::error::{Error, Result};
 
 /// An index: which tensor is in which file.
 ///
-/// Many tensors have few files and names that one string holds, so that a long index is read quickly.
+/// Many tensors have few files. Only those are needed before the load begins, so the text is read once for them, and once
+/// more when all is compared with what the files hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
     path: PathBuf,
-    map: WeightMap,
+    text: String,
+    /// The files, in the index's folder and in the order of their names, each with one of its tensors.
+    files: IndexMap<String, String, RandomState>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct WeightMap {
-    /// The files, in the index's folder, each with the place in `tensors` of the first that is in it.
-    files: IndexMap<String, usize, RandomState>,
-    /// The tensors' names, one after the other.
-    names: String,
-    /// By tensor: its name's place in `names`, and its file's in `files`.
-    tensors: Vec<(Range<usize>, usize)>,
-}
-
-/// What an index file holds, as far as it matters.
-#[derive(Deserialize)]
-struct Parsed {
-    weight_map: WeightMap,
-}
+/// Where the names are.
+const WEIGHT_MAP: &str = "weight_map";
 
 impl Index {
     /// Reads an index and checks that the files it names are there.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|source| Error::Io {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let bytes = read_whole(path).map_err(|source| Error::Io {
             operation: "read index",
             path: path.into(),
             source,
         })?;
-        let index = Self::parse(path, &bytes)?;
-        for (file, tensor) in index.files() {
+        let index = Self::parse(path, bytes)?;
+        for (file, tensor) in &index.files {
             let shard = index.path_of(file);
             if !shard.exists() {
                 let problem = format!(
@@ -60,13 +48,24 @@ impl Index {
         Ok(index)
     }
 
-    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+    fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         let error = |problem| Error::Index { path: path.into(), problem };
         let damaged = |error| format!("it is not the JSON object that it should be: {error}; fetch it again");
-        let text = std::str::from_utf8(bytes).map_err(|utf8| error(damaged(utf8.to_string())))?;
-        let parsed: Parsed = serde_json::from_str(text).map_err(|json| error(damaged(json.to_string())))?;
-        let index = Self { path: path.into(), map: parsed.weight_map };
-        for (file, tensor) in index.files() {
+        let text = String::from_utf8(bytes).map_err(|utf8| error(damaged(utf8.to_string())))?;
+        let mut files: IndexMap<String, String, RandomState> = IndexMap::default();
+        let mut last = None;
+        for_each_pair_of(&text, WEIGHT_MAP, |tensor, file| {
+            // Neighbours are mostly in the same file.
+            if last.as_ref() != Some(&file) {
+                if !files.contains_key(&*file) {
+                    files.insert(file.clone().into_owned(), tensor.into_owned());
+                }
+                last = Some(file);
+            }
+        })
+        .map_err(|json| error(damaged(json.to_string())))?;
+        files.sort_unstable_keys();
+        for (file, tensor) in &files {
             // I5: an index must not reach out of its folder.
             let inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
             if !inside || file.is_empty() {
@@ -76,17 +75,12 @@ impl Index {
                 )));
             }
         }
-        Ok(index)
-    }
-
-    /// The files that the index names, each once and in order, each with one of its tensors.
-    fn files(&self) -> BTreeMap<&str, &str> {
-        self.map.files.iter().map(|(file, &first)| (file.as_str(), self.map.name(first))).collect()
+        Ok(Self { path: path.into(), text, files })
     }
 
     /// The paths of the files that the index names, in order.
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
-        self.files().into_keys().map(|file| self.path_of(file)).collect()
+    pub(crate) fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.keys().map(|file| self.path_of(file))
     }
 
     fn path_of(&self, file: &str) -> PathBuf {
@@ -98,28 +92,41 @@ impl Index {
     ///
     /// # Errors
     /// When a tensor is named twice, or is in another file, or in none.
-    pub(crate) fn check(&self, catalog: &Catalog<'_>) -> Result<()> {
-        let files: Vec<(&String, PathBuf)> =
-            self.map.files.keys().map(|file| (file, self.path_of(file))).collect();
-        let mut seen: HashSet<&str, RandomState> =
-            HashSet::with_capacity_and_hasher(self.map.tensors.len(), RandomState::default());
-        for (place, &(_, file)) in self.map.tensors.iter().enumerate() {
-            let tensor = self.map.name(place);
-            if !seen.insert(tensor) {
-                let problem = format!("the key {tensor:?} is there twice, expected once; fetch it again");
-                return Err(self.error(problem));
+    pub(crate) fn check(&self, catalog: &mut Catalog<'_>) -> Result<()> {
+        catalog.begin();
+        let mut last = None;
+        let mut wrong = None;
+        let read = for_each_pair_of(&self.text, WEIGHT_MAP, |tensor, file| {
+            if wrong.is_some() {
+                return;
             }
-            let (actual, (file, path)) = (catalog.file_of(tensor), &files[file]);
-            if actual != Some(&**path) {
-                let actual = actual.map_or("in no file".into(), |path| format!("in {path:?}"));
-                let problem = format!(
-                    "it says that tensor {tensor:?} is in {file:?}, but it is {actual}; \
-                     index and files do not belong together: fetch them again, or load the files by name"
-                );
-                return Err(self.error(problem));
-            }
+            let number = match &last {
+                Some((name, number)) if *name == file => *number,
+                _ => {
+                    let number = catalog.number_of(&self.path_of(&file));
+                    last = Some((file.clone(), number));
+                    number
+                }
+            };
+            let actual = match catalog.named(&tensor) {
+                Known::In(actual) if Some(actual) == number => return,
+                Known::Named => {
+                    wrong = Some(format!("the key {tensor:?} is there twice, expected once; fetch it again"));
+                    return;
+                }
+                Known::In(actual) => format!("in {:?}", catalog.path_of(actual).unwrap_or(Path::new(""))),
+                Known::Nowhere => "in no file".into(),
+            };
+            wrong = Some(format!(
+                "it says that tensor {tensor:?} is in {file:?}, but it is {actual}; \
+                 index and files do not belong together: fetch them again, or load the files by name"
+            ));
+        });
+        let unread = |error| format!("it is not the JSON object that it was: {error}");
+        match wrong.or(read.err().map(unread)) {
+            Some(problem) => Err(self.error(problem)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn error(&self, problem: String) -> Error {
@@ -127,27 +134,14 @@ impl Index {
     }
 }
 
-impl WeightMap {
-    /// The name of a tensor, by its place.
-    fn name(&self, place: usize) -> &str {
-        &self.names[self.tensors[place].0.clone()]
-    }
-
-    fn push(&mut self, tensor: &str, file: &str) {
-        let file = self
-            .files
-            .get_index_of(file)
-            .unwrap_or_else(|| self.files.insert_full(file.to_owned(), self.tensors.len()).0);
-        let start = self.names.len();
-        self.names.push_str(tensor);
-        self.tensors.push((start..self.names.len(), file));
-    }
-}
-
-impl<'de> Deserialize<'de> for WeightMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut map = Self::default();
-        for_each_pair(deserializer, |tensor, file| map.push(&tensor, &file))?;
-        Ok(map)
-    }
+/// A file's bytes. Unlike [`std::fs::read`], it writes to the memory before the system does: where many threads start at the same
+/// time, the system would wait for each of them, page by page.
+fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    // Not zeroes: memory of zeroes is not written to before it is used.
+    let mut bytes = vec![b' '; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+    let read = file.read(&mut bytes)?;
+    bytes.truncate(read);
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

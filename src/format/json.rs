@@ -6,7 +6,7 @@ use std::fmt;
 
 use foldhash::fast::RandomState;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// The first key that a JSON object, or an object that is one of its values, has twice.
 ///
@@ -15,6 +15,51 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 pub(super) fn find_duplicate(text: &str) -> Result<Option<String>, serde_json::Error> {
     let Keys(duplicate) = serde_json::from_str(text)?;
     Ok(duplicate)
+}
+
+/// Hands on each key of an object of strings, and its value. The object is the value of `field` in the object that the text
+/// is.
+pub(super) fn for_each_pair_of<'a>(
+    text: &'a str,
+    field: &'static str,
+    each: impl FnMut(Cow<'a, str>, Cow<'a, str>),
+) -> Result<(), serde_json::Error> {
+    struct Outer<F>(&'static str, F);
+    struct Inner<F>(F);
+
+    impl<'de, F: FnMut(Cow<'de, str>, Cow<'de, str>)> Visitor<'de> for Outer<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            let Self(field, each) = self;
+            let mut each = Some(each);
+            while let Some(Text(key)) = map.next_key()? {
+                if key == field {
+                    let each = each.take().ok_or_else(|| A::Error::duplicate_field(field))?;
+                    map.next_value_seed(Inner(each))?;
+                } else {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+            each.map_or(Ok(()), |_| Err(A::Error::missing_field(field)))
+        }
+    }
+
+    impl<'de, F: FnMut(Cow<'de, str>, Cow<'de, str>)> DeserializeSeed<'de> for Inner<F> {
+        type Value = ();
+
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+            for_each_pair(deserializer, self.0)
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.deserialize_map(Outer(field, each))?;
+    json.end()
 }
 
 /// Hands on each key of an object of strings, and its value.

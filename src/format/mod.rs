@@ -13,6 +13,6 @@ mod json;
 mod problem;
 
 pub(crate) use catalog::Catalog;
-pub(crate) use checkpoint::resolve;
-pub(crate) use header::{Entry, Header, header_len, parse};
+pub(crate) use checkpoint::{Shards, resolve};
+pub(crate) use header::{Entry, header_len, parse};
 pub(crate) use index::Index;

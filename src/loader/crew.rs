@@ -60,15 +60,9 @@ pub(super) fn run(
     let jobs = fill.landing.plan.jobs.len();
     let only_past = matches!(fill.readers.backend, Backend::Require(kind) if kind != BackendKind::Buffered);
     let tells = callback.is_some();
-    let work = Work::new(
-        (fill.landing.plan, fill.extents),
-        control,
-        arrivals,
-        only_past,
-        (thread::current(), tells),
-    );
+    let work = Work::new(fill.landing.plan, control, arrivals, only_past, (thread::current(), tells));
     let total_bytes = fill.landing.plan.bytes;
-    let mut report = Reporter { callback, total_bytes, tensors: fill.extents.len(), last: None };
+    let mut report = Reporter { callback, total_bytes, tensors: fill.tensors, last: None };
     let unfilled = |error| Unfilled { error, for_staging: false };
     if report.tell(0).is_break() {
         return Err(unfilled(cancelled(fill, 0)));

@@ -15,7 +15,7 @@ use super::headers::Opened;
 use super::landing::Landing;
 use super::lane::Lane;
 use super::options::Readers;
-use super::plan::{Extent, Job};
+use super::plan::Job;
 use super::ring::Ring;
 use super::route::Routes;
 use super::staging::Budget;
@@ -28,7 +28,8 @@ use crate::io::BackendKind;
 /// What is filled from what, and how.
 pub(super) struct Fill<'a> {
     pub(super) landing: Landing<'a>,
-    pub(super) extents: &'a [Extent],
+    /// How many tensors there are.
+    pub(super) tensors: usize,
     pub(super) files: &'a [Opened],
     pub(super) device: &'a Device,
     pub(super) readers: &'a Readers,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::batch::Described;
 use super::headers::Opened;
+use super::options::Select;
 use crate::tensor::TensorInfo;
 use crate::weights::Metadata;
 
@@ -36,14 +38,16 @@ pub struct FileInfo {
 }
 
 impl Inspection {
-    pub(super) fn new(tensors: Vec<TensorInfo>, opened: Vec<Opened>) -> Self {
-        let file = |Opened { source, header }: Opened| FileInfo {
+    /// Of all tensors of the files, those that are wanted.
+    pub(super) fn new(opened: Vec<Opened>, described: &Described, wanted: Option<&Select>) -> Self {
+        let file = |Opened { source, places, metadata, .. }: Opened| FileInfo {
             path: Arc::clone(source.path()),
             file_bytes: source.len(),
-            tensors: header.tensors.len(),
-            bytes: header.tensors.iter().map(|tensor| tensor.nbytes).sum(),
-            metadata: header.metadata,
+            tensors: places.len(),
+            bytes: places.iter().map(|place| place.bytes).sum(),
+            metadata,
         };
-        Self { tensors, files: opened.into_iter().map(file).collect() }
+        let tensors = described.tensors().filter(|info| wanted.is_none_or(|wanted| wanted(info)));
+        Self { tensors: tensors.cloned().collect(), files: opened.into_iter().map(file).collect() }
     }
 }

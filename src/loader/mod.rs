@@ -34,14 +34,14 @@ mod through;
 mod work;
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use std::{fmt, fs};
 
 use tensorhold_allocator::{Memory, Pool, Reserved};
 
-use self::batch::Batch;
+use self::batch::{Batch, Described};
 use self::headers::Opened;
 use self::options::Options;
 use self::progress::Callback;
@@ -49,7 +49,7 @@ use self::run::Run;
 use self::staging::StagingMemory;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{self, Index};
+use crate::format::{self, Index, Shards};
 use crate::io::Backend;
 use crate::report::Times;
 use crate::tensor::TensorInfo;
@@ -74,20 +74,20 @@ pub use stream::TensorStream;
 #[must_use = "nothing is loaded before `load` is called"]
 pub struct Loader {
     device: Device,
-    files: Vec<PathBuf>,
-    indexes: Vec<Index>,
+    checkpoints: Vec<Shards>,
     options: Options,
 }
 
 impl Loader {
     /// A loader onto `device`, with no files yet.
     pub fn new(device: Device) -> Self {
-        Self { device, files: Vec::new(), indexes: Vec::new(), options: Options::default() }
+        Self { device, checkpoints: Vec::new(), options: Options::default() }
     }
 
     /// Adds safetensors files. Their errors come from [`load`](Self::load).
     pub fn files(mut self, files: impl IntoIterator<Item: AsRef<Path>>) -> Self {
-        self.files.extend(files.into_iter().map(|file| file.as_ref().to_path_buf()));
+        let files = files.into_iter().map(|file| file.as_ref().to_path_buf());
+        self.checkpoints.push(Shards::Files(files.collect()));
         self
     }
 
@@ -95,12 +95,10 @@ impl Loader {
     /// index, or a single safetensors file. Links are followed.
     ///
     /// # Errors
-    /// When the path is missing or cannot be read, holds no checkpoint or several, the index is not valid, or a file
-    /// that it names is missing.
+    /// When the path is missing or cannot be read, or holds no checkpoint or several. What is wrong with an index or a file
+    /// comes from [`load`](Self::load).
     pub fn checkpoint(mut self, path: impl AsRef<Path>) -> Result<Self> {
-        let shards = format::resolve(path.as_ref())?;
-        self.files.extend(shards.files);
-        self.indexes.extend(shards.index);
+        self.checkpoints.push(format::resolve(path.as_ref())?);
         Ok(self)
     }
 
@@ -155,7 +153,7 @@ impl Loader {
     /// Loads the tensors. When it returns, each is readable on any stream and from any thread.
     ///
     /// # Errors
-    /// When a file or header is not as it should be, the device or its memory refuses, the callback breaks, or a file
+    /// When an index, file or header is not as it should be, the device or its memory refuses, the callback breaks, or a file
     /// changes while it is read. Nothing is left behind (I4).
     pub fn load(self) -> Result<Weights> {
         let (run, reserved, mut callback) = self.prepare()?;
@@ -199,17 +197,17 @@ impl Loader {
         let readers = self.options.readers(self.device.is_host_accessible())?;
         let pool = self.open_pool()?;
         // Only a guess: what cannot be looked at is told when it is opened.
-        let file_bytes =
-            self.files.iter().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
+        let files = self.checkpoints.iter().flat_map(Shards::likely);
+        let file_bytes = files.filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
         let staging =
             self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
         let staging = StagingMemory::new(&self.device, staging, readers.for_bytes(file_bytes).first_slots())?;
-        let opened = self.open_files()?;
-        let chosen = batch::select(&opened, self.options.select.as_ref());
-        let batch = Batch::new(opened, chosen, |requests| pool.lay_out(requests))?;
+        let (mut files, indexes) = self.open_files()?;
+        let described = Described::take(&mut files, indexes, self.options.select.as_ref());
+        let batch = Batch::new(files, &pool)?;
         let readers = readers.for_bytes(batch.bytes());
         let planned = started.elapsed();
-        let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
+        let reserved = pool.reserve_planned(&batch.layout, described.label())?;
         let times =
             Times { plan: planned, reserve: started.elapsed().saturating_sub(planned), ..Times::default() };
         // After that: what no memory can hold is not planned in detail.
@@ -218,9 +216,9 @@ impl Loader {
         let run = Run {
             device: self.device,
             engines: self.options.engines,
-            indexes: self.indexes,
             readers,
             batch,
+            described: Mutex::new(described),
             plan,
             staging,
             owns_pool: self.options.pool.is_none(),
@@ -237,10 +235,10 @@ impl Loader {
     /// # Errors
     /// When a file, header or index is not as it should be.
     pub fn inspect(self) -> Result<Inspection> {
-        let opened = self.open_files()?;
-        batch::check(&opened, &self.indexes)?;
-        let chosen = batch::select(&opened, self.options.select.as_ref());
-        Ok(Inspection::new(batch::infos(&opened, &chosen), opened))
+        let (mut files, indexes) = self.open_files()?;
+        let described = Described::take(&mut files, indexes, None);
+        described.check(&files)?;
+        Ok(Inspection::new(files, &described, self.options.select.as_ref()))
     }
 
     fn open_pool(&self) -> Result<Pool> {
@@ -264,13 +262,13 @@ impl Loader {
         }
     }
 
-    /// Opens the files, and checks their headers one by one.
-    fn open_files(&self) -> Result<Vec<Opened>> {
-        if self.files.is_empty() {
+    /// Opens the files, and checks headers and indexes one by one.
+    fn open_files(&self) -> Result<(Vec<Opened>, Vec<Index>)> {
+        if self.checkpoints.iter().all(|shards| matches!(shards, Shards::Files(files) if files.is_empty())) {
             return Err(Error::NoFiles);
         }
         // There is nothing else to do meanwhile: all cores read, as if in place.
-        headers::open_all(&self.files, self.options.readers(true)?.threads)
+        headers::open_all(&self.checkpoints, &self.device, self.options.readers(true)?.threads)
     }
 }
 
@@ -278,7 +276,7 @@ impl fmt::Debug for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loader")
             .field("device", &self.device)
-            .field("files", &self.files)
+            .field("checkpoints", &self.checkpoints)
             .finish_non_exhaustive()
     }
 }

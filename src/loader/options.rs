@@ -32,12 +32,13 @@ const JOBS: u64 = 256;
 /// Staged reads shorter than this are not worth it for that.
 const SHORT_JOB_BYTES: u64 = 256 << 10;
 
-/// At most so many bytes are copied together: copies of 8 MiB keep a bus busy, and those of 1 MiB do not.
+/// At most so many bytes are copied together. A bus rests for 4 microseconds behind each copy that is waited for; longer
+/// copies mean fewer slots, all of which wait where a few readers are kept from running (`docs/performance.md`).
 const GROUP_BYTES: u64 = 8 * JOB_BYTES;
 
 /// So much is made ready at once, before anything is read. Later, each slot by itself: while the driver pins memory, no
 /// copy can be submitted.
-const FIRST_BYTES: u64 = 12 << 20;
+const FIRST_BYTES: u64 = 16 << 20;
 
 /// The ring has so many slots or more: one is copied while another is filled, and one waits for its turn.
 const RING_SLOTS: usize = 3;

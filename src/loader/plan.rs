@@ -83,16 +83,27 @@ pub(crate) struct Plan {
 impl Plan {
     /// Cuts the tensors into jobs whose span is at most `max_span` bytes (more than 0), and groups those whose spans
     /// together are at most `max_group` bytes (`max_span` or more) long. `layout` places `extents`, one for one.
-    pub(crate) fn new(extents: &[Extent], layout: &Layout, max_span: u64, max_group: u64) -> Self {
-        let bytes: u64 = extents.iter().map(|extent| extent.bytes).sum();
+    pub(crate) fn new(
+        extents: impl IntoIterator<Item = Extent>,
+        layout: &Layout,
+        max_span: u64,
+        max_group: u64,
+    ) -> Self {
+        let bytes: u64 = layout.placements.iter().map(|placement| placement.bytes).sum();
+        let tensors = layout.placements.len();
         // Each span but the last of a file is full, or ends for want of buffers.
-        let jobs = bytes / max_span + (extents.len() / MAX_BUFFERS) as u64 + 8;
-        let mut plan = Self { jobs: Vec::with_capacity(jobs as usize), ..Self::default() };
-        for (tensor, (extent, placement)) in extents.iter().zip(&layout.placements).enumerate() {
+        let jobs = bytes / max_span + (tensors / MAX_BUFFERS) as u64 + 8;
+        let mut plan = Self {
+            jobs: Vec::with_capacity(jobs as usize),
+            // One for each job and tensor, at most.
+            pieces: Vec::with_capacity(jobs as usize + tensors),
+            ..Self::default()
+        };
+        for (tensor, (extent, placement)) in extents.into_iter().zip(&layout.placements).enumerate() {
             let mut done = 0;
             while done < extent.bytes {
                 let region = placement.region as usize;
-                done += plan.add(tensor, *extent, region, placement.offset, done, max_span);
+                done += plan.add(tensor, extent, region, placement.offset, done, max_span);
             }
         }
         plan.group(max_group);

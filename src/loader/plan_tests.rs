@@ -29,7 +29,7 @@ proptest! {
     ) {
         let requests: Vec<_> = extents.iter().map(Extent::request).collect();
         let layout = lay_out(&requests, region_limit).unwrap();
-        let plan = Plan::new(&extents, &layout, max_span, max_span * group);
+        let plan = Plan::new(extents.iter().copied(), &layout, max_span, max_span * group);
         // Every planned run of bytes, as (file, offset in the file, region, offset in the region, length).
         let mut runs = Vec::new();
         for job in &plan.jobs {
@@ -84,8 +84,8 @@ fn a_run_of_tensors_is_one_job_of_as_many_pieces_as_there_are_gaps() {
         start += bytes;
         Extent { file: 0, start: start - bytes, bytes }
     });
-    let layout = lay_out(&extents.map(|extent| extent.request()), None).unwrap();
-    let plan = Plan::new(&extents, &layout, 1 << 20, 1 << 20);
+    let layout = lay_out(extents.map(|extent| extent.request()), None).unwrap();
+    let plan = Plan::new(extents.iter().copied(), &layout, 1 << 20, 1 << 20);
     // 256 + 512 + 100 touch; then 100 and 300 are padded.
     let pieces: Vec<_> = plan.pieces.iter().map(|piece| (piece.offset, piece.bytes)).collect();
     assert_eq!((plan.jobs.len(), pieces), (1, vec![(0, 868), (1024, 300), (1536, 256)]));
@@ -95,6 +95,6 @@ fn a_run_of_tensors_is_one_job_of_as_many_pieces_as_there_are_gaps() {
 fn a_job_has_no_more_pieces_than_a_read_has_buffers() {
     let extents: Vec<Extent> = (0..3000).map(|n| Extent { file: 0, start: n, bytes: 1 }).collect();
     let requests: Vec<_> = extents.iter().map(Extent::request).collect();
-    let plan = Plan::new(&extents, &lay_out(&requests, None).unwrap(), u64::MAX, u64::MAX);
+    let plan = Plan::new(extents.iter().copied(), &lay_out(&requests, None).unwrap(), u64::MAX, u64::MAX);
     assert_eq!(plan.jobs.iter().map(|job| job.pieces.len()).collect::<Vec<_>>(), [1024, 1024, 952]);
 }

@@ -1,12 +1,13 @@
 //! A load under way: from reserved regions to weights.
 
+use std::mem;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
 
-use super::batch::{self, Batch};
+use super::batch::{Batch, Described};
 use super::beside::beside;
 use super::crew::{self, Filled, Unfilled};
 use super::engines::Engines;
@@ -22,7 +23,6 @@ use super::stopwatch::Totals;
 use super::work::{Arrivals, Control};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::Index;
 use crate::io::{Backend, BackendKind};
 use crate::report::{Choice, Report, Times};
 use crate::tensor::Tensor;
@@ -32,9 +32,10 @@ use crate::weights::{Named, Weights};
 pub(super) struct Run {
     pub(super) device: Device,
     pub(super) engines: Engines,
-    pub(super) indexes: Vec<Index>,
     pub(super) readers: Readers,
     pub(super) batch: Batch,
+    /// Until the tensors have been made.
+    pub(super) described: Mutex<Described>,
     pub(super) plan: Plan,
     pub(super) staging: StagingMemory,
     pub(super) pool: Pool,
@@ -76,7 +77,7 @@ impl Run {
         // W2: the readers have ended after this. The memory stays for longer, whatever goes wrong: in `reserved`, or in the
         // tensors, which are handed out.
         let fill = || self.fill(&bases, callback, None);
-        let (made, filled) = beside(self.batch.extents.len(), "tensorhold-make", make, fill);
+        let (made, filled) = beside(self.batch.len(), "tensorhold-make", make, fill);
         // Where the tensors could not be made, the fill was stopped for it.
         let loaded = made.tensors().and_then(|tensors| Ok((tensors, filled?)));
         self.finish(reserved, loaded)
@@ -92,17 +93,18 @@ impl Run {
         callback: Option<&mut Callback>,
         sender: Sender<usize>,
     ) -> Result<Weights> {
-        let arrivals = Arrivals::new(&self.batch.extents, sender);
+        let arrivals = Arrivals::new(self.batch.extents().collect(), sender);
         let filled = self.fill(bases, callback, Some(&arrivals));
         self.finish(reserved, filled.map(|report| (tensors, report)))
     }
 
-    /// Makes the tensors, whose bytes have not arrived yet, and checks that the files fit together. After an error the
-    /// memory is where it was, or in the tensors.
+    /// Checks that the files fit together, and makes the tensors, whose bytes have not arrived yet. After an error the memory
+    /// is where it was.
     pub(super) fn make(&self, reserved: &mut Reserved) -> Made {
-        let check = || batch::check(&self.batch.opened, &self.indexes);
-        let place = || self.batch.place(reserved, &self.device);
-        let (checked, tensors) = beside(self.batch.extents.len(), "tensorhold-check", check, place);
+        let described = mem::take(&mut *self.described.lock().unwrap_or_else(PoisonError::into_inner));
+        let check = || described.check(&self.batch.files);
+        let place = || self.batch.place(&described, reserved);
+        let (checked, tensors) = beside(self.batch.len(), "tensorhold-check", check, place);
         Made { tensors, checked }
     }
 
@@ -138,7 +140,7 @@ impl Run {
         let (filled, said) = loop {
             let (readers, plan) =
                 smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
-            let routes = Routes::new(readers.backend, &self.engines, &self.batch.opened);
+            let routes = Routes::new(readers.backend, &self.engines, &self.batch.files);
             let budget = Budget::new(readers.staging_jobs);
             let landing = Landing { plan, bases };
             let ring = match self.device.is_host_accessible() {
@@ -150,8 +152,8 @@ impl Run {
             };
             let fill = Fill {
                 landing,
-                extents: &self.batch.extents,
-                files: &self.batch.opened,
+                tensors: self.batch.len(),
+                files: &self.batch.files,
                 device: &self.device,
                 readers,
                 engines: &self.engines,
@@ -175,7 +177,7 @@ impl Run {
                 }
             }
         };
-        for file in &self.batch.opened {
+        for file in &self.batch.files {
             file.source.check_unchanged()?;
         }
         let (readers, plan) =
@@ -184,11 +186,11 @@ impl Run {
         let filling = self.started.elapsed().saturating_sub(self.times.plan + self.times.reserve);
         Ok(Report {
             device: self.device.clone(),
-            tensors: self.batch.extents.len(),
+            tensors: self.batch.len(),
             bytes: plan.bytes,
             cached_bytes: filled.through_bytes,
             direct_bytes: filled.past_bytes,
-            files: self.batch.opened.len(),
+            files: self.batch.files.len(),
             regions: self.batch.layout.regions.len(),
             region_bytes: self.batch.layout.regions.iter().map(|region| region.size).sum(),
             threads: filled.threads,

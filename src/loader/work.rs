@@ -46,26 +46,27 @@ impl Control {
 
 /// Tells of tensors whose bytes have all landed.
 pub(super) struct Arrivals {
-    /// By tensor: bytes that have not landed yet.
+    /// By tensor: where it is, and how many bytes have not landed yet.
+    extents: Vec<Extent>,
     missing: Vec<AtomicU64>,
     sender: Sender<usize>,
 }
 
 impl Arrivals {
     /// Tells at once of the tensors that have no bytes.
-    pub(super) fn new(extents: &[Extent], sender: Sender<usize>) -> Self {
+    pub(super) fn new(extents: Vec<Extent>, sender: Sender<usize>) -> Self {
         let missing = extents.iter().map(|extent| AtomicU64::new(extent.bytes)).collect();
         // A receiver that is gone wants to know of nothing.
         extents.iter().enumerate().filter(|(_, extent)| extent.bytes == 0).for_each(|(tensor, _)| {
             let _ = sender.send(tensor);
         });
-        Self { missing, sender }
+        Self { extents, missing, sender }
     }
 
-    fn landed(&self, job: &Job, extents: &[Extent]) {
+    fn landed(&self, job: &Job) {
         let end = job.file_offset + job.file_bytes;
         for tensor in job.tensors.clone() {
-            let Extent { start, bytes, .. } = extents[tensor];
+            let Extent { start, bytes, .. } = self.extents[tensor];
             let part = (start + bytes).min(end).saturating_sub(start.max(job.file_offset));
             // AcqRel: whoever tells of a tensor has seen all of its parts land (I3).
             if part > 0 && self.missing[tensor].fetch_sub(part, Ordering::AcqRel) == part {
@@ -77,7 +78,6 @@ impl Arrivals {
 
 pub(super) struct Work<'a> {
     plan: &'a Plan,
-    extents: &'a [Extent],
     control: &'a Control,
     arrivals: Option<&'a Arrivals>,
     next_job: AtomicUsize,
@@ -100,7 +100,7 @@ pub(super) struct Work<'a> {
 
 impl<'a> Work<'a> {
     pub(super) fn new(
-        (plan, extents): (&'a Plan, &'a [Extent]),
+        plan: &'a Plan,
         control: &'a Control,
         arrivals: Option<&'a Arrivals>,
         only_past: bool,
@@ -108,7 +108,6 @@ impl<'a> Work<'a> {
     ) -> Self {
         Self {
             plan,
-            extents,
             control,
             arrivals,
             next_job: AtomicUsize::new(0),
@@ -255,7 +254,7 @@ impl<'a> Work<'a> {
         let job = &self.plan.jobs[index];
         self.landed_bytes.fetch_add(job.file_bytes, Ordering::Relaxed);
         if let Some(arrivals) = self.arrivals {
-            arrivals.landed(job, self.extents);
+            arrivals.landed(job);
         }
         if self.wake_each_job {
             self.caller.unpark();

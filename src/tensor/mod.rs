@@ -38,5 +38,6 @@ pub struct TensorInfo {
 #[derive(Debug)]
 pub(crate) struct Description {
     pub(crate) info: TensorInfo,
-    pub(crate) device: Device,
+    /// Counted for each file by itself: descriptions of many files are made at once, and one count would be in their way.
+    pub(crate) device: Arc<Device>,
 }

@@ -80,7 +80,7 @@ impl Tensor {
         let mut shape = info.shape.clone();
         shape[dimension] = length;
         let info = TensorInfo { shape, nbytes: total / 8, ..info.clone() };
-        let device = self.description.device.clone();
+        let device = Arc::clone(&self.description.device);
         Ok(Self { bytes, description: Arc::new(Description { info, device }) })
     }
 

@@ -1,5 +1,7 @@
 //! The layout of a batch whose sizes are known: a bump, no search.
 
+use std::borrow::Borrow;
+
 use smallvec::SmallVec;
 
 use super::{Request, align_up};
@@ -52,6 +54,8 @@ pub struct Placement {
     pub region: u32,
     /// Offset in that region, in bytes.
     pub offset: u64,
+    /// The size asked for, in bytes.
+    pub bytes: u64,
 }
 
 /// What a region of a layout needs.
@@ -100,11 +104,16 @@ pub enum LayoutError {
 ///
 /// # Errors
 /// When an alignment is not a power of two, or the sizes overflow.
-pub fn lay_out(requests: &[Request], region_limit: Option<u64>) -> Result<Layout, LayoutError> {
-    let limit = region_limit.unwrap_or(u64::MAX);
-    let mut layout = Layout { regions: SmallVec::new(), placements: Vec::with_capacity(requests.len()) };
+pub fn lay_out(
+    requests: impl IntoIterator<Item: Borrow<Request>>,
+    region_limit: Option<u64>,
+) -> Result<Layout, LayoutError> {
+    let (limit, requests) = (region_limit.unwrap_or(u64::MAX), requests.into_iter());
+    let mut layout =
+        Layout { regions: SmallVec::new(), placements: Vec::with_capacity(requests.size_hint().0) };
     let (mut bump, mut align, mut region) = (Bump::new(0), 1, 0);
-    for (index, request) in requests.iter().enumerate() {
+    for (index, request) in requests.enumerate() {
+        let request: &Request = request.borrow();
         if !request.align.is_power_of_two() {
             return Err(LayoutError::Alignment { index, align: request.align });
         }
@@ -128,7 +137,7 @@ pub fn lay_out(requests: &[Request], region_limit: Option<u64>) -> Result<Layout
         if request.size > 0 {
             align = align.max(request.align);
         }
-        layout.placements.push(Placement { region, offset });
+        layout.placements.push(Placement { region, offset, bytes: request.size });
     }
     if bump.used() > 0 {
         layout.regions.push(RegionShape { size: bump.used(), align });
