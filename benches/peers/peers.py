@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""One load by one other loader, in this fresh process: `peers.py ENTRY FOLDER` prints one line of JSON.
+"""One load by one other loader: `peers.py ENTRY FOLDER [DEVICE]` prints one line of JSON.
 
-The device's context is made first. The clock runs from before the first open until every tensor can be used on the
-device; then every tensor's digest (see digest.rs) is compared with the folder's digests.json.
+The loader is imported and the device's context made first. The clock runs from before the first open until every tensor
+can be used on the device; then every tensor's digest (see digest.rs) is compared with the folder's digests.json.
 """
 
+import functools
 import glob
 import json
 import os
@@ -12,139 +13,189 @@ import resource
 import sys
 import time
 
+import torch
+
 PREFETCH_PATH = os.environ.get("PEERS_PREFETCH")  # where safetensors 0.9.0rc1 was installed, beside 0.8
-CHUNK_WORDS = 1 << 20
+CHUNK_BYTES = 8 << 20
+SMALL_BYTES = 256 << 10
+BATCH = 512
 MULTIPLIER = 6364136223846793005
 
+# Each of these imports its loader, and returns the function that loads files.
 
-def safetensors_load_file(files):
+
+def safetensors_load_file(device):
+    """`load_file` of 0.8. On the CPU it maps the files, so that the tensors' pages have to be touched as well."""
     from safetensors.torch import load_file
 
-    return {name: tensor for file in files for name, tensor in load_file(file, device="cuda:0").items()}
+    def load(files):
+        tensors = {name: tensor for file in files for name, tensor in load_file(file, device=str(device)).items()}
+        if device.type == "cpu":
+            for tensor in tensors.values():
+                tensor.reshape(-1).view(torch.uint8)[::4096].sum()
+        return tensors
+
+    return load
 
 
-def safetensors_prefetch(files):
+def safetensors_prefetch(device):
     """`safe_open(...).prefetch()` of 0.9.0rc1: all files begin to load, then every tensor is taken."""
+    if PREFETCH_PATH:
+        sys.path.insert(0, PREFETCH_PATH)
     from safetensors import safe_open
 
-    handles = [safe_open(file, framework="pt", device="cuda:0") for file in files]
-    loaders = [handle.prefetch() for handle in handles]
-    return {name: tensor for loader in loaders for name, tensor in loader}
+    def load(files):
+        handles = [safe_open(file, framework="pt", device=str(device)) for file in files]
+        loaders = [handle.prefetch() for handle in handles]
+        return {name: tensor for loader in loaders for name, tensor in loader}
+
+    return load
 
 
-def fastsafetensors(files, nogds=False):
+def fastsafetensors(device, nogds=False):
     """`fastsafe_open` of 0.5.0; its tensors keep their buffer alive, so no clone is needed."""
     from fastsafetensors import fastsafe_open
 
-    opened = fastsafe_open(filenames=files, device="cuda:0", nogds=nogds)
-    return {name: opened.get_tensor(name) for name in opened.keys()}
+    def load(files):
+        opened = fastsafe_open(filenames=files, device=str(device), nogds=nogds)
+        return {name: opened.get_tensor(name) for name in opened.keys()}
+
+    return load
 
 
-def fastsafetensors_parallel(files):
+def fastsafetensors_parallel(device):
     from fastsafetensors import ParallelLoader
 
-    loader = ParallelLoader(None, files, device="cuda:0", use_tqdm_on_load=False)
-    return dict(loader.iterate_weights())
+    def load(files):
+        loader = ParallelLoader(None, files, device=str(device), use_tqdm_on_load=False)
+        return dict(loader.iterate_weights())
+
+    return load
 
 
-def instanttensor(files, backend=None):
+def instanttensor(device, backend=None):
     """`safe_open` of 0.2.2 with copy=True, its default, since these tensors are kept."""
     from instanttensor import Backend, safe_open
 
     chosen = Backend[backend] if backend else None
-    with safe_open(files, framework="pt", device=0, backend=chosen) as opened:
-        return dict(opened.tensors())
+
+    def load(files):
+        with safe_open(files, framework="pt", device=device.index, backend=chosen) as opened:
+            return dict(opened.tensors())
+
+    return load
 
 
-def runai_streamer(files):
+def runai_streamer(device):
     """`SafetensorsStreamer` of 0.16.1, as its documentation loads to a device."""
     from runai_model_streamer import SafetensorsStreamer
 
-    with SafetensorsStreamer() as streamer:
-        streamer.stream_files(files)
-        return {name: tensor.to("cuda:0") for name, tensor in streamer.get_tensors()}
+    def load(files):
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_files(files)
+            return {name: tensor.to(device) for name, tensor in streamer.get_tensors()}
+
+    return load
 
 
 ENTRIES = {
     "safetensors-load_file": safetensors_load_file,
     "safetensors-prefetch": safetensors_prefetch,
     "fastsafetensors": fastsafetensors,
-    "fastsafetensors-nogds": lambda files: fastsafetensors(files, nogds=True),
+    "fastsafetensors-nogds": functools.partial(fastsafetensors, nogds=True),
     "fastsafetensors-parallel": fastsafetensors_parallel,
     "instanttensor": instanttensor,
     "runai-streamer": runai_streamer,
 }
 for _backend in ["AIO", "AIO_BUFFERED", "URING", "URING_BUFFERED", "MMAP", "CUFILE"]:
-    ENTRIES[f"instanttensor-{_backend}"] = lambda files, backend=_backend: instanttensor(files, backend)
+    ENTRIES[f"instanttensor-{_backend}"] = functools.partial(instanttensor, backend=_backend)
+ON_CPU = ["safetensors-load_file"]
 
 
-def signed(value):
-    """A number modulo 2^64 as torch's int64 has it."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >= 1 << 63 else value
+@functools.cache
+def factors(device):
+    return torch.arange(CHUNK_BYTES // 8, device=device) * 2 + 1
 
 
-def digest(tensor, factors):
-    """The digest of a tensor, on its device, as an unsigned number."""
-    import torch
-
-    data = tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
+def digest(data):
+    """The digest of a tensor's bytes, on its device."""
     result = 0
-    for start in range(0, data.numel(), CHUNK_WORDS * 8):
-        chunk = data[start : start + CHUNK_WORDS * 8]
-        if chunk.numel() % 8 or chunk.data_ptr() % 8:
-            padded = torch.zeros(-(-chunk.numel() // 8) * 8, dtype=torch.uint8, device=chunk.device)
-            padded[: chunk.numel()] = chunk
-            chunk = padded
-        words = chunk.view(torch.int64)
-        total = int((words * factors[: words.numel()]).sum())
-        result = (result * MULTIPLIER + total) % (1 << 64)
+    for chunk in data.split(CHUNK_BYTES):
+        words = torch.cat([chunk, chunk.new_zeros(-chunk.numel() % 8)]).view(torch.int64)
+        result = result * MULTIPLIER + (words * factors(data.device)[: len(words)]).sum()
+    return int(result) % (1 << 64)
+
+
+def small_digests(batch):
+    """The digests of many tensors of a chunk at most, which one by one take as long as several launches each."""
+    lengths = torch.tensor([-(-data.numel() // 8) for data in batch], device=batch[0].device)
+    padding = batch[0].new_zeros(8)
+    words = torch.cat([part for data in batch for part in (data, padding[: -data.numel() % 8])]).view(torch.int64)
+    ends = lengths.cumsum(0)
+    starts = ends - lengths
+    places = torch.arange(len(words), device=words.device) - starts.repeat_interleave(lengths, output_size=len(words))
+    running = torch.cat([lengths.new_zeros(1), (words * (places * 2 + 1)).cumsum(0)])
+    return [total % (1 << 64) for total in (running[ends] - running[starts]).tolist()]
+
+
+def digests(tensors):
+    """Each tensor's digest as an unsigned number."""
+    result, names, batch = {}, [], []
+    for name, tensor in tensors.items():
+        data = tensor.contiguous().reshape(-1).view(torch.uint8)
+        if data.numel() > SMALL_BYTES:
+            result[name] = digest(data)
+            continue
+        names.append(name)
+        batch.append(data)
+        if len(batch) == BATCH:
+            result.update(zip(names, small_digests(batch)))
+            names, batch = [], []
+    result.update(zip(names, small_digests(batch) if batch else []))
     return result
 
 
-def check(folder, tensors):
+def check(folder, tensors, device):
     """What is wrong with the tensors, or None."""
-    import torch
-
     with open(os.path.join(folder, "digests.json")) as file:
         expected = json.load(file)
     if set(expected) != set(tensors):
         return f"{len(tensors)} tensors, expected {len(expected)}"
-    factors = torch.arange(CHUNK_WORDS, dtype=torch.int64, device="cuda:0") * 2 + 1
-    for name, wanted in expected.items():
-        if tensors[name].device.type != "cuda":
-            return f"{name} is on {tensors[name].device}"
-        if digest(tensors[name], factors) != int(wanted):
-            return f"the bytes of {name} differ"
-    return None
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            return f"{name} is on {tensor.device}"
+    differing = [name for name, digest in digests(tensors).items() if digest != int(expected[name])]
+    return f"the bytes of {differing[0]} differ" if differing else None
 
 
-def main():
-    entry, folder = sys.argv[1:]
-    if entry == "safetensors-prefetch" and PREFETCH_PATH:
-        sys.path.insert(0, PREFETCH_PATH)
-    import torch
-
-    load = ENTRIES[entry]
-    files = sorted(glob.glob(os.path.join(folder, "*.safetensors")))
-    torch.zeros(1, device="cuda:0")
-    torch.cuda.synchronize()
-    free_before = torch.cuda.mem_get_info()[0]
-    resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    before = resident()
+def load(entry, folder, device):
+    """The result of one load in this process; whatever goes wrong is this entry's result too."""
     try:
-        started = time.perf_counter()
-        tensors = load(files)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    except Exception as error:  # whatever it is, it is this entry's result
-        print(json.dumps({"entry": entry, "error": f"{type(error).__name__}: {error}"[:300]}))
-        return 1
+        return timed_load(entry, folder, torch.device(device))
+    except Exception as error:
+        return {"entry": entry, "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+
+def timed_load(entry, folder, device):
+    if device.type == "cpu" and entry not in ON_CPU:
+        return {"entry": entry, "error": "loads to CUDA devices only"}
+    load_files = ENTRIES[entry](device)
+    files = sorted(glob.glob(os.path.join(folder, "*.safetensors")))
+    torch.zeros(1, device=device)
+    synchronize = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    free = lambda: torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    synchronize()
+    free_before, before = free(), resident()
+    started = time.perf_counter()
+    tensors = load_files(files)
+    synchronize()
+    seconds = time.perf_counter() - started
     host_bytes = resident() - before  # mapped files count
-    device_bytes = free_before - torch.cuda.mem_get_info()[0]
+    device_bytes = free_before - free()
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    detail = check(folder, tensors)
-    result = {
+    detail = check(folder, tensors, device)
+    return {
         "entry": entry,
         "seconds": seconds,
         "gb_per_s": total / 1e9 / seconds,
@@ -155,10 +206,16 @@ def main():
         "host_bytes": host_bytes,
         "device_bytes": device_bytes,
     }
+
+
+def main():
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    result = load(*[*sys.argv[1:], "cuda:0"][:3])
     print(json.dumps(result))
     sys.stdout.flush()
-    os._exit(0)  # some loaders' threads do not end by themselves
+    os._exit("error" in result)  # some loaders' threads do not end by themselves
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
