@@ -36,9 +36,9 @@ const SHORT_JOB_BYTES: u64 = 256 << 10;
 /// copies mean fewer slots, all of which wait where a few readers are kept from running (`docs/performance.md`).
 const GROUP_BYTES: u64 = 8 * JOB_BYTES;
 
-/// So much is made ready at once, before anything is read. Later, each slot by itself: while the driver pins memory, no
-/// copy can be submitted.
-const FIRST_BYTES: u64 = 16 << 20;
+/// So much is made ready at once, while the load is planned: by default all of the ring. Later, each slot by itself, in the way
+/// of those that are being filled: while the driver pins memory, no copy can be submitted.
+const FIRST_BYTES: u64 = 48 << 20;
 
 /// The ring has so many slots or more: one is copied while another is filled, and one waits for its turn.
 const RING_SLOTS: usize = 3;
