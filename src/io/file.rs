@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, statfs};
 
 use crate::error::{Error, Result};
 
@@ -48,6 +48,11 @@ impl Identity {
             None
         }
     }
+}
+
+/// Whether a file is kept in memory, in small pages that take readers longer than a disk's file that is cached.
+pub(crate) fn is_in_memory(path: &Path) -> bool {
+    statfs(path).is_ok_and(|system| system.f_type == libc::TMPFS_MAGIC)
 }
 
 impl FileSource {

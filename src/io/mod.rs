@@ -31,7 +31,7 @@ use serde::Serialize;
 
 pub(crate) use buffered::Buffered;
 pub(crate) use direct::Direct;
-pub(crate) use file::FileSource;
+pub(crate) use file::{FileSource, is_in_memory};
 pub(crate) use uring::Uring;
 
 /// How files are read.

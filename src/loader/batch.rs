@@ -58,7 +58,7 @@ impl Batch {
 
     /// What these readers do to read it.
     pub(super) fn plan(&self, readers: &Readers) -> Plan {
-        Plan::new(self.extents(), &self.layout, readers.span(), readers.group_bytes())
+        Plan::new(self.extents(), &self.layout, readers.limits())
     }
 
     /// Cuts the memory into the tensors, which are handed out when their bytes have arrived (I3). After an error the memory

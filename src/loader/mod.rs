@@ -43,14 +43,14 @@ use tensorhold_allocator::{Memory, Pool, Reserved};
 
 use self::batch::{Batch, Described};
 use self::headers::Opened;
-use self::options::Options;
+use self::options::{Cores, Options};
 use self::progress::Callback;
 use self::run::Run;
 use self::staging::StagingMemory;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{self, Index, Shards};
-use crate::io::Backend;
+use crate::io::{self, Backend};
 use crate::report::Times;
 use crate::tensor::TensorInfo;
 use crate::weights::Weights;
@@ -194,11 +194,14 @@ impl Loader {
     /// Plans and reserves.
     fn prepare(mut self) -> Result<(Run, Reserved, Option<Callback>)> {
         let started = Instant::now();
-        let readers = self.options.readers(self.device.is_host_accessible())?;
-        let pool = self.open_pool()?;
         // Only a guess: what cannot be looked at is told when it is opened.
-        let files = self.checkpoints.iter().flat_map(Shards::likely);
-        let file_bytes = files.filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
+        let mut files = self.checkpoints.iter().flat_map(Shards::likely);
+        let file_bytes =
+            files.clone().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
+        let in_place = self.device.is_host_accessible();
+        let all = in_place || files.next().is_some_and(|file| io::is_in_memory(file));
+        let readers = self.options.readers(in_place, if all { Cores::All } else { Cores::Most })?;
+        let pool = self.open_pool()?;
         let staging =
             self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
         let staging = StagingMemory::new(&self.device, staging, readers.for_bytes(file_bytes).first_slots())?;
@@ -268,7 +271,7 @@ impl Loader {
             return Err(Error::NoFiles);
         }
         // There is nothing else to do meanwhile: all cores read, as if in place.
-        headers::open_all(&self.checkpoints, &self.device, self.options.readers(true)?.threads)
+        headers::open_all(&self.checkpoints, &self.device, self.options.readers(true, Cores::All)?.threads)
     }
 }
 

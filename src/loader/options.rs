@@ -6,10 +6,11 @@ use tensorhold_allocator::{Bytes, Pool};
 
 use super::engines::Engines;
 use super::lane::FIRST_SLOTS;
+use super::plan::Limits;
 use super::progress::Callback;
 use super::staging::{Budget, Staging};
 use crate::error::{Error, Result};
-use crate::io::{Backend, BackendKind, SLACK_BYTES};
+use crate::io::{Backend, BackendKind, MAX_ALIGNMENT, SLACK_BYTES};
 use crate::report::Choice;
 use crate::settings;
 use crate::tensor::TensorInfo;
@@ -18,7 +19,15 @@ use crate::tensor::TensorInfo;
 const MAX_THREADS: usize = 16;
 
 /// A read of this size is near the best (`docs/performance.md`): smaller ones cost more calls, larger ones more cache.
-const JOB_BYTES: u64 = 1 << 20;
+const READ_BYTES: u64 = 1 << 20;
+
+/// Storage behind a network is read, and paid for, in blocks of so much: staged reads begin and end with them.
+const STORAGE_BYTES: u64 = 256 << 10;
+
+/// What a staged job takes beside its bytes: whole blocks at both ends, and as much padding between tensors.
+const ROOM_BYTES: u64 = 2 * SLACK_BYTES;
+
+const JOB_BYTES: u64 = READ_BYTES + ROOM_BYTES;
 
 /// Reads in place: two huge pages at a time, so that no two readers wait for the same page to be cleared.
 const IN_PLACE_JOB_BYTES: u64 = (4 << 20) + SLACK_BYTES;
@@ -26,11 +35,8 @@ const IN_PLACE_JOB_BYTES: u64 = (4 << 20) + SLACK_BYTES;
 /// Reads shorter than this would be mostly overhead.
 const MIN_JOB_BYTES: u64 = 24 << 10;
 
-/// A load is at least so many jobs, unless they would be shorter than it is worth: enough for all readers, many times over.
+/// A load is at least so many jobs, unless they would be shorter than [`STORAGE_BYTES`]: enough for all readers, many times over.
 const JOBS: u64 = 256;
-
-/// Staged reads shorter than this are not worth it for that.
-const SHORT_JOB_BYTES: u64 = 256 << 10;
 
 /// At most so many bytes are copied together. A bus rests for 4 microseconds behind each copy that is waited for; longer
 /// copies mean fewer slots, all of which wait where a few readers are kept from running (`docs/performance.md`).
@@ -38,13 +44,13 @@ const GROUP_BYTES: u64 = 8 * JOB_BYTES;
 
 /// So much is made ready at once, while the load is planned: by default all of the ring. Later, each slot by itself, in the way
 /// of those that are being filled: while the driver pins memory, no copy can be submitted.
-const FIRST_BYTES: u64 = 48 << 20;
+const FIRST_BYTES: u64 = 6 * GROUP_BYTES;
 
 /// The ring has so many slots or more: one is copied while another is filled, and one waits for its turn.
 const RING_SLOTS: usize = 3;
 
-/// Staging memory, by default: room for 64 jobs.
-const STAGING_BYTES: u64 = 64 * JOB_BYTES;
+/// Staging memory, by default.
+const STAGING_BYTES: u64 = 64 << 20;
 
 /// The least staging memory: a ring of two jobs, a lane of two, and one for good measure.
 const MIN_STAGING_BYTES: u64 = 128 << 10;
@@ -54,6 +60,14 @@ const MAX_PAST_SLOTS: usize = 64;
 
 /// What the setting of the backend may say.
 const BACKENDS: [&str; 4] = ["auto", "buffered", "direct", "io-uring"];
+
+/// How many cores read, unless it is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cores {
+    All,
+    /// Copies to a device take a part of the machine too.
+    Most,
+}
 
 /// Which tensors are wanted.
 pub(super) type Select = Box<dyn Fn(&TensorInfo) -> bool + Send>;
@@ -94,9 +108,13 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// The longest span of a job.
-    pub(super) fn span(&self) -> u64 {
-        self.job_bytes - SLACK_BYTES
+    /// How long jobs and groups may be. Staged jobs end where storage's blocks do, or at least the system's; those in place
+    /// where the region's huge pages do.
+    pub(super) fn limits(&self) -> Limits {
+        let span = self.job_bytes - SLACK_BYTES;
+        let block = if span < STORAGE_BYTES { MAX_ALIGNMENT } else { STORAGE_BYTES };
+        let cut = self.ring_bytes.map(|_| span / block * block);
+        Limits { span, cut, group: self.group_bytes() }
     }
 
     /// The longest span of jobs that are copied together.
@@ -107,7 +125,8 @@ impl Readers {
     /// The same for a load of so many bytes: a short one pins little, which is soon done, and divides that among many.
     pub(super) fn for_bytes(&self, bytes: u64) -> Self {
         let Some(staging) = self.ring_bytes else { return self.clone() };
-        let job_bytes = (bytes / JOBS / 4096 * 4096).max(SHORT_JOB_BYTES).min(self.job_bytes);
+        let read = (bytes / JOBS / STORAGE_BYTES * STORAGE_BYTES).max(STORAGE_BYTES);
+        let job_bytes = (read + ROOM_BYTES).min(self.job_bytes);
         let staging_jobs = (staging / job_bytes) as usize;
         // The ring leaves a quarter of the room to readers past the page cache, and they leave it two slots; between that,
         // whoever needs it first has it.
@@ -153,15 +172,15 @@ impl Readers {
 
 impl Options {
     /// Decides on threads and slots, from the options, the environment and the machine.
-    pub(super) fn readers(&self, in_place: bool) -> Result<Readers> {
-        let (threads, why_threads) = self.threads(in_place)?;
+    pub(super) fn readers(&self, in_place: bool, cores: Cores) -> Result<Readers> {
+        let (threads, why_threads) = self.threads(cores)?;
         let (staging, why_staging) = self.staging_bytes()?;
         if staging < MIN_STAGING_BYTES {
             let (got, remedy) = (Bytes(staging).to_string(), "allow more, or leave it unset");
             let expected = format!("at least {}", Bytes(MIN_STAGING_BYTES));
             return Err(Error::Option { option: "staging_bytes", got, expected, remedy });
         }
-        let (shares, most) = if in_place { (15, IN_PLACE_JOB_BYTES) } else { (64, JOB_BYTES) };
+        let (shares, most) = if in_place { (15, IN_PLACE_JOB_BYTES) } else { (63, JOB_BYTES) };
         let job_bytes = (staging / shares / 4096 * 4096).clamp(MIN_JOB_BYTES, most);
         let staging_jobs = (staging / job_bytes) as usize;
         let past_slots = staging_jobs.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
@@ -199,7 +218,7 @@ impl Options {
         })
     }
 
-    fn threads(&self, in_place: bool) -> Result<(usize, String)> {
+    fn threads(&self, used: Cores) -> Result<(usize, String)> {
         let (threads, why) = match self.threads {
             Some(threads) => (threads, "as asked".to_owned()),
             None => match settings::number(settings::THREADS)? {
@@ -208,8 +227,7 @@ impl Options {
                 }
                 None => {
                     let cores = thread::available_parallelism().map_or(1, usize::from);
-                    // Copies to a device take a part of the machine too.
-                    let free = if in_place { cores } else { cores - cores / 8 };
+                    let free = if used == Cores::All { cores } else { cores - cores / 8 };
                     (free.min(MAX_THREADS), format!("{cores} cores, and no more than {MAX_THREADS}"))
                 }
             },
@@ -234,5 +252,31 @@ impl Options {
                 None => (STAGING_BYTES, format!("{} for all threads", Bytes(STAGING_BYTES))),
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staged_jobs_are_cut_where_storage_is_and_fit_into_the_staging_memory() {
+        let options = |staging_bytes| Options { staging_bytes, threads: Some(8), ..Options::default() };
+        for staging in [None, Some(MIN_STAGING_BYTES), Some(1 << 20), Some(20 << 20), Some(1 << 30)] {
+            let readers = options(staging).readers(false, Cores::Most).unwrap();
+            for bytes in [0, 1, 90_000_000, 150_000_000, 16_000_000_000, 1 << 44] {
+                let readers = readers.for_bytes(bytes);
+                let Limits { span, cut: Some(cut), group } = readers.limits() else { panic!("not cut") };
+                assert!(cut <= span && span <= group && cut > span / 2, "{staging:?}, {bytes}: {readers:?}");
+                assert!(cut.is_multiple_of(if span < STORAGE_BYTES { 4096 } else { STORAGE_BYTES }));
+                let ring = readers.group_bytes() * readers.ring_slots as u64;
+                let past = readers.job_bytes * FIRST_SLOTS as u64;
+                assert!(ring + past <= staging.unwrap_or(STAGING_BYTES), "{staging:?}, {bytes}: {readers:?}");
+            }
+        }
+        let default = options(None).readers(false, Cores::Most).unwrap().for_bytes(16_000_000_000);
+        assert_eq!((default.limits().cut, default.group_jobs, default.ring_slots), (Some(READ_BYTES), 8, 6));
+        assert_eq!(default.first_slots(), Some(6 * default.group_bytes()));
+        assert_eq!(options(None).readers(true, Cores::All).unwrap().limits().cut, None);
     }
 }

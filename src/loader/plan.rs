@@ -13,6 +13,7 @@
 //! # Invariants
 //! - **P1** Each byte of each selected tensor is in exactly one piece (I2).
 //! - **P2** A job's pieces lie in order, without overlap, within its span; the span lies within its region.
+//! - **P3** A job's bytes lie between two neighbouring multiples of the length at which files are cut, if they are.
 
 use std::ops::Range;
 
@@ -69,6 +70,24 @@ pub(crate) struct Piece {
     pub(crate) bytes: u64,
 }
 
+/// How long jobs and groups may be, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The longest span of a job; more than 0.
+    pub(crate) span: u64,
+    /// Jobs end where the file's offset is a multiple of this (more than 0), or before.
+    pub(crate) cut: Option<u64>,
+    /// The longest span of a group's jobs together; `span` or more.
+    pub(crate) group: u64,
+}
+
+impl Limits {
+    /// How many bytes of a file there are until the next place where it is cut.
+    fn until_cut(&self, start: u64) -> u64 {
+        self.cut.map_or(u64::MAX, |cut| cut - start % cut)
+    }
+}
+
 /// All jobs of a load.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -81,18 +100,13 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Cuts the tensors into jobs whose span is at most `max_span` bytes (more than 0), and groups those whose spans
-    /// together are at most `max_group` bytes (`max_span` or more) long. `layout` places `extents`, one for one.
-    pub(crate) fn new(
-        extents: impl IntoIterator<Item = Extent>,
-        layout: &Layout,
-        max_span: u64,
-        max_group: u64,
-    ) -> Self {
+    /// Cuts the tensors into jobs and groups. `layout` places `extents`, one for one.
+    pub(crate) fn new(extents: impl IntoIterator<Item = Extent>, layout: &Layout, limits: Limits) -> Self {
         let bytes: u64 = layout.placements.iter().map(|placement| placement.bytes).sum();
         let tensors = layout.placements.len();
         // Each span but the last of a file is full, or ends for want of buffers.
-        let jobs = bytes / max_span + (tensors / MAX_BUFFERS) as u64 + 8;
+        let full = limits.cut.unwrap_or(u64::MAX).min(limits.span);
+        let jobs = bytes / full + (tensors / MAX_BUFFERS) as u64 + 8;
         let mut plan = Self {
             jobs: Vec::with_capacity(jobs as usize),
             // One for each job and tensor, at most.
@@ -103,10 +117,10 @@ impl Plan {
             let mut done = 0;
             while done < extent.bytes {
                 let region = placement.region as usize;
-                done += plan.add(tensor, extent, region, placement.offset, done, max_span);
+                done += plan.add(tensor, extent, region, placement.offset, done, limits);
             }
         }
-        plan.group(max_group);
+        plan.group(limits.group);
         plan
     }
 
@@ -135,17 +149,18 @@ impl Plan {
         region: usize,
         offset: u64,
         done: u64,
-        max_span: u64,
+        limits: Limits,
     ) -> u64 {
         let (start, offset, rest) = (extent.start + done, offset + done, extent.bytes - done);
         if let Some(job) = self.jobs.last_mut()
             && (job.file, job.region) == (extent.file, region)
             && job.file_offset + job.file_bytes == start
-            && let Some(room) = offset.checked_sub(job.offset).and_then(|gap| max_span.checked_sub(gap))
+            && job.file_bytes < limits.until_cut(job.file_offset)
+            && let Some(room) = offset.checked_sub(job.offset).and_then(|gap| limits.span.checked_sub(gap))
             && room > 0
             && job.pieces.len() < MAX_BUFFERS
         {
-            let bytes = rest.min(room);
+            let bytes = rest.min(room).min(limits.until_cut(start));
             let at = offset - job.offset;
             match self.pieces.last_mut() {
                 Some(piece) if piece.offset + piece.bytes == at => piece.bytes += bytes,
@@ -160,7 +175,7 @@ impl Plan {
             self.bytes += bytes;
             return bytes;
         }
-        let bytes = rest.min(max_span);
+        let bytes = rest.min(limits.span).min(limits.until_cut(start));
         let first = self.pieces.len();
         self.pieces.push(Piece { offset: 0, bytes });
         self.jobs.push(Job {

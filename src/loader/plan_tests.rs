@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use tensorhold_allocator::offsets::lay_out;
 
-use super::plan::{Extent, Plan};
+use super::plan::{Extent, Limits, Plan};
 
 /// Files of tensors, one after the other; some tensors are left out, as by a selection.
 fn extents() -> impl Strategy<Value = Vec<Extent>> {
@@ -25,11 +25,13 @@ fn extents() -> impl Strategy<Value = Vec<Extent>> {
 proptest! {
     #[test]
     fn each_byte_of_each_tensor_is_planned_once_to_its_place(
-        extents in extents(), max_span in 1..20_000_u64, group in 1..5_u64, region_limit in prop::option::of(1000..60_000_u64)
+        extents in extents(), max_span in 1..20_000_u64, group in 1..5_u64,
+        cut in prop::option::of(1..20_000_u64), region_limit in prop::option::of(1000..60_000_u64)
     ) {
         let requests: Vec<_> = extents.iter().map(Extent::request).collect();
         let layout = lay_out(&requests, region_limit).unwrap();
-        let plan = Plan::new(extents.iter().copied(), &layout, max_span, max_span * group);
+        let limits = Limits { span: max_span, cut, group: max_span * group };
+        let plan = Plan::new(extents.iter().copied(), &layout, limits);
         // Every planned run of bytes, as (file, offset in the file, region, offset in the region, length).
         let mut runs = Vec::new();
         for job in &plan.jobs {
@@ -46,6 +48,9 @@ proptest! {
                 (tensor.start + tensor.bytes).min(at).saturating_sub(tensor.start.max(job.file_offset))
             });
             prop_assert_eq!(parts.sum::<u64>(), job.file_bytes, "its tensors are those of its bytes");
+            if let Some(cut) = cut {
+                prop_assert_eq!(job.file_offset / cut, (at - 1) / cut, "P3");
+            }
             prop_assert!(job.span <= max_span && job.offset + job.span <= layout.regions[job.region].size);
         }
         let mut grouped = 0;
@@ -85,7 +90,8 @@ fn a_run_of_tensors_is_one_job_of_as_many_pieces_as_there_are_gaps() {
         Extent { file: 0, start: start - bytes, bytes }
     });
     let layout = lay_out(extents.map(|extent| extent.request()), None).unwrap();
-    let plan = Plan::new(extents.iter().copied(), &layout, 1 << 20, 1 << 20);
+    let plan =
+        Plan::new(extents.iter().copied(), &layout, Limits { span: 1 << 20, cut: None, group: 1 << 20 });
     // 256 + 512 + 100 touch; then 100 and 300 are padded.
     let pieces: Vec<_> = plan.pieces.iter().map(|piece| (piece.offset, piece.bytes)).collect();
     assert_eq!((plan.jobs.len(), pieces), (1, vec![(0, 868), (1024, 300), (1536, 256)]));
@@ -95,6 +101,7 @@ fn a_run_of_tensors_is_one_job_of_as_many_pieces_as_there_are_gaps() {
 fn a_job_has_no_more_pieces_than_a_read_has_buffers() {
     let extents: Vec<Extent> = (0..3000).map(|n| Extent { file: 0, start: n, bytes: 1 }).collect();
     let requests: Vec<_> = extents.iter().map(Extent::request).collect();
-    let plan = Plan::new(extents.iter().copied(), &lay_out(&requests, None).unwrap(), u64::MAX, u64::MAX);
+    let limits = Limits { span: u64::MAX, cut: None, group: u64::MAX };
+    let plan = Plan::new(extents.iter().copied(), &lay_out(&requests, None).unwrap(), limits);
     assert_eq!(plan.jobs.iter().map(|job| job.pieces.len()).collect::<Vec<_>>(), [1024, 1024, 952]);
 }
