@@ -269,7 +269,7 @@ fn a_region_that_cannot_be_reserved() {
     let header = format!(r#"{{"t":{{"dtype":"U8","shape":[{nbytes}],"data_offsets":[0,{nbytes}]}}}}"#);
     fs::write(&path, file_bytes(&header, &[])).unwrap();
     File::options().write(true).open(&path).unwrap().set_len(8 + header.len() as u64 + nbytes).unwrap();
-    refuses(&path, &["4.0 TiB", "\"t\"", "drop fragments, load less at once"]);
+    refuses(&path, &["4.0 TiB", "vast.safetensors", "drop fragments, load less at once"]);
 }
 
 #[test]
@@ -277,12 +277,10 @@ fn a_pool_whose_limit_is_too_small() {
     for device in devices() {
         let (_folder, path) = single(&[bytes_tensor("first", 5000), bytes_tensor("t", 5000)]);
         let pool = Pool::builder(device.memory()).name("tight").limit_bytes(8192).build().unwrap();
-        let message = Loader::new(device).files([path]).pool(&pool).load().unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "place \"first\" on pool \"tight\": requested 9.9 KiB, largest free block 0 B, reserved 0 B of a limit of \
-             8.0 KiB; raise the limit or drop fragments"
-        );
+        let message = Loader::new(device).files([&path]).pool(&pool).load().unwrap_err().to_string();
+        let expected = "on pool \"tight\": requested 9.9 KiB, largest free block 0 B, reserved 0 B of a limit of 8.0 KiB; \
+                        raise the limit or drop fragments";
+        assert_eq!(message, format!("place {path:?} {expected}"));
         assert_all_back(&pool);
     }
 }
@@ -315,4 +313,47 @@ fn a_name_with_control_characters_is_quoted_in_messages() {
     fs::write(&path, file_bytes(&header, &[0; 3])).unwrap();
     let error = Loader::new(Device::host()).files([path]).load().unwrap_err();
     assert!(!full_message(&error).contains('\u{1b}'), "{error:?}");
+}
+
+#[test]
+fn what_is_wrong_with_one_of_many_tensors_is_told_though_their_bytes_are_read_beside() {
+    let tensors: Vec<_> = (0..6000).map(|n| bytes_tensor(&format!("model.part.{n}"), 100)).collect();
+    let right = header(&tensors);
+    let named = r#""model.part.4321":{"dtype":"U8","shape":[100]"#;
+    assert!(right.contains(named));
+    for (wrong, words) in [
+        (named.replace("U8", "F5"), ["model.part.4321", "unknown dtype"]),
+        (named.replace("U8", "F16"), ["model.part.4321", "expected 200"]),
+        (named.replace("4321", "4320"), ["model.part.4320", "twice"]),
+        (named.replace("[100]", "[99999999999,99999999999]"), ["model.part.4321", "shape"]),
+    ] {
+        refuses_header(&right.replace(named, &wrong), 600_000, &words);
+    }
+    refuses_header(
+        &right.replace("[432100,432200]", "[432101,432200]"),
+        600_000,
+        &["model.part.4321", "hole"],
+    );
+    refuses_header(&right, 600_001, &["1 more than belong"]);
+}
+
+#[test]
+fn a_long_index_that_does_not_belong_to_the_files_near_it_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors: Vec<_> = (0..6000).map(|n| bytes_tensor(&format!("model.part.{n}"), 9)).collect();
+    write(&folder.path().join("model.safetensors"), &tensors);
+    let index = |edit: &dyn Fn(String) -> String| {
+        let entries: Vec<_> =
+            tensors.iter().map(|tensor| format!(r#""{}":"model.safetensors""#, tensor.name)).collect();
+        let text = edit(format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(",")));
+        fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+    };
+    index(&|text| text.replace("part.4321\"", "part.none\""));
+    refuses(folder.path(), &["model.part.none", "in no file"]);
+    index(&|text| text.replace("part.4321\"", "part.4320\""));
+    refuses(folder.path(), &["model.part.4320", "twice"]);
+    index(&|text| text.replace("part.4321\":\"model.", "part.4321\":\"absent."));
+    refuses(folder.path(), &["model.part.4321", "absent.safetensors", "not in the folder"]);
+    index(&|text| text[..text.len() - 1].to_owned());
+    refuses(folder.path(), &["index.json", "fetch it again"]);
 }

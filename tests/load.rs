@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use support::{
-    Spec, assert_all_back, assert_holds, bytes_tensor, devices, header, pool_for, single, staged_host,
-    tensor, write,
+    Spec, assert_all_back, assert_holds, bytes_tensor, devices, file_bytes, header, pool_for, single,
+    staged_host, tensor, write,
 };
 use tensorhold::{Backend, BackendKind, DType, Device, Error, Loader, Pool};
 
@@ -163,6 +163,64 @@ fn an_index_says_which_files_are_loaded_however_long_it_is() {
         assert_eq!((inspection.tensors.len(), inspection.files[2].tensors), (3, count));
         let some = loader().select(|tensor| tensor.name.ends_with(".1")).load().unwrap();
         assert_eq!(some.names().collect::<Vec<_>>(), names.map(|name| format!("{name}.1")));
+    }
+}
+
+/// A folder with two shards of so many tensors each and their index. Returns it, and the tensors.
+fn shards(count: usize) -> (tempfile::TempDir, Vec<Spec>) {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut tensors, mut weight_map) = (Vec::new(), Vec::new());
+    for name in ["model-1.safetensors", "model-2.safetensors"] {
+        let specs: Vec<Spec> = (0..count).map(|n| bytes_tensor(&format!("{name}.{n}"), n % 300)).collect();
+        write(&folder.path().join(name), &specs);
+        weight_map.extend(specs.iter().map(|spec| format!(r#""{}":"{name}""#, spec.name)));
+        tensors.extend(specs);
+    }
+    let index = format!(r#"{{"weight_map":{{{}}}}}"#, weight_map.join(","));
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    (folder, tensors)
+}
+
+#[test]
+fn files_that_are_near_a_long_index_and_not_named_are_not_loaded() {
+    let (folder, tensors) = shards(4000);
+    // Right by itself, with names of its own, and too large for the pool's limit.
+    write(&folder.path().join("model-3.safetensors"), &[bytes_tensor("other", 5 << 20)]);
+    for device in devices() {
+        let pool = Pool::builder(device.memory()).limit_bytes(4 << 20).build().unwrap();
+        for pool in [pool, pool_for(&device)] {
+            let loader = Loader::new(device.clone()).checkpoint(folder.path()).unwrap();
+            let weights = loader.pool(&pool).load().unwrap();
+            assert_holds(&weights, &tensors);
+            assert_eq!((weights.len(), weights.report().files), (8000, 2));
+            drop(weights);
+            assert_all_back(&pool);
+        }
+    }
+}
+
+#[test]
+fn many_tensors_load_and_stream_with_their_strings_and_an_index_in_two_forms() {
+    let (folder, tensors) = shards(4000);
+    let path = folder.path().join("model-1.safetensors");
+    let named =
+        tensors.iter().filter(|tensor| tensor.name.starts_with("model-1")).cloned().collect::<Vec<_>>();
+    let header = header(&named).replacen('{', r#"{"__metadata__":{"format":"pt"},"#, 1);
+    let data: Vec<u8> = named.iter().flat_map(|tensor| tensor.bytes.iter().copied()).collect();
+    fs::write(&path, file_bytes(&header, &data)).unwrap();
+    for device in devices() {
+        let loader = || Loader::new(device.clone()).checkpoint(folder.path()).unwrap();
+        let mut stream = loader().stream().unwrap();
+        assert_eq!(
+            stream.by_ref().map(|tensor| tensor.unwrap().nbytes()).sum::<u64>(),
+            2 * data.len() as u64
+        );
+        // With a callback nothing is guessed.
+        let counted = loader().progress(|_| ControlFlow::Continue(()));
+        for weights in [loader().load().unwrap(), stream.finish().unwrap(), counted.load().unwrap()] {
+            assert_holds(&weights, &tensors);
+            assert_eq!(weights.metadata(&path).unwrap()["format"], "pt");
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::diagnose::{METADATA, diagnose};
 use super::json::{Text, find_duplicate, for_each_pair};
+use super::outline::LIKELY_BYTES;
 use super::problem::Problem;
 use crate::dtype::DType;
 use crate::shape::Shape;
@@ -20,7 +21,7 @@ use crate::shape::Shape;
 const MAX_HEADER_LEN: u64 = 100_000_000;
 
 /// The bytes before the header, which hold its length.
-const PREFIX_LEN: u64 = 8;
+pub(super) const PREFIX_LEN: u64 = 8;
 
 /// A tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,9 +145,6 @@ impl<'a> Parsed<'a> {
         Ok(parsed)
     }
 }
-
-/// So long is what a header says of one tensor, or longer; a guess, to have room for many.
-const LIKELY_BYTES: usize = 96;
 
 /// Reads the keys of a header that has about so many.
 struct Keys {

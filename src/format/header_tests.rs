@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::header::{Entry, header_len};
+use super::outline::{Place, outline};
 use super::problem::Problem;
 use crate::dtype::DType;
 
@@ -17,6 +18,9 @@ struct Header {
 fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     let mut tensors = Vec::new();
     let metadata = super::header::parse(header, file_len, |entry| tensors.push(entry))?;
+    // Whatever is right has an outline, which says the same of places.
+    let places = tensors.iter().map(|entry| Place { start: entry.start, bytes: entry.nbytes });
+    assert_eq!(outline(header, file_len), Some(places.collect()));
     Ok(Header { tensors, metadata })
 }
 
@@ -171,4 +175,45 @@ fn a_header_of_blanks_or_with_something_behind_it_is_refused() {
         assert!(message(header, 100).contains("JSON"), "{header:?}");
     }
     assert!(parse(b"{}      ", 16).unwrap().tensors.is_empty());
+}
+
+#[test]
+fn headers_whose_places_are_wrong_have_no_outline() {
+    let outline = |header: &str, data: u64| outline(header.as_bytes(), 8 + header.len() as u64 + data);
+    let two = |first: &str, second: &str| {
+        format!(
+            r#"{{"a":{{"data_offsets":{first},"dtype":7}},"b":{{"data_offsets":{second}}},"__metadata__":3}}"#
+        )
+    };
+    // It looks at nothing but places.
+    let bytes = |header: &str, data| {
+        outline(header, data).map(|places| places.iter().map(|place| place.bytes).collect::<Vec<_>>())
+    };
+    assert_eq!(bytes(&two("[4,4]", "[0,4]"), 4), Some(vec![4, 0]));
+    assert_eq!(bytes("{}", 0), Some(vec![]));
+    let wrong = [
+        ("[0,4]", "[5,8]"),
+        ("[0,4]", "[3,8]"),
+        ("[1,4]", "[4,8]"),
+        ("[4,0]", "[0,8]"),
+        ("[0,4]", "[4,9]"),
+        ("[0,4]", "[4,7]"),
+        ("[0,4]", "[4]"),
+        ("[0,4]", "[4,8,9]"),
+        ("[0,4]", "[4,-8]"),
+        ("[0,4]", "null"),
+        ("[0,4]", "[4,8"),
+    ];
+    for (first, second) in wrong {
+        assert_eq!(outline(&two(first, second), 8), None, "{first} {second}");
+    }
+    assert_eq!(
+        outline(&two("[0,18446744073709551615]", "[18446744073709551615,18446744073709551615]"), 8),
+        None
+    );
+    for header in
+        ["", "[]", "{", "{}x", r#"{"a":{}}"#, r#"{"a":{"data_offsets":[0,8],"data_offsets":[0,8]}}"#]
+    {
+        assert_eq!(outline(header, 8), None, "{header:?}");
+    }
 }

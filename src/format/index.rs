@@ -129,7 +129,8 @@ impl Index {
         }
     }
 
-    fn error(&self, problem: String) -> Error {
+    /// The error for an index that is wrong.
+    pub(crate) fn error(&self, problem: String) -> Error {
         Error::Index { path: self.path.clone(), problem }
     }
 }

@@ -10,9 +10,11 @@ mod header;
 mod header_tests;
 mod index;
 mod json;
+mod outline;
 mod problem;
 
 pub(crate) use catalog::Catalog;
 pub(crate) use checkpoint::{Shards, resolve};
 pub(crate) use header::{Entry, header_len, parse};
 pub(crate) use index::Index;
+pub(crate) use outline::{Place, outline};

@@ -1,6 +1,8 @@
-//! Two things at a time.
+//! Several things at a time.
 
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Walks over fewer tensors than this are shorter than a thread's start.
@@ -23,4 +25,36 @@ pub(super) fn beside<A: Send, B>(
         }
         Err(_) => (there(), here()),
     })
+}
+
+/// What `work` makes of each of `0..count`, in that order, done by at most so many threads, of which this is one. The others are
+/// help: one that cannot be started is not missed.
+pub(super) fn each<T: Send>(
+    count: usize,
+    threads: usize,
+    name: &str,
+    work: impl Fn(usize) -> T + Sync,
+) -> Vec<T> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(count)));
+    let help = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            let result = work(index);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            if thread::Builder::new().name(name.into()).spawn_scoped(scope, help).is_err() {
+                break;
+            }
+        }
+        help();
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -1,15 +1,14 @@
 //! Opening the files of a checkpoint and reading their headers, several at a time.
 
-use std::collections::HashMap;
+use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::{fs, thread};
+use std::sync::Arc;
 
-use super::beside::beside;
+use super::beside::each;
 use crate::device::Device;
 use crate::error::Result;
-use crate::format::{self, Entry, Index, Shards};
+use crate::format::{self, Entry, Index, Place, Shards};
 use crate::io::FileSource;
 use crate::tensor::{Description, TensorInfo};
 use crate::weights::Metadata;
@@ -20,103 +19,103 @@ pub(super) struct Opened {
     pub(super) source: FileSource,
     /// Where the tensors' bytes are, in order.
     pub(super) places: Vec<Place>,
-    /// One for each place, until they become a batch's.
-    pub(super) descriptions: Vec<Arc<Description>>,
-    pub(super) metadata: Metadata,
+    /// What lies there, until it is a batch's.
+    pub(super) header: Header,
 }
 
-/// Where a tensor's bytes are in its file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    pub(super) start: u64,
-    pub(super) bytes: u64,
+/// What a header says, beside places.
+#[derive(Debug)]
+pub(super) enum Header {
+    /// This, which no one has read yet.
+    Text(Vec<u8>),
+    /// One description for each place, and the free-form strings.
+    Read(Vec<Arc<Description>>, Metadata),
+}
+
+impl Default for Header {
+    fn default() -> Self {
+        Self::Read(Vec::new(), Metadata::new())
+    }
+}
+
+/// How much of headers and indexes is read before their tensors' bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum First {
+    /// All.
+    All,
+    /// Of headers, where they are long, the places.
+    Places,
+    /// Of long indexes nothing either: the files near them are taken for those that they name.
+    PlacesNearby,
+}
+
+/// An index and what was made of it.
+#[derive(Debug)]
+pub(super) enum Indexed {
+    Read(Index),
+    /// It has not been read. So many files, from the first of these on, are those near it.
+    Guessed(PathBuf, Range<usize>),
 }
 
 /// So much of headers is worth a thread, or so many files.
 const BYTES_WORTH_A_THREAD: usize = 64 << 10;
 const FILES_WORTH_A_THREAD: usize = 4;
 
-/// What an index says of one tensor is about so long.
-const INDEX_BYTES: u64 = 64;
+/// So long are headers of many tensors, which are better read beside the tensors' bytes.
+const LONG_HEADERS_BYTES: usize = 256 << 10;
 
-/// Opens the files of all checkpoints and parses their headers, in order, and reads the indexes. The error, if any, is that of
-/// the first checkpoint and file that has one.
-///
-/// A long index takes as long to read as the headers do: meanwhile the files near it are opened, which are probably those that
-/// it names.
+/// Indexes that are longer than this are worth a guess.
+const LONG_INDEX_BYTES: u64 = 128 << 10;
+
+/// Whether a checkpoint has a long index, and files near it that it probably names.
+pub(super) fn is_guessable(shards: &Shards) -> bool {
+    match shards {
+        Shards::Files(_) => false,
+        Shards::Index { path, near } => {
+            !near.is_empty() && fs::metadata(path).is_ok_and(|index| index.len() >= LONG_INDEX_BYTES)
+        }
+    }
+}
+
+/// Opens the files of all checkpoints and reads their headers, in order, and the indexes. The error, if any, is that of the first
+/// checkpoint and file that has one.
 pub(super) fn open_all(
     checkpoints: &[Shards],
     device: &Device,
     threads: usize,
-) -> Result<(Vec<Opened>, Vec<Index>)> {
-    let indexes = checkpoints.iter().filter_map(|shards| match shards {
-        Shards::Files(_) => None,
-        Shards::Index { path, .. } => Some(path),
-    });
-    let index_bytes: u64 = indexes.clone().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum();
-    let read = || -> Vec<Result<Index>> { indexes.clone().map(|path| Index::read(path)).collect() };
-    let likely: Vec<PathBuf> = checkpoints.iter().flat_map(Shards::likely).cloned().collect();
-    let open = || open_files(&likely, device, threads);
-    let (indexes, opened) = beside((index_bytes / INDEX_BYTES) as usize, "tensorhold-index", read, open);
-
-    let (mut indexes, mut opened) = (indexes.into_iter(), opened.into_iter());
-    let (mut files, mut read) = (Vec::with_capacity(likely.len()), Vec::new());
+    first: First,
+) -> Result<(Vec<Opened>, Vec<Indexed>)> {
+    let (mut paths, mut indexes) = (Vec::new(), Vec::new());
     for shards in checkpoints {
-        let likely = shards.likely();
-        let near = opened.by_ref().take(likely.len());
         match shards {
-            Shards::Files(_) => files.extend(near.collect::<Result<Vec<_>>>()?),
-            Shards::Index { .. } => {
-                let Some(index) = indexes.next().transpose()? else { continue };
-                let mut near: HashMap<_, _> = likely.iter().zip(near).collect();
-                for path in index.paths() {
-                    files.push(
-                        near.remove(&path)
-                            .unwrap_or_else(|| Begun::new(&path)?.finish(device, &mut Vec::new()))?,
-                    );
-                }
-                read.push(index);
+            Shards::Files(files) => paths.extend_from_slice(files),
+            Shards::Index { path, near } if first == First::PlacesNearby && is_guessable(shards) => {
+                indexes.push(Indexed::Guessed(path.clone(), paths.len()..paths.len() + near.len()));
+                paths.extend_from_slice(near);
+            }
+            Shards::Index { path, .. } => {
+                let index = Index::read(path)?;
+                paths.extend(index.paths());
+                indexes.push(Indexed::Read(index));
             }
         }
     }
-    Ok((files, read))
+    Ok((open_files(&paths, device, threads, first)?, indexes))
 }
 
-/// Opens files and parses their headers, in order.
-fn open_files(paths: &[PathBuf], device: &Device, threads: usize) -> Vec<Result<Opened>> {
-    let next = AtomicUsize::new(1);
-    let results = Mutex::new(Vec::with_capacity(paths.len()));
-    let add = |index, result| {
-        results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
-    };
-    let work = |mut memory: Vec<u8>| {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(path) = paths.get(index) else { return };
-            add(index, Begun::new(path).and_then(|begun| begun.finish(device, &mut memory)));
-        }
-    };
-    let Some(first) = paths.first().map(|path| Begun::new(path)) else { return Vec::new() };
-    let header_bytes = first.as_ref().map_or(0, |first| first.header_bytes) * paths.len();
+/// Opens files and reads their headers, in order.
+fn open_files(paths: &[PathBuf], device: &Device, threads: usize, first: First) -> Result<Vec<Opened>> {
+    let Some((path, others)) = paths.split_first() else { return Ok(Vec::new()) };
+    let begun = Begun::new(path)?;
+    let header_bytes = begun.header_bytes * paths.len();
+    let outlines = first != First::All && header_bytes >= LONG_HEADERS_BYTES;
     let useful = header_bytes / BYTES_WORTH_A_THREAD + paths.len() / FILES_WORTH_A_THREAD;
-    thread::scope(|scope| {
-        // This thread works too, so the others are help: one that cannot be started is not missed.
-        for _ in 1..threads.min(paths.len()).min(useful) {
-            if thread::Builder::new()
-                .name("tensorhold-open".into())
-                .spawn_scoped(scope, || work(Vec::new()))
-                .is_err()
-            {
-                break;
-            }
-        }
-        let mut memory = Vec::new();
-        add(0, first.and_then(|first| first.finish(device, &mut memory)));
-        work(memory);
-    });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_unstable_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
+    let open = |index: usize| Begun::new(&others[index]).and_then(|begun| begun.finish(device, outlines));
+    let mut opened = vec![begun.finish(device, outlines)?];
+    for file in each(others.len(), threads.min(useful), "tensorhold-open", open) {
+        opened.push(file?);
+    }
+    Ok(opened)
 }
 
 /// An open file, of whose header the length is known.
@@ -135,22 +134,36 @@ impl Begun {
         Ok(Self { source, header_bytes })
     }
 
-    /// Reads the header into `memory` and parses it.
-    fn finish(self, device: &Device, memory: &mut Vec<u8>) -> Result<Opened> {
+    /// Reads the header, or its outline if that is there.
+    fn finish(self, device: &Device, outlines: bool) -> Result<Opened> {
         let Self { source, header_bytes } = self;
-        memory.resize(header_bytes, 0);
-        let got = source.read(memory, 8)?;
+        // Not zeroes: memory of zeroes is not written to before it is used, and then page by page by the system.
+        let mut text = vec![b' '; header_bytes];
+        let got = source.read(&mut text, 8)?;
         if got < header_bytes {
             return Err(source.changed(format!("it was cut short to {} bytes", 8 + got)));
         }
-        let (path, device) = (source.path(), Arc::new(device.clone()));
-        let (mut places, mut descriptions) = (Vec::new(), Vec::new());
-        let add = |Entry { name, dtype, shape, start, nbytes }| {
-            let info = TensorInfo { name, dtype, shape, nbytes, file: Arc::clone(path) };
-            descriptions.push(Arc::new(Description { info, device: Arc::clone(&device) }));
-            places.push(Place { start, bytes: nbytes });
-        };
-        let metadata = format::parse(memory, source.len(), add).map_err(|problem| problem.of(path))?;
-        Ok(Opened { source, places, descriptions, metadata })
+        if outlines && let Some(places) = format::outline(&text, source.len()) {
+            return Ok(Opened { source, places, header: Header::Text(text) });
+        }
+        let (places, descriptions, metadata) = describe(&text, &source, device)?;
+        Ok(Opened { source, places, header: Header::Read(descriptions, metadata) })
     }
+}
+
+/// Reads what a file's header says.
+pub(super) fn describe(
+    text: &[u8],
+    source: &FileSource,
+    device: &Device,
+) -> Result<(Vec<Place>, Vec<Arc<Description>>, Metadata)> {
+    let (path, device) = (source.path(), Arc::new(device.clone()));
+    let (mut places, mut descriptions) = (Vec::new(), Vec::new());
+    let add = |Entry { name, dtype, shape, start, nbytes }| {
+        let info = TensorInfo { name, dtype, shape, nbytes, file: Arc::clone(path) };
+        descriptions.push(Arc::new(Description { info, device: Arc::clone(&device) }));
+        places.push(Place { start, bytes: nbytes });
+    };
+    let metadata = format::parse(text, source.len(), add).map_err(|problem| problem.of(path))?;
+    Ok((places, descriptions, metadata))
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::batch::Described;
 use super::headers::Opened;
 use super::options::Select;
 use crate::tensor::TensorInfo;
@@ -38,16 +37,24 @@ pub struct FileInfo {
 }
 
 impl Inspection {
-    /// Of all tensors of the files, those that are wanted.
-    pub(super) fn new(opened: Vec<Opened>, described: &Described, wanted: Option<&Select>) -> Self {
-        let file = |Opened { source, places, metadata, .. }: Opened| FileInfo {
+    /// Of files, each with its strings, and all their tensors; those that are wanted.
+    pub(super) fn new<'a>(
+        opened: Vec<Opened>,
+        metadata: Vec<Metadata>,
+        tensors: impl Iterator<Item = &'a TensorInfo>,
+        wanted: Option<&Select>,
+    ) -> Self {
+        let file = |(Opened { source, places, .. }, metadata): (Opened, Metadata)| FileInfo {
             path: Arc::clone(source.path()),
             file_bytes: source.len(),
             tensors: places.len(),
             bytes: places.iter().map(|place| place.bytes).sum(),
             metadata,
         };
-        let tensors = described.tensors().filter(|info| wanted.is_none_or(|wanted| wanted(info)));
-        Self { tensors: tensors.cloned().collect(), files: opened.into_iter().map(file).collect() }
+        let tensors = tensors.filter(|info| wanted.is_none_or(|wanted| wanted(info)));
+        Self {
+            tensors: tensors.cloned().collect(),
+            files: opened.into_iter().zip(metadata).map(file).collect(),
+        }
     }
 }

@@ -10,6 +10,7 @@
 mod batch;
 mod beside;
 mod crew;
+mod described;
 mod engines;
 #[cfg(test)]
 mod fault_tests;
@@ -35,21 +36,22 @@ mod work;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use std::{fmt, fs};
+use std::{fmt, fs, mem};
 
 use tensorhold_allocator::{Memory, Pool, Reserved};
 
-use self::batch::{Batch, Described};
-use self::headers::Opened;
+use self::batch::Batch;
+use self::described::Told;
+use self::headers::{First, Indexed, Opened};
 use self::options::{Cores, Options};
-use self::progress::Callback;
 use self::run::Run;
 use self::staging::StagingMemory;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{self, Index, Shards};
+use crate::format::{self, Shards};
 use crate::io::{self, Backend};
 use crate::report::Times;
 use crate::tensor::TensorInfo;
@@ -155,8 +157,20 @@ impl Loader {
     /// # Errors
     /// When an index, file or header is not as it should be, the device or its memory refuses, the callback breaks, or a file
     /// changes while it is read. Nothing is left behind (I4).
-    pub fn load(self) -> Result<Weights> {
-        let (run, reserved, mut callback) = self.prepare()?;
+    pub fn load(mut self) -> Result<Weights> {
+        if self.may_guess() {
+            let confirmed = Arc::new(AtomicBool::new(false));
+            let prepared = self.prepare(First::PlacesNearby, Arc::clone(&confirmed));
+            match prepared.and_then(|(run, reserved)| run.load(reserved, None)) {
+                Err(error) if !confirmed.load(Ordering::Relaxed) => {
+                    tracing::debug!(%error, "loaded again, after the index has been read");
+                }
+                ended => return ended,
+            }
+        }
+        let first = self.first();
+        let mut callback = self.options.callback.take();
+        let (run, reserved) = self.prepare(first, Arc::default())?;
         run.load(reserved, callback.as_mut())
     }
 
@@ -179,8 +193,10 @@ impl Loader {
     /// # Errors
     /// As those of [`load`](Self::load) that come before the first tensor's bytes are read; the others come from the
     /// stream.
-    pub fn stream(self) -> Result<TensorStream> {
-        let (run, reserved, callback) = self.prepare()?;
+    pub fn stream(mut self) -> Result<TensorStream> {
+        let first = self.first();
+        let callback = self.options.callback.take();
+        let (run, reserved) = self.prepare(first, Arc::default())?;
         TensorStream::start(run, reserved, callback)
     }
 
@@ -191,8 +207,20 @@ impl Loader {
         self
     }
 
+    /// Whether the files near a long index may be taken for those that it names until it has been read: where no one is told of
+    /// tensors or bytes before.
+    fn may_guess(&self) -> bool {
+        let told = self.options.select.is_some() || self.options.callback.is_some();
+        !told && self.checkpoints.iter().any(headers::is_guessable)
+    }
+
+    /// What is read before the tensors' bytes, without a guess: what a selection looks at.
+    fn first(&self) -> First {
+        if self.options.select.is_some() { First::All } else { First::Places }
+    }
+
     /// Plans and reserves.
-    fn prepare(mut self) -> Result<(Run, Reserved, Option<Callback>)> {
+    fn prepare(&self, first: First, confirmed: Arc<AtomicBool>) -> Result<(Run, Reserved)> {
         let started = Instant::now();
         // Only a guess: what cannot be looked at is told when it is opened.
         let mut files = self.checkpoints.iter().flat_map(Shards::likely);
@@ -205,23 +233,23 @@ impl Loader {
         let staging =
             self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
         let staging = StagingMemory::new(&self.device, staging, readers.for_bytes(file_bytes).first_slots())?;
-        let (mut files, indexes) = self.open_files()?;
-        let described = Described::take(&mut files, indexes, self.options.select.as_ref());
+        let (mut files, indexes) = self.open_files(first)?;
+        let told = Told::take(&mut files, indexes, self.options.select.as_ref());
         let batch = Batch::new(files, &pool)?;
         let readers = readers.for_bytes(batch.bytes());
         let planned = started.elapsed();
-        let reserved = pool.reserve_planned(&batch.layout, described.label())?;
+        let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
         let times =
             Times { plan: planned, reserve: started.elapsed().saturating_sub(planned), ..Times::default() };
         // After that: what no memory can hold is not planned in detail.
         let plan = batch.plan(&readers);
-        let callback = self.options.callback.take();
         let run = Run {
-            device: self.device,
-            engines: self.options.engines,
+            device: self.device.clone(),
+            engines: self.options.engines.clone(),
             readers,
             batch,
-            described: Mutex::new(described),
+            told: Mutex::new(told),
+            confirmed,
             plan,
             staging,
             owns_pool: self.options.pool.is_none(),
@@ -230,7 +258,7 @@ impl Loader {
             started,
             times,
         };
-        Ok((run, reserved, callback))
+        Ok((run, reserved))
     }
 
     /// Reads and checks the headers alone, and says what a load would load.
@@ -238,10 +266,11 @@ impl Loader {
     /// # Errors
     /// When a file, header or index is not as it should be.
     pub fn inspect(self) -> Result<Inspection> {
-        let (mut files, indexes) = self.open_files()?;
-        let described = Described::take(&mut files, indexes, None);
+        let (mut files, indexes) = self.open_files(First::All)?;
+        let mut described = Told::take(&mut files, indexes, None).read(&files, &self.device)?;
         described.check(&files)?;
-        Ok(Inspection::new(files, &described, self.options.select.as_ref()))
+        let metadata = mem::take(&mut described.metadata);
+        Ok(Inspection::new(files, metadata, described.infos(), self.options.select.as_ref()))
     }
 
     fn open_pool(&self) -> Result<Pool> {
@@ -266,12 +295,17 @@ impl Loader {
     }
 
     /// Opens the files, and checks headers and indexes one by one.
-    fn open_files(&self) -> Result<(Vec<Opened>, Vec<Index>)> {
+    fn open_files(&self, first: First) -> Result<(Vec<Opened>, Vec<Indexed>)> {
         if self.checkpoints.iter().all(|shards| matches!(shards, Shards::Files(files) if files.is_empty())) {
             return Err(Error::NoFiles);
         }
         // There is nothing else to do meanwhile: all cores read, as if in place.
-        headers::open_all(&self.checkpoints, &self.device, self.options.readers(true, Cores::All)?.threads)
+        headers::open_all(
+            &self.checkpoints,
+            &self.device,
+            self.options.readers(true, Cores::All)?.threads,
+            first,
+        )
     }
 }
 

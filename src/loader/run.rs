@@ -1,15 +1,19 @@
 //! A load under way: from reserved regions to weights.
 
+use std::collections::BTreeMap;
 use std::mem;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
 
-use super::batch::{Batch, Described};
+use super::batch::Batch;
 use super::beside::beside;
 use super::crew::{self, Filled, Unfilled};
+use super::described::Told;
 use super::engines::Engines;
 use super::fill::Fill;
 use super::landing::Landing;
@@ -26,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind};
 use crate::report::{Choice, Report, Times};
 use crate::tensor::Tensor;
-use crate::weights::{Named, Weights};
+use crate::weights::{Metadata, Named, Weights};
 
 /// A load whose memory is reserved: the [`Reserved`] goes with it.
 pub(super) struct Run {
@@ -35,7 +39,9 @@ pub(super) struct Run {
     pub(super) readers: Readers,
     pub(super) batch: Batch,
     /// Until the tensors have been made.
-    pub(super) described: Mutex<Described>,
+    pub(super) told: Mutex<Told>,
+    /// Set once what is loaded is known to be what was asked for, and no guess.
+    pub(super) confirmed: Arc<AtomicBool>,
     pub(super) plan: Plan,
     pub(super) staging: StagingMemory,
     pub(super) pool: Pool,
@@ -50,13 +56,21 @@ pub(super) struct Run {
 /// Tensors, and whether the files that they are of fit together. Kept until nothing writes to the memory.
 pub(super) struct Made {
     tensors: Result<(Named, Vec<Tensor>)>,
+    metadata: BTreeMap<PathBuf, Metadata>,
     checked: Result<()>,
+}
+
+/// What is handed out when its bytes have arrived.
+pub(super) struct Ready {
+    pub(super) tensors: Named,
+    metadata: BTreeMap<PathBuf, Metadata>,
 }
 
 impl Made {
     /// The tensors, if all is well.
-    pub(super) fn tensors(self) -> Result<Named> {
-        self.checked.and(self.tensors).map(|(tensors, _)| tensors)
+    pub(super) fn ready(self) -> Result<Ready> {
+        let (tensors, _) = self.checked.and(self.tensors)?;
+        Ok(Ready { tensors, metadata: self.metadata })
     }
 }
 
@@ -79,42 +93,49 @@ impl Run {
         let fill = || self.fill(&bases, callback, None);
         let (made, filled) = beside(self.batch.len(), "tensorhold-make", make, fill);
         // Where the tensors could not be made, the fill was stopped for it.
-        let loaded = made.tensors().and_then(|tensors| Ok((tensors, filled?)));
+        let loaded = made.ready().and_then(|ready| Ok((ready, filled?)));
         self.finish(reserved, loaded)
     }
 
-    /// Reads all bytes to their places, and tells of the tensors that have landed; `tensors` are those that
+    /// Reads all bytes to their places, and tells of the tensors that have landed; `ready` are those that
     /// [`make`](Self::make) made of the memory at `bases`. As [`load`](Self::load) otherwise.
     pub(super) fn stream(
         self,
         reserved: Reserved,
         bases: &Bases,
-        tensors: Named,
+        ready: Ready,
         callback: Option<&mut Callback>,
         sender: Sender<usize>,
     ) -> Result<Weights> {
         let arrivals = Arrivals::new(self.batch.extents().collect(), sender);
         let filled = self.fill(bases, callback, Some(&arrivals));
-        self.finish(reserved, filled.map(|report| (tensors, report)))
+        self.finish(reserved, filled.map(|report| (ready, report)))
     }
 
-    /// Checks that the files fit together, and makes the tensors, whose bytes have not arrived yet. After an error the memory
-    /// is where it was.
+    /// Reads the rest of what files and indexes say, checks that they fit together, and makes the tensors, whose bytes have not
+    /// arrived yet. After an error the memory is where it was.
     pub(super) fn make(&self, reserved: &mut Reserved) -> Made {
-        let described = mem::take(&mut *self.described.lock().unwrap_or_else(PoisonError::into_inner));
+        let told = mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut described = match told.read(&self.batch.files, &self.device) {
+            Ok(described) => described,
+            Err(error) => return Made { tensors: Err(error), metadata: BTreeMap::new(), checked: Ok(()) },
+        };
+        self.confirmed.store(true, Ordering::Relaxed);
+        let paths = self.batch.files.iter().map(|file| file.source.path().to_path_buf());
+        let metadata = paths.zip(mem::take(&mut described.metadata)).collect();
         let check = || described.check(&self.batch.files);
         let place = || self.batch.place(&described, reserved);
         let (checked, tensors) = beside(self.batch.len(), "tensorhold-check", check, place);
-        Made { tensors, checked }
+        Made { tensors, metadata, checked }
     }
 
     /// Makes weights of what has arrived (I3), or gives back what was reserved.
-    fn finish(self, reserved: Reserved, loaded: Result<(Named, Report)>) -> Result<Weights> {
+    fn finish(self, reserved: Reserved, loaded: Result<(Ready, Report)>) -> Result<Weights> {
         match loaded {
-            Ok((tensors, mut report)) => {
+            Ok((Ready { tensors, metadata }, mut report)) => {
                 report.times.total = self.started.elapsed();
                 tracing::debug!(bytes = report.bytes, seconds = report.times.total.as_secs_f64(), "loaded");
-                Ok(Weights::new(tensors, self.batch.metadata(), report, self.pool, self.owns_pool))
+                Ok(Weights::new(tensors, metadata, report, self.pool, self.owns_pool))
             }
             Err(error) => Err(self.failed(reserved, error)),
         }

@@ -38,12 +38,12 @@ impl TensorStream {
     pub(super) fn start(run: Run, mut reserved: Reserved, mut callback: Option<Callback>) -> Result<Self> {
         let (sender, landed) = mpsc::channel();
         let (bases, control) = (reserved.bases(), Arc::clone(&run.control));
-        let named = match run.make(&mut reserved).tensors() {
-            Ok(named) => named,
+        let ready = match run.make(&mut reserved).ready() {
+            Ok(ready) => ready,
             Err(error) => return Err(run.failed(reserved, error)),
         };
-        let tensors = named.values().cloned().collect();
-        let load = move || run.stream(reserved, &bases, named, callback.as_mut(), sender);
+        let tensors = ready.tensors.values().cloned().collect();
+        let load = move || run.stream(reserved, &bases, ready, callback.as_mut(), sender);
         let thread = thread::Builder::new().name("tensorhold-load".into());
         let load = thread.spawn(load).map_err(|source| Error::Thread { source })?;
         Ok(Self { tensors, landed, control, load: Some(load), weights: None, order: None })

@@ -48,24 +48,24 @@ fn an_exact_fit_is_never_refused() {
 #[test]
 fn empty_requests_take_no_space_and_no_padding() {
     let requests = [(1, 1), (0, 4096), (1, 1), (0, 1)].map(|(size, align)| Request::new(size, align));
-    let layout = lay_out(&requests, None).unwrap();
+    let layout = lay_out(requests, None).unwrap();
     assert_eq!(layout.regions[..], [RegionShape { size: 2, align: 1 }]);
-    assert_eq!(lay_out(&[Request::new(0, 256); 3], None).unwrap().regions.len(), 0);
+    assert_eq!(lay_out([Request::new(0, 256); 3], None).unwrap().regions.len(), 0);
 }
 
 #[test]
 fn sizes_past_u64_and_odd_alignments_are_errors() {
     let huge = Request::new(u64::MAX - 10, 1);
-    assert_eq!(lay_out(&[huge], None).unwrap().regions[0].size, u64::MAX - 10);
-    let error = lay_out(&[huge, Request::new(11, 1)], None).unwrap_err();
+    assert_eq!(lay_out([huge], None).unwrap().regions[0].size, u64::MAX - 10);
+    let error = lay_out([huge, Request::new(11, 1)], None).unwrap_err();
     assert_eq!(error, LayoutError::Overflow { index: 1, size: 11 });
     assert_eq!(
-        lay_out(&[huge, Request::new(1, 256)], None).unwrap_err(),
+        lay_out([huge, Request::new(1, 256)], None).unwrap_err(),
         LayoutError::Overflow { index: 1, size: 1 }
     );
     for align in [0, 3] {
         let requests = [Request::new(1, 1), Request::new(1, align)];
-        assert_eq!(lay_out(&requests, None).unwrap_err(), LayoutError::Alignment { index: 1, align });
+        assert_eq!(lay_out(requests, None).unwrap_err(), LayoutError::Alignment { index: 1, align });
         assert_eq!(Bump::new(10).place(requests[1]), None);
     }
 }
