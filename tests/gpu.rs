@@ -30,6 +30,7 @@ fn main() {
         ("out_of_memory_is_an_error_and_loses_nothing", out_of_memory_is_an_error_and_loses_nothing),
         ("two_loads_at_once", two_loads_at_once),
         ("a_load_from_a_thread_without_a_context", a_load_from_a_thread_without_a_context),
+        ("tensors_are_read_back_at_once_by_many_threads", tensors_are_read_back_at_once_by_many_threads),
     ];
     let required = std::env::var_os("TENSORHOLD_REQUIRE_GPU").is_some_and(|value| value == "1");
     let skip = Device::cuda_count() == 0 && !required;
@@ -261,5 +262,25 @@ fn a_load_from_a_thread_without_a_context() -> Result<(), Failed> {
     })?;
     assert_holds(&loaded, &tensors);
     loaded.close();
+    Ok(())
+}
+
+fn tensors_are_read_back_at_once_by_many_threads() -> Result<(), Failed> {
+    // More threads than streams are kept, and a device opened anew, which shares those of the one before.
+    const THREADS: usize = 24;
+    let tensors: Vec<Spec> = (0..100).map(|n| bytes_tensor(&format!("t{n}"), n * 7)).collect();
+    for _ in 0..2 {
+        let (weights, barrier) = (load(&Device::cuda(0)?, &tensors), Barrier::new(THREADS));
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    barrier.wait();
+                    assert_holds(&weights, &tensors);
+                    assert!(current_context().is_null());
+                });
+            }
+        });
+        weights.close();
+    }
     Ok(())
 }

@@ -14,6 +14,7 @@
 #[cfg(feature = "cuda-external")]
 mod cuda;
 mod host;
+mod idle;
 #[cfg(feature = "cuda-external")]
 mod numa;
 
@@ -24,11 +25,14 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use tensorhold_allocator::Memory;
 
+use self::idle::IdleStreams;
 use crate::error::{Error, Result};
 
 /// A device that tensors can be loaded to. A cheap handle: clones are the same device.
 #[derive(Clone)]
 pub struct Device {
+    /// Shared by all clones. Before the driver, so that what goes with the last of them goes while its driver lives.
+    idle: Arc<IdleStreams>,
     driver: Arc<dyn Driver>,
     host_accessible: bool,
 }
@@ -168,7 +172,11 @@ impl Device {
     /// When there is no CUDA driver or no such device, or this build has no CUDA.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         #[cfg(feature = "cuda-external")]
-        return Ok(Self::from_driver(Arc::new(cuda::CudaDriver::open(ordinal)?)));
+        return cuda::CudaDriver::open(ordinal).map(|driver| Self {
+            // Those of the context: the same however often the device is opened, and not destroyed with any handle.
+            idle: driver.idle_streams(),
+            ..Self::from_driver(Arc::new(driver))
+        });
         #[cfg(not(feature = "cuda-external"))]
         Err(built_without_cuda(&format!("cuda:{ordinal}")))
     }
@@ -182,9 +190,12 @@ impl Device {
     }
 
     /// A device of one's own.
+    ///
+    /// A few of the driver's streams are kept for reuse, with nothing enqueued on them. They are dropped with the last
+    /// clone of the device, which may be that of a tensor, on whatever thread.
     pub fn from_driver(driver: Arc<dyn Driver>) -> Self {
         let host_accessible = driver.memory().is_host_accessible();
-        Self { driver, host_accessible }
+        Self { idle: Arc::default(), driver, host_accessible }
     }
 
     /// What the device is made of.
@@ -215,6 +226,17 @@ impl Device {
     /// The memory that files are read into on their way to the device: host memory, page-locked where that helps.
     pub fn staging_memory(&self) -> Arc<dyn Memory> {
         self.driver.staging_memory()
+    }
+
+    /// A stream on which nothing is enqueued, for the caller alone: one that was kept, or else a new one.
+    pub(crate) fn take_stream(&self) -> Result<Box<dyn Stream>> {
+        self.idle.take().map_or_else(|| self.driver.stream(), Ok)
+    }
+
+    /// Keeps a stream that was taken, for whoever asks next. Only one on which nothing has failed, and that has been
+    /// synchronized since: any other is to be dropped.
+    pub(crate) fn keep_stream(&self, stream: Box<dyn Stream>) {
+        self.idle.put(stream);
     }
 
     /// Makes the device's context the thread's current one until the guard goes; for calling the driver directly with

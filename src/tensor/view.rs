@@ -102,11 +102,12 @@ impl<'a> TensorView<'a> {
             return Ok(bytes.to_vec());
         }
         let mut copy = vec![0; self.nbytes() as usize];
-        let stream = self.device().driver().stream()?;
+        let stream = self.device().take_stream()?;
         // SAFETY: I1: the view keeps the source; `copy` has just as many bytes and stays until the stream has been
         // synchronized below, on the error path too.
         let copied = unsafe { stream.copy_to_host(copy.as_mut_ptr(), self.as_ptr(), self.nbytes()) };
         stream.synchronize().and(copied)?;
+        self.device().keep_stream(stream);
         Ok(copy)
     }
 

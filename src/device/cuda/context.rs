@@ -2,12 +2,13 @@
 
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUresult};
 
 use super::library::Library;
 use super::status::check;
+use crate::device::idle::IdleStreams;
 use crate::device::numa::Node;
 use crate::error::{Error, Result};
 
@@ -21,11 +22,14 @@ pub(super) struct Context {
     pub(super) ordinal: usize,
     /// The NUMA node that the device hangs on, where several have memory.
     pub(super) node: Option<Node>,
+    /// Streams for every [`Device`](crate::Device) of this ordinal to use again (C2).
+    pub(super) idle: Arc<IdleStreams>,
     device: CUdevice,
     raw: CUcontext,
 }
 
-// SAFETY: the handles are process-wide names; the driver API may be called with them from any thread.
+// SAFETY: the handles are process-wide names; the driver API may be called with them from any thread. The other fields
+// are Send and Sync.
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
@@ -74,7 +78,7 @@ impl Context {
         let mut raw = ptr::null_mut();
         // SAFETY: C1; `raw` is valid for the write. C2: never released.
         check(&name, "open the context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })?;
-        Ok(Self { name, ordinal, node, device, raw })
+        Ok(Self { name, ordinal, node, idle: Arc::default(), device, raw })
     }
 
     /// Whether anyone in this process uses the device through its primary context.

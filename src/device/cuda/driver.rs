@@ -9,6 +9,7 @@ use super::library::Library;
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::stream::CudaStream;
 use crate::device::host::HostStream;
+use crate::device::idle::IdleStreams;
 use crate::device::{DeviceKind, Driver, Stream, not_peers};
 use crate::error::Result;
 
@@ -30,6 +31,11 @@ impl CudaDriver {
         let context = Context::of(ordinal)?;
         let memory = Arc::new(DeviceMemory::new(context));
         Ok(Self { context, memory, staging: Arc::new(PinnedMemory::staging(context)) })
+    }
+
+    /// Streams of the context that are kept for reuse.
+    pub(crate) fn idle_streams(&self) -> Arc<IdleStreams> {
+        Arc::clone(&self.context.idle)
     }
 }
 

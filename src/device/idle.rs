@@ -1,0 +1,79 @@
+//! Streams that are kept for the next copy, since making and destroying one takes longer than a small copy.
+//!
+//! Each slot is its own lock, held to move a pointer and never waited for: a slot in someone's hands is passed over. So
+//! copies at once do not wait for one another, and a forked child, where a slot may stay locked, does not hang.
+
+use std::fmt;
+use std::sync::Mutex;
+
+use super::Stream;
+
+/// How many are kept; where more threads copy at once, the others make and drop theirs.
+const KEPT: usize = 16;
+
+/// Streams on which nothing is enqueued, and which no one else can use.
+#[derive(Default)]
+pub(super) struct IdleStreams {
+    slots: [Mutex<Option<Box<dyn Stream>>>; KEPT],
+}
+
+impl IdleStreams {
+    /// One of them, if one is at hand.
+    pub(super) fn take(&self) -> Option<Box<dyn Stream>> {
+        self.slots.iter().find_map(|slot| slot.try_lock().ok()?.take())
+    }
+
+    /// Keeps a stream, or drops it where there is no room.
+    pub(super) fn put(&self, stream: Box<dyn Stream>) {
+        for slot in &self.slots {
+            if let Ok(mut slot) = slot.try_lock()
+                && slot.is_none()
+            {
+                *slot = Some(stream);
+                return;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for IdleStreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdleStreams").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::host::HostStream;
+
+    fn taken(idle: &IdleStreams) -> usize {
+        std::iter::from_fn(|| idle.take()).count()
+    }
+
+    #[test]
+    fn no_more_are_kept_than_there_is_room_for() {
+        let idle = IdleStreams::default();
+        assert_eq!(taken(&idle), 0);
+        for _ in 0..KEPT + 3 {
+            idle.put(Box::new(HostStream));
+        }
+        assert_eq!(taken(&idle), KEPT);
+        assert_eq!(taken(&idle), 0);
+    }
+
+    #[test]
+    fn slots_in_the_hands_of_others_are_not_waited_for() {
+        let idle = IdleStreams::default();
+        let (first, others) = idle.slots.split_first().unwrap();
+        let held = first.lock().unwrap();
+        idle.put(Box::new(HostStream));
+        assert_eq!(taken(&idle), 1);
+        idle.put(Box::new(HostStream));
+        let all_held: Vec<_> = others.iter().map(|slot| slot.lock().unwrap()).collect();
+        assert!(idle.take().is_none());
+        idle.put(Box::new(HostStream));
+        drop((held, all_held));
+        assert_eq!(taken(&idle), 1, "what found no slot was dropped");
+    }
+}
