@@ -55,6 +55,8 @@ fn with<E: Engine>(
     for device in devices() {
         for threads in [1, 4] {
             let pool = pool_for(&device);
+            // All of it is cached: the system may have dropped pages since the file was written.
+            std::fs::read(path).unwrap();
             let loader =
                 Loader::new(device.clone()).files([path]).backend(backend).pool(&pool).threads(threads);
             let loaded = loader.engines(engines.clone()).load();
@@ -214,14 +216,11 @@ fn a_wrong_answer_about_the_cache_is_found_out() {
         assert_eq!((report.cached_bytes, report.direct_bytes), (report.bytes, 0));
         assert!(report.choices.iter().any(|choice| choice.about == "reads again"), "{:?}", report.choices);
     };
-    // The system may have dropped pages meanwhile.
-    std::fs::read(&path).unwrap();
     with(&path, Backend::Auto, &(engines, faulty), waits, &tensors);
     // A file system without reads that do not wait is read with reads that do.
     let (first, arrives) = (reads([(0, Fault::Errno(libc::EOPNOTSUPP))]), |loaded: Result<Report, Error>| {
         assert_eq!(loaded.unwrap().direct_bytes, 0);
     });
-    std::fs::read(&path).unwrap();
     with(&path, Backend::Auto, &buffered(&first), arrives, &tensors);
 }
 
