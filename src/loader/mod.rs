@@ -111,7 +111,8 @@ impl Loader {
         self
     }
 
-    /// How many threads read, 1 to 1024. Default: one for each core, at most 16.
+    /// How many threads read, 1 to 1024. Default: one for each core, at most 16; onto a device, an eighth of the cores is left to
+    /// copies, unless the files are on tmpfs, whose small pages take longer to read.
     pub fn threads(mut self, threads: usize) -> Self {
         self.options.threads = Some(threads);
         self

@@ -21,7 +21,7 @@ const MAX_THREADS: usize = 16;
 /// A read of this size is near the best (`docs/performance.md`): smaller ones cost more calls, larger ones more cache.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Storage behind a network is read, and paid for, in blocks of so much: staged reads begin and end with them.
+/// Virtual disks may count what is read in blocks of so much: staged reads begin and end with them.
 const STORAGE_BYTES: u64 = 256 << 10;
 
 /// What a staged job takes beside its bytes: whole blocks at both ends, and as much padding between tensors.
