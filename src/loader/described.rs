@@ -3,8 +3,8 @@
 //! A load begins with where its tensors' bytes are. What else their headers say, and long indexes, may be read beside the reading
 //! of the bytes ([`Told::read`]): then it is found out late that something is wrong, but before anything is handed out (I3).
 
-use std::mem;
 use std::sync::Arc;
+use std::{mem, thread};
 
 use super::beside::{beside, each};
 use super::headers::{self, Header, Indexed, Opened};
@@ -36,8 +36,8 @@ pub(super) struct Described {
     indexes: Vec<Index>,
 }
 
-/// More threads than this would be in the way of those that read the tensors' bytes.
-const MAX_THREADS: usize = 4;
+/// Half of the cores, up to so many threads, read headers: all of them would be in the way of those that read the tensors' bytes.
+const MAX_THREADS: usize = 8;
 
 impl Told {
     /// Takes what headers say from the files, and leaves out the tensors that are not wanted. Headers that have not been read
@@ -57,8 +57,9 @@ impl Told {
         let Self { headers, others, indexes } = self;
         let unread = headers.iter().filter(|header| matches!(header, Header::Text(_))).count();
         let read_indexes = || indexes.iter().map(|index| index.read(files)).collect::<Result<Vec<_>>>();
+        let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).min(MAX_THREADS);
         let read_headers = || {
-            each(headers.len(), MAX_THREADS.min(unread), "tensorhold-describe", |file| match &headers[file] {
+            each(headers.len(), threads.min(unread), "tensorhold-describe", |file| match &headers[file] {
                 Header::Text(text) => {
                     let Opened { source, places, .. } = &files[file];
                     let (said, descriptions, metadata) = headers::describe(text, source, device)?;
