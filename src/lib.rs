@@ -17,7 +17,7 @@
 //! ```
 //!
 //! # The rooms
-//! Dependencies point one way: `loader` → `weights` → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
+//! Dependencies point one way: `store` → `loader` → `weights` → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
 //! `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
 //! says why no tensor can dangle.
 //!
@@ -42,6 +42,7 @@ mod loader;
 mod report;
 pub mod settings;
 mod shape;
+mod store;
 mod tensor;
 mod weights;
 
@@ -52,6 +53,7 @@ pub use io::{Backend, BackendKind};
 pub use loader::{FileInfo, Inspection, Loader, Progress, TensorStream};
 pub use report::{Choice, Report, Stages, Times};
 pub use shape::Shape;
+pub use store::{OldVersion, WeightStore};
 pub use tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 pub use tensorhold_allocator as allocator;
 pub use tensorhold_allocator::{Closed, Held, Pool};

@@ -50,6 +50,36 @@ impl Weights {
         Self { tensors, metadata, report, pool, owns_pool }
     }
 
+    /// From now on the pool does not close with these weights.
+    pub(crate) fn share_pool(&mut self) {
+        self.owns_pool = false;
+    }
+
+    /// These weights with some tensors replaced by their namesakes; the others are shared. The report is that of the
+    /// replacements.
+    ///
+    /// # Errors
+    /// When a replacement has no namesake here, or one of another type or shape.
+    pub(crate) fn with(&self, some: Weights) -> Result<Weights> {
+        let mut tensors = self.tensors.clone();
+        for (name, tensor) in some.tensors {
+            let old = tensors.get_mut(&name).ok_or_else(|| self.unknown(&name))?;
+            if (old.dtype(), old.shape()) != (tensor.dtype(), tensor.shape()) {
+                let (got, expected) = (tensor.info().spelled(), old.info().spelled());
+                return Err(old.view().error(
+                    "replace",
+                    got,
+                    expected,
+                    "convert it, or reload all of the checkpoint",
+                ));
+            }
+            *old = tensor;
+        }
+        let mut metadata = self.metadata.clone();
+        metadata.extend(some.metadata);
+        Ok(Weights::new(tensors, metadata, some.report, self.pool.clone(), false))
+    }
+
     /// How many tensors there are.
     pub fn len(&self) -> usize {
         self.tensors.len()

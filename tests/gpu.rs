@@ -9,6 +9,7 @@ use std::thread;
 
 use cudarc::driver::sys;
 use libtest_mimic::{Arguments, Failed, Trial};
+use support::versions::swaps_under_readers;
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, drop_cached, on_disk, pool_for, single};
 use tensorhold::{Backend, BackendKind, Device, Loader, Tensor, Weights};
 
@@ -31,6 +32,7 @@ fn main() {
         ("two_loads_at_once", two_loads_at_once),
         ("a_load_from_a_thread_without_a_context", a_load_from_a_thread_without_a_context),
         ("tensors_are_read_back_at_once_by_many_threads", tensors_are_read_back_at_once_by_many_threads),
+        ("versions_are_swapped_under_readers", versions_are_swapped_under_readers),
     ];
     let required = std::env::var_os("TENSORHOLD_REQUIRE_GPU").is_some_and(|value| value == "1");
     let skip = Device::cuda_count() == 0 && !required;
@@ -291,5 +293,13 @@ fn tensors_are_read_back_at_once_by_many_threads() -> Result<(), Failed> {
         });
         weights.close();
     }
+    Ok(())
+}
+
+fn versions_are_swapped_under_readers() -> Result<(), Failed> {
+    let device = used_device();
+    let before = free_bytes(&device);
+    swaps_under_readers(&device);
+    assert_eq!(free_bytes(&device), before);
     Ok(())
 }

@@ -34,6 +34,13 @@ pub struct TensorInfo {
     pub file: Arc<Path>,
 }
 
+impl TensorInfo {
+    /// Its type and shape, for an error.
+    pub(crate) fn spelled(&self) -> String {
+        format!("{}{:?}", self.dtype, self.shape)
+    }
+}
+
 /// What a tensor's views and owners point to.
 #[derive(Debug)]
 pub(crate) struct Description {

@@ -119,7 +119,7 @@ impl<'a> TensorView<'a> {
         Err(self.error("borrow as a slice", self.dtype(), T::DTYPE, remedy))
     }
 
-    pub(super) fn error(
+    pub(crate) fn error(
         &self,
         operation: &'static str,
         got: impl ToString,

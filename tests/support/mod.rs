@@ -3,6 +3,7 @@
 
 pub mod device;
 pub mod staged_host;
+pub mod versions;
 
 use std::fs;
 use std::path::{Path, PathBuf};
