@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
-use tensorhold_allocator::{Closed, Held, Pool};
+use tensorhold_allocator::{Closed, Held, Pool, StillHeld};
 
 use crate::error::{Error, Result};
 use crate::report::Report;
@@ -168,6 +168,24 @@ impl Weights {
             self.pool.trim();
         }
         closed
+    }
+
+    /// Closes the weights if no one else owns a tensor of theirs, and gives them back as they are otherwise.
+    ///
+    /// # Errors
+    /// When a tensor is held, or a part of one.
+    pub fn try_close(mut self) -> std::result::Result<Closed, Box<StillHeld<Self>>> {
+        let held = self.tensors.iter_mut().filter_map(|(name, tensor)| {
+            let bytes = tensor.nbytes();
+            tensor.get_mut().is_none().then(|| Held { name: Arc::clone(name), bytes })
+        });
+        let held: Vec<Held> = held.collect();
+        if held.is_empty() {
+            // No one can become an owner but through these weights.
+            return Ok(self.close());
+        }
+        let pinned_bytes = if self.owns_pool { self.pool.stats().reserved_bytes } else { 0 };
+        Err(Box::new(StillHeld::new(self, held, pinned_bytes)))
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {

@@ -47,6 +47,28 @@ fn close_with_nothing_held_gives_everything_back_before_it_returns() {
 }
 
 #[test]
+fn weights_in_use_are_given_back_whole_and_close_when_they_are_not() {
+    for device in devices() {
+        let weights = load(&device, &three());
+        let pool = weights.pool().clone();
+        let part = weights.tensor("b").unwrap().narrow(0, 1, 10).unwrap();
+        let refused = weights.try_close().unwrap_err();
+        let names: Vec<_> = refused.held.iter().map(|held| (&*held.name, held.bytes)).collect();
+        assert_eq!(names, [("b", 300_000)]);
+        assert!(
+            refused.pinned_bytes >= 305_000 && refused.to_string().contains("\"b\" for one"),
+            "{refused}"
+        );
+        let weights = refused.open;
+        assert_eq!(weights.view("a").unwrap().to_host().unwrap(), three()[0].bytes);
+        drop(part);
+        let closed = weights.try_close().unwrap();
+        assert_eq!((closed.released_bytes, closed.held.len(), closed.pinned_bytes), (305_000, 0, 0));
+        assert_all_back(&pool);
+    }
+}
+
+#[test]
 fn closing_weights_leaves_a_shared_pool_open() {
     for device in devices() {
         let pool = pool_for(&device);

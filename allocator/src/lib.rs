@@ -37,6 +37,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
 mod bytes;
+mod closing;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
@@ -52,12 +53,13 @@ mod shared;
 mod stats;
 
 pub use bytes::Bytes;
+pub use closing::{Closed, Held, StillHeld};
 pub use error::{Error, Result};
 pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
 pub use memory::{Memory, MemoryError, RawRegion};
 pub use offsets::Request;
-pub use pool::{Bases, Closed, Held, Placed, Pool, PoolBuilder, Reserved};
+pub use pool::{Bases, Placed, Pool, PoolBuilder, Reserved};
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
 
 // Offsets and lengths are u64 and go in and out of pointers.

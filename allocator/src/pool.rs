@@ -1,4 +1,4 @@
-//! [`Pool`]: regions that grow and go, fragments placed in them, and the report of a close.
+//! [`Pool`]: regions that grow and go, and fragments placed in them.
 
 use std::borrow::Borrow;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::{iter, mem};
 
-use serde::Serialize;
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
@@ -94,27 +93,6 @@ pub struct Placed {
     pub bases: Bases,
 }
 
-/// What closing found.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[non_exhaustive]
-pub struct Closed {
-    /// Bytes that were given back by the time the call returned.
-    pub released_bytes: u64,
-    /// What others still hold; its memory goes back when they drop it.
-    pub held: Vec<Held>,
-    /// Bytes of the regions that stay reserved for what is held.
-    pub pinned_bytes: u64,
-}
-
-/// A fragment or tensor that outlived a close.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Held {
-    /// Its label or name.
-    pub name: Arc<str>,
-    /// Its size in bytes; 0 for an empty one.
-    pub bytes: u64,
-}
-
 impl Pool {
     /// A pool with default options.
     ///
@@ -137,7 +115,7 @@ impl Pool {
         PoolBuilder { shared: Shared::new(memory, name, options) }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.owner.shared
     }
 
@@ -229,27 +207,6 @@ impl Pool {
     /// The pool's regions and fragments.
     pub fn snapshot(&self) -> Snapshot {
         self.shared().snapshot()
-    }
-
-    /// Closes the pool for all its handles: nothing more is placed, what is free goes back now, and the rest when its
-    /// last fragment is dropped.
-    ///
-    /// Waits for the reaper. `released_bytes` are those of regions given back to the memory by this call.
-    pub fn close(self) -> Closed {
-        let shared = self.shared();
-        let before = shared.books().reserved;
-        shared.closing.store(true, Ordering::Release);
-        shared.settle();
-        let books = shared.books();
-        let held = books
-            .fragments
-            .iter()
-            .map(|(_, entry)| Held { name: Arc::clone(&entry.label), bytes: entry.bytes });
-        Closed {
-            released_bytes: before.saturating_sub(books.reserved),
-            held: held.collect(),
-            pinned_bytes: books.reserved,
-        }
     }
 }
 

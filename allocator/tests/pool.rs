@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use tensorhold_allocator::{
     Error, Fragment, HostMemory, Memory, MemoryError, Placed, Pool, RawRegion, Request,
@@ -346,6 +347,55 @@ fn closing_releases_what_is_free_names_what_is_held_and_refuses_the_rest() {
     // Nothing is left, so the reaper has ended; waiting for it still returns.
     other.trim();
     assert_eq!(other.close(), tensorhold_allocator::Closed::default());
+}
+
+#[test]
+fn a_pool_in_use_is_given_back_open_and_closes_when_it_is_not() {
+    let (memory, pool) = watched();
+    let kept = place(&pool, "kept", 70 << 20);
+    let empty = place(&pool, "empty", 0);
+    drop(place(&pool, "gone", 80 << 20));
+    let refused = pool.try_close().unwrap_err();
+    assert!(refused.to_string().contains("2 of 70.0 MiB are still held, \"kept\" for one"), "{refused}");
+    assert_eq!((refused.held.len(), refused.pinned_bytes), (2, 70 << 20));
+    let pool = refused.open;
+    // What was free is back, and more can be placed.
+    assert_eq!(memory.reserved.load(Ordering::Relaxed), 1);
+    drop(place(&pool, "more", 100));
+    drop(kept);
+    let pool = pool.try_close().unwrap_err().open;
+    drop(empty);
+    let other = pool.clone();
+    let closed = pool.try_close().unwrap();
+    assert_eq!((closed.held.len(), closed.pinned_bytes), (0, 0));
+    assert!(matches!(other.place("late", Request::new(1, 256)), Err(Error::Closed { .. })));
+    assert_eq!(memory.reserved.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn closing_waits_for_what_is_dropped_in_time_and_names_what_is_not() {
+    for late in [false, true] {
+        let (memory, pool) = watched();
+        let (first, second) = (place(&pool, "first", 70 << 20), place(&pool, "second", 80 << 20));
+        // Nothing is dropped before it waits: the pool closes first.
+        let other = pool.clone();
+        let dropper = thread::spawn(move || {
+            while other.place("probe", Request::new(0, 256)).is_ok() {
+                thread::yield_now();
+            }
+            drop(first);
+            late.then_some(second)
+        });
+        let closed = pool.close_within(Duration::from_secs(if late { 0 } else { 600 }));
+        let kept = dropper.join().unwrap();
+        if late {
+            assert!(closed.held.iter().any(|held| &*held.name == "second"), "{closed:?}");
+            drop(kept);
+        } else {
+            assert_eq!((closed.held.len(), closed.pinned_bytes), (0, 0));
+            assert_eq!(memory.reserved.load(Ordering::Relaxed), 0);
+        }
+    }
 }
 
 #[test]

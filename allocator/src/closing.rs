@@ -1,0 +1,134 @@
+//! Closing a pool, and what is found then.
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::bytes::Bytes;
+use crate::pool::Pool;
+use crate::shared::{Books, Shared};
+
+/// What closing found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Bytes that were given back by the time the call returned.
+    pub released_bytes: u64,
+    /// What others still hold; its memory goes back when they drop it.
+    pub held: Vec<Held>,
+    /// Bytes of the regions that stay reserved for what is held.
+    pub pinned_bytes: u64,
+}
+
+/// A fragment or tensor that outlived a close.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// Its label or name.
+    pub name: Arc<str>,
+    /// Its size in bytes; 0 for an empty one.
+    pub bytes: u64,
+}
+
+/// Something that was not closed, since it is in use: itself, and what keeps it open.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StillHeld<T> {
+    /// What is open still, as it was.
+    pub open: T,
+    /// What others hold.
+    pub held: Vec<Held>,
+    /// Bytes of the regions that are reserved for it.
+    pub pinned_bytes: u64,
+}
+
+impl<T> StillHeld<T> {
+    /// `open`, and what keeps it so.
+    pub fn new(open: T, held: Vec<Held>, pinned_bytes: u64) -> Self {
+        Self { open, held, pinned_bytes }
+    }
+}
+
+impl<T> fmt::Display for StillHeld<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = Bytes(self.held.iter().map(|held| held.bytes).sum());
+        write!(f, "close: {} of {bytes} are still held", self.held.len())?;
+        if let Some(first) = self.held.first() {
+            write!(f, ", {:?} for one", first.name)?;
+        }
+        f.write_str("; drop them, or close without waiting for them")
+    }
+}
+
+impl<T: fmt::Debug> std::error::Error for StillHeld<T> {}
+
+impl Pool {
+    /// Closes the pool for all its handles: nothing more is placed, what is free goes back now, and the rest when its
+    /// last fragment is dropped.
+    ///
+    /// Waits for the reaper. `released_bytes` are those of regions given back to the memory by this call.
+    pub fn close(self) -> Closed {
+        self.close_within(Duration::ZERO)
+    }
+
+    /// As [`close`](Self::close), and waits for so long for what is held to be dropped.
+    pub fn close_within(self, patience: Duration) -> Closed {
+        let (shared, started) = (self.shared(), Instant::now());
+        let before = shared.books().reserved;
+        shared.closing.store(true, Ordering::Release);
+        shared.settle();
+        let mut books = shared.books();
+        // Each pass of the reaper that takes something back is followed by a notice. In a forked child there is none.
+        while !books.fragments.is_empty() && !shared.is_forked_child() {
+            let Some(left) = patience.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) else {
+                break;
+            };
+            books = wait(shared, books, left);
+        }
+        Closed {
+            released_bytes: before.saturating_sub(books.reserved),
+            held: books.held(),
+            pinned_bytes: books.reserved,
+        }
+    }
+
+    /// Closes the pool if nothing is held, and gives it back as it is otherwise; what is free goes back to the memory in
+    /// either case.
+    ///
+    /// # Errors
+    /// When a fragment is held or being placed.
+    pub fn try_close(self) -> Result<Closed, StillHeld<Self>> {
+        let shared = self.shared();
+        let before = shared.books().reserved;
+        shared.settle();
+        let books = shared.books();
+        // What is in no region yet is being placed.
+        let placing =
+            books.reserved != books.regions.iter().map(|(_, region)| region.space.capacity()).sum::<u64>();
+        let (held, pinned_bytes) = (books.held(), books.reserved);
+        if placing || !held.is_empty() {
+            drop(books);
+            return Err(StillHeld::new(self, held, pinned_bytes));
+        }
+        // Under the lock, under which a placement asks for it.
+        shared.closing.store(true, Ordering::Release);
+        drop(books);
+        shared.settle();
+        let pinned_bytes = shared.books().reserved;
+        Ok(Closed { released_bytes: before.saturating_sub(pinned_bytes), held: Vec::new(), pinned_bytes })
+    }
+}
+
+impl Books {
+    /// What is held, in the order of the books.
+    fn held(&self) -> Vec<Held> {
+        let held = self.fragments.iter();
+        held.map(|(_, entry)| Held { name: Arc::clone(&entry.label), bytes: entry.bytes }).collect()
+    }
+}
+
+fn wait<'a>(shared: &Shared, books: MutexGuard<'a, Books>, patience: Duration) -> MutexGuard<'a, Books> {
+    shared.passed.wait_timeout(books, patience).unwrap_or_else(PoisonError::into_inner).0
+}
