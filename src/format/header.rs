@@ -12,7 +12,6 @@ use serde::{Deserialize, Deserializer};
 
 use super::diagnose::{METADATA, diagnose};
 use super::json::{Text, find_duplicate, for_each_pair};
-use super::outline::LIKELY_BYTES;
 use super::problem::Problem;
 use crate::dtype::DType;
 use crate::shape::Shape;
@@ -145,6 +144,9 @@ impl<'a> Parsed<'a> {
         Ok(parsed)
     }
 }
+
+/// So long is what a header says of one tensor, or longer; a guess, to have room for many.
+pub(super) const LIKELY_BYTES: usize = 96;
 
 /// Reads the keys of a header that has about so many.
 struct Keys {

@@ -10,7 +10,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::diagnose::METADATA;
-use super::header::PREFIX_LEN;
+use super::header::{LIKELY_BYTES, PREFIX_LEN};
 use super::json::Text;
 
 /// Where a tensor's bytes are in its file.
@@ -38,9 +38,6 @@ pub(crate) fn outline(header: &[u8], file_len: u64) -> Option<Vec<Place>> {
     }
     (data_start.checked_add(end)? == file_len).then_some(places)
 }
-
-/// So long is what a header says of one tensor, or longer; a guess, to have room for many.
-pub(super) const LIKELY_BYTES: usize = 96;
 
 /// Reads the offsets of a header that has about so many tensors.
 struct Tensors {
