@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::shared::Shared;
 
 /// A pool's numbers at one moment. All sizes in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Reserved from the memory, in regions.
@@ -29,7 +29,7 @@ pub struct Stats {
 }
 
 /// A pool's regions and fragments at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Snapshot {
     /// The pool's name.
@@ -43,7 +43,7 @@ pub struct Snapshot {
 }
 
 /// A region in a [`Snapshot`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RegionSnapshot {
     /// First address.
@@ -59,7 +59,7 @@ pub struct RegionSnapshot {
 }
 
 /// A fragment in a [`RegionSnapshot`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FragmentSnapshot {
     /// What it was called when it was placed.

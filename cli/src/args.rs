@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Load a checkpoint, read every tensor back and compare it with the files, byte by byte
     Verify(LoadArgs),
+    /// Draw where a checkpoint's tensors lie in memory, as an SVG
+    Map(MapArgs),
     /// Write a Llama-shaped checkpoint sized to this machine, load it on the best device and verify it
     Demo(DemoArgs),
 }
@@ -67,6 +69,21 @@ pub(crate) struct LoadOptions {
     /// Staging memory of all threads together, such as 64MiB [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) staging_bytes: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// A checkpoint: a directory, an index (.json) or a safetensors file
+    #[arg(required_unless_present = "snapshot", conflicts_with = "snapshot")]
+    pub(crate) path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) options: LoadOptions,
+    /// Draw this snapshot of a pool instead, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) snapshot: Option<PathBuf>,
+    /// Where to write the picture [default: the standard output]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -38,9 +38,11 @@ pub(crate) struct Document<'a> {
 
 /// Loads the selected tensors onto the chosen device, with a progress bar.
 pub(crate) fn load(path: &Path, options: &LoadOptions, chosen: Chosen) -> anyhow::Result<Loaded> {
-    let selection = options.selection.clone();
-    let mut loader =
-        Loader::new(chosen.device).checkpoint(path)?.select(move |tensor| selection.wants(&tensor.name));
+    let mut loader = Loader::new(chosen.device).checkpoint(path)?;
+    if !options.selection.is_all() {
+        let selection = options.selection.clone();
+        loader = loader.select(move |tensor| selection.wants(&tensor.name));
+    }
     if let Some(threads) = options.threads {
         loader = loader.threads(threads.into());
     }

@@ -11,6 +11,7 @@ mod demo;
 mod device;
 mod inspect;
 mod load;
+mod map;
 mod output;
 mod verify;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Map(args) => map::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {
