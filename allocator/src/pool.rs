@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::ops::Deref;
+use std::ops::{ControlFlow, Deref};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -321,6 +321,18 @@ impl PoolBuilder {
     /// At most this many bytes are reserved at any time. Default: no limit.
     pub fn limit_bytes(mut self, bytes: u64) -> Self {
         self.shared.options.limit_bytes = Some(bytes);
+        self
+    }
+
+    /// Asks `on_pressure` when a placement is refused by the limit or the memory, with the refusal and a number that counts from 1 for
+    /// each placement. If it has made room (dropped fragments, say) it continues, and the placement is tried again; if it
+    /// breaks, the refusal is returned. It is called on the thread that places, without a lock, and must not place on this
+    /// pool. Default: no one is asked.
+    pub fn on_pressure(
+        mut self,
+        on_pressure: impl Fn(&Error, u32) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.shared.on_pressure = Some(Box::new(on_pressure));
         self
     }
 

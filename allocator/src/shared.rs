@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::ops::ControlFlow;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,10 +28,15 @@ pub(crate) struct Options {
     pub(crate) granule: u64,
 }
 
+/// Asked when a placement is refused, with the refusal and how often it has been asked for this placement: whether it has made
+/// room, so that to try again makes sense.
+pub(crate) type OnPressure = dyn Fn(&Error, u32) -> ControlFlow<()> + Send + Sync;
+
 pub(crate) struct Shared {
     pub(crate) memory: Arc<dyn Memory>,
     pub(crate) name: String,
     pub(crate) options: Options,
+    pub(crate) on_pressure: Option<Box<OnPressure>>,
     pub(crate) books: Mutex<Books>,
     /// Notified after each pass of the reaper.
     pub(crate) passed: Condvar,
@@ -103,6 +109,7 @@ impl Shared {
             memory,
             name,
             options,
+            on_pressure: None,
             books: Mutex::default(),
             passed: Condvar::new(),
             retired: RetireQueue::default(),
@@ -170,19 +177,30 @@ impl Shared {
     /// Takes a block from the regions there are, or from a new region of at least `region_bytes`, and returns it with
     /// the lock still held, so that it can be entered at once.
     ///
-    /// What has been retired counts as free: before an error is returned, it is waited for once.
+    /// What has been retired counts as free: before an error is returned, it is waited for once. Then whoever wants to make room
+    /// may, as often as they say that they have.
     pub(crate) fn take_block(
         &self,
         label: &str,
         request: Request,
         region_bytes: u64,
     ) -> Result<(MutexGuard<'_, Books>, Block)> {
-        match self.fit_or_grow(label, request, region_bytes) {
-            Err(Error::LimitReached { .. } | Error::OutOfMemory { .. }) => {
-                self.settle();
-                self.fit_or_grow(label, request, region_bytes)
+        let mut asked: u32 = 0;
+        loop {
+            let refusal = match self.fit_or_grow(label, request, region_bytes) {
+                Err(refusal @ (Error::LimitReached { .. } | Error::OutOfMemory { .. })) => refusal,
+                placed => return placed,
+            };
+            let again = match &self.on_pressure {
+                _ if asked == 0 => true,
+                Some(on_pressure) => on_pressure(&refusal, asked).is_continue(),
+                None => false,
+            };
+            if !again {
+                return Err(refusal);
             }
-            other => other,
+            self.settle();
+            asked = asked.saturating_add(1);
         }
     }
 
