@@ -8,7 +8,6 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::memory::{Memory, MemoryError, RawRegion};
 
-/// The size of a transparent huge page on x86-64 and on AArch64 with 4 KiB pages. Elsewhere it is merely an alignment.
 const HUGE_PAGE: u64 = 2 << 20;
 
 /// Zeroed, anonymous memory of this process, mapped on first touch.
@@ -20,6 +19,10 @@ const HUGE_PAGE: u64 = 2 << 20;
 pub struct HostMemory {}
 
 impl HostMemory {
+    /// Regions of so many bytes or more are mapped as a multiple of it: the size of a transparent huge page on x86-64, and on
+    /// AArch64 with 4 KiB pages. Elsewhere it is merely an alignment.
+    pub const HUGE_PAGE_BYTES: u64 = HUGE_PAGE;
+
     /// Host memory of this process.
     pub const fn new() -> Self {
         Self {}

@@ -1,7 +1,6 @@
 //! The index of a checkpoint in several files, `model.safetensors.index.json`.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use foldhash::fast::RandomState;
@@ -29,7 +28,7 @@ const WEIGHT_MAP: &str = "weight_map";
 impl Index {
     /// Reads an index and checks that the files it names are there.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let bytes = read_whole(path).map_err(|source| Error::Io {
+        let bytes = fs::read(path).map_err(|source| Error::Io {
             operation: "read index",
             path: path.into(),
             source,
@@ -133,16 +132,4 @@ impl Index {
     pub(crate) fn error(&self, problem: String) -> Error {
         Error::Index { path: self.path.clone(), problem }
     }
-}
-
-/// A file's bytes. Unlike [`std::fs::read`], it writes to the memory before the system does: where many threads start at the same
-/// time, the system would wait for each of them, page by page.
-fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    // Not zeroes: memory of zeroes is not written to before it is used.
-    let mut bytes = vec![b' '; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
-    let read = file.read(&mut bytes)?;
-    bytes.truncate(read);
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

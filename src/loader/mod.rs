@@ -209,10 +209,11 @@ impl Loader {
     }
 
     /// Whether the files near a long index may be taken for those that it names until it has been read: where no one is told of
-    /// tensors or bytes before.
+    /// tensors or bytes before, and no one else needs the memory that a wrong guess takes.
     fn may_guess(&self) -> bool {
-        let told = self.options.select.is_some() || self.options.callback.is_some();
-        !told && self.checkpoints.iter().any(headers::is_guessable)
+        let Options { select, callback, pool, .. } = &self.options;
+        let alone = select.is_none() && callback.is_none() && pool.is_none();
+        alone && self.checkpoints.iter().any(headers::is_guessable)
     }
 
     /// What is read before the tensors' bytes, without a guess: what a selection looks at.

@@ -27,6 +27,7 @@ const STORAGE_BYTES: u64 = 256 << 10;
 /// What a staged job takes beside its bytes: whole blocks at both ends, and as much padding between tensors.
 const ROOM_BYTES: u64 = 2 * SLACK_BYTES;
 
+/// A staged job takes at most so much.
 const JOB_BYTES: u64 = READ_BYTES + ROOM_BYTES;
 
 /// Reads in place: two huge pages at a time, so that no two readers wait for the same page to be cleared.

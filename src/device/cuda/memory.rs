@@ -221,8 +221,7 @@ fn populate(region: RawRegion) {
 /// Where there are no huge pages, the system is asked for the run, and they wait.
 const POPULATE_BYTES: u64 = HUGE_PAGE;
 
-/// What HostMemory makes large regions of.
-const HUGE_PAGE: u64 = 2 << 20;
+const HUGE_PAGE: u64 = HostMemory::HUGE_PAGE_BYTES;
 
 /// What is worth a thread: clearing a huge page takes several times as long as starting one.
 const POPULATE_THREAD_BYTES: u64 = HUGE_PAGE;
