@@ -89,8 +89,11 @@ fn what_is_cached_is_read_from_there_and_the_rest_past_it() {
         assert_eq!(cold.report().cached_bytes, 0);
         // Reading them brings them in.
         assert_holds(&load(&device, &path, Backend::Require(BackendKind::Buffered)), &tensors);
+        let all = support::Kept::new(&path, 40 << 20);
         let warm = load(&device, &path, Backend::Auto);
         assert_eq!((warm.report().direct_bytes, picked(warm.report(), "backend")), (0, vec!["buffered"]));
+        drop(all);
+        let _front = support::Kept::new(&path, 20 << 20);
         drop_cached(&path, 22 << 20, 0);
         let half = load(&device, &path, Backend::Auto);
         assert_holds(&half, &tensors);

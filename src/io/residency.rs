@@ -29,9 +29,20 @@ pub(crate) enum Residency {
 }
 
 /// Asks about one file, and remembers what works.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Probe {
     way: AtomicU8,
+    /// Counts the cached pages of a range; tests put their own in its place.
+    count: Count,
+}
+
+/// How many pages of a file are cached, of those that hold some of `bytes` bytes from `offset` on.
+pub(crate) type Count = fn(&File, u64, u64) -> io::Result<u64>;
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self { way: AtomicU8::new(CACHESTAT), count: cached_pages }
+    }
 }
 
 const CACHESTAT: u8 = 0;
@@ -42,7 +53,7 @@ impl Probe {
     /// How much of `bytes` bytes (at least 1) from `offset` on is cached.
     pub(crate) fn ask(&self, file: &File, offset: u64, bytes: u64) -> Residency {
         if self.way.load(Ordering::Relaxed) == CACHESTAT {
-            match cached_pages(file, offset, bytes) {
+            match (self.count)(file, offset, bytes) {
                 Ok(cached) if cached >= pages(offset, bytes) => return Residency::Cached,
                 Ok(_) => return Residency::Missing,
                 Err(_) => self.way.store(NOWAIT, Ordering::Relaxed),
@@ -75,12 +86,18 @@ impl Probe {
 
     #[cfg(test)]
     pub(crate) fn without_cachestat() -> Self {
-        Self { way: AtomicU8::new(NOWAIT) }
+        Self { way: AtomicU8::new(NOWAIT), ..Self::default() }
+    }
+
+    /// One whose answers do not depend on what the system drops: this count is taken for the kernel's.
+    #[cfg(test)]
+    pub(crate) fn counting(count: Count) -> Self {
+        Self { count, ..Self::default() }
     }
 }
 
 /// How many pages a range touches.
-fn pages(offset: u64, bytes: u64) -> u64 {
+pub(crate) fn pages(offset: u64, bytes: u64) -> u64 {
     let page = rustix::param::page_size() as u64;
     (offset + bytes).div_ceil(page) - offset / page
 }

@@ -9,7 +9,7 @@ use super::Loader;
 use super::engines::Engines;
 use crate::error::Error;
 use crate::io::faulty::{Fault, Faults, Faulty, Gate};
-use crate::io::residency::Probe;
+use crate::io::residency::{Probe, pages};
 use crate::io::{Backend, BackendKind, Buffered, Direct, Engine, Uring};
 use crate::report::Report;
 
@@ -55,8 +55,7 @@ fn with<E: Engine>(
     for device in devices() {
         for threads in [1, 4] {
             let pool = pool_for(&device);
-            // All of it is cached: the system may have dropped pages since the file was written.
-            std::fs::read(path).unwrap();
+            let _cached = support::Kept::new(path, std::fs::metadata(path).unwrap().len() as usize);
             let loader =
                 Loader::new(device.clone()).files([path]).backend(backend).pool(&pool).threads(threads);
             let loaded = loader.engines(engines.clone()).load();
@@ -209,6 +208,7 @@ fn a_wrong_answer_about_the_cache_is_found_out() {
     };
     let (engines, faulty) = buffered(&lies);
     let guessing = Engines { probe: Probe::without_cachestat, ..engines.clone() };
+    let counting = Engines { probe: all_cached, ..engines };
     with(&path, Backend::Auto, &(guessing, Arc::clone(&faulty)), found_out, &tensors);
     // Pages that the kernel counts are there or on their way: they are waited for.
     let waits = |loaded: Result<Report, Error>| {
@@ -216,12 +216,19 @@ fn a_wrong_answer_about_the_cache_is_found_out() {
         assert_eq!((report.cached_bytes, report.direct_bytes), (report.bytes, 0));
         assert!(report.choices.iter().any(|choice| choice.about == "reads again"), "{:?}", report.choices);
     };
-    with(&path, Backend::Auto, &(engines, faulty), waits, &tensors);
+    with(&path, Backend::Auto, &(counting, faulty), waits, &tensors);
     // A file system without reads that do not wait is read with reads that do.
     let (first, arrives) = (reads([(0, Fault::Errno(libc::EOPNOTSUPP))]), |loaded: Result<Report, Error>| {
         assert_eq!(loaded.unwrap().direct_bytes, 0);
     });
-    with(&path, Backend::Auto, &buffered(&first), arrives, &tensors);
+    let (engines, faulty) = buffered(&first);
+    let counting = Engines { probe: all_cached, ..engines };
+    with(&path, Backend::Auto, &(counting, faulty), arrives, &tensors);
+}
+
+/// The answer that all of a file is cached, whatever the system has dropped.
+fn all_cached() -> Probe {
+    Probe::counting(|_, offset, bytes| Ok(pages(offset, bytes)))
 }
 
 #[test]
@@ -230,10 +237,14 @@ fn what_is_cached_does_not_wait_for_what_is_not() {
     let (_folder, path) = on_disk(&tensors);
     // Where files are read in place, a read is as long as two of these tensors.
     for device in devices().into_iter().filter(|device| !device.is_host_accessible()) {
-        std::fs::read(&path).unwrap();
-        support::drop_cached(&path, 14 << 20, 0);
         let gate = Arc::new(Gate::default());
         let (engines, _) = past(|| Uring, &Faults { gate: Some(Arc::clone(&gate)), ..Faults::default() });
+        let front_cached = || {
+            Probe::counting(|_, offset, bytes| {
+                Ok(pages(offset, bytes) * u64::from(offset + bytes <= 14 << 20))
+            })
+        };
+        let engines = Engines { probe: front_cached, ..engines };
         let loader = Loader::new(device).files([&path]).engines(engines).staging_bytes(2 << 20);
         let mut stream = loader.stream().unwrap();
         // All that lie in what is cached, however long the others take.

@@ -96,6 +96,35 @@ pub fn drop_cached(path: &Path, offset: u64, bytes: u64) {
         .unwrap();
 }
 
+/// The start of a file, kept in the page cache as far as the limit on locked memory lets it.
+pub struct Kept {
+    start: *mut std::ffi::c_void,
+    bytes: usize,
+}
+
+impl Kept {
+    /// Brings the first `bytes` bytes of a file into the page cache, where they stay until this is dropped.
+    pub fn new(path: &Path, bytes: usize) -> Self {
+        use rustix::mm::{MapFlags, ProtFlags, mlock, mmap};
+        let file = fs::File::open(path).unwrap();
+        // SAFETY: a new mapping, which no one reads or writes, of a file that is longer.
+        unsafe {
+            let start =
+                mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, &file, 0).unwrap();
+            // Without it the pages are as likely to stay as those of any file.
+            let _ = mlock(start, bytes);
+            Self { start, bytes }
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that was made, which no one refers to.
+        let _ = unsafe { rustix::mm::munmap(self.start, self.bytes) };
+    }
+}
+
 /// Every tensor of `weights` is one of `tensors`, and the other way round, byte by byte.
 pub fn assert_holds(weights: &Weights, tensors: &[Spec]) {
     assert_eq!(weights.len(), tensors.len());
