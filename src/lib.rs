@@ -56,7 +56,7 @@ pub use shape::Shape;
 pub use store::{OldVersion, WeightStore};
 pub use tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 pub use tensorhold_allocator as allocator;
-pub use tensorhold_allocator::{Closed, Held, Pool, StillHeld};
+pub use tensorhold_allocator::{Closed, Held, OrderedStream, Pool, StillHeld, StreamUse};
 pub use weights::{Metadata, Weights};
 
 #[cfg(doctest)]

@@ -151,7 +151,7 @@ impl Weights {
     /// memory goes when its last owner does. A pool of the weights' own closes with them.
     ///
     /// `released_bytes` and `held` speak of tensors: together they are all that was loaded. `pinned_bytes` are those of
-    /// the regions that what is held keeps reserved; 0 with a pool that other weights share.
+    /// the regions that what is held keeps reserved, and `pending_bytes` what a device may still be using; both 0 with a pool that other weights share.
     pub fn close(self) -> Closed {
         let mut closed = Closed::default();
         for (name, tensor) in self.tensors {
@@ -163,7 +163,8 @@ impl Weights {
             }
         }
         if self.owns_pool {
-            closed.pinned_bytes = self.pool.close().pinned_bytes;
+            let pool = self.pool.close();
+            (closed.pinned_bytes, closed.pending_bytes) = (pool.pinned_bytes, pool.pending_bytes);
         } else {
             self.pool.trim();
         }

@@ -1,6 +1,8 @@
 //! What needs a CUDA device. Without one every test is ignored, and counted as such; with `TENSORHOLD_REQUIRE_GPU=1` it
 //! fails instead, so that a GPU machine whose driver is broken does not pass.
 
+#[path = "gpu/streams.rs"]
+mod streams;
 mod support;
 
 use std::ptr;
@@ -33,6 +35,15 @@ fn main() {
         ("a_load_from_a_thread_without_a_context", a_load_from_a_thread_without_a_context),
         ("tensors_are_read_back_at_once_by_many_threads", tensors_are_read_back_at_once_by_many_threads),
         ("versions_are_swapped_under_readers", versions_are_swapped_under_readers),
+        (
+            "work_that_reads_a_dropped_range_never_sees_it_reused",
+            streams::work_that_reads_a_dropped_range_never_sees_it_reused,
+        ),
+        (
+            "a_range_in_use_is_pending_and_not_placed_for_all",
+            streams::a_range_in_use_is_pending_and_not_placed_for_all,
+        ),
+        ("a_stream_that_is_captured_is_an_error", streams::a_stream_that_is_captured_is_an_error),
     ];
     let required = std::env::var_os("TENSORHOLD_REQUIRE_GPU").is_some_and(|value| value == "1");
     let skip = Device::cuda_count() == 0 && !required;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::bytes::Bytes;
 use crate::pool::Pool;
-use crate::shared::{Books, Shared};
+use crate::shared::{Books, Fences, Shared};
 
 /// What closing found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -19,8 +19,10 @@ pub struct Closed {
     pub released_bytes: u64,
     /// What others still hold; its memory goes back when they drop it.
     pub held: Vec<Held>,
-    /// Bytes of the regions that stay reserved for what is held.
+    /// Bytes of the regions that stay reserved, for what is held or pending.
     pub pinned_bytes: u64,
+    /// Bytes that no one holds and that a device may still be using: they go back when it has ended.
+    pub pending_bytes: u64,
 }
 
 /// A fragment or tensor that outlived a close.
@@ -78,7 +80,7 @@ impl Pool {
         let (shared, started) = (self.shared(), Instant::now());
         let before = shared.books().reserved;
         shared.closing.store(true, Ordering::Release);
-        shared.settle();
+        shared.settle(Fences::Leave);
         let mut books = shared.books();
         // Each pass of the reaper that takes something back is followed by a notice. In a forked child there is none.
         while !books.fragments.is_empty() && !shared.is_forked_child() {
@@ -91,6 +93,7 @@ impl Pool {
             released_bytes: before.saturating_sub(books.reserved),
             held: books.held(),
             pinned_bytes: books.reserved,
+            pending_bytes: books.dropped.bytes,
         }
     }
 
@@ -102,7 +105,7 @@ impl Pool {
     pub fn try_close(self) -> Result<Closed, StillHeld<Self>> {
         let shared = self.shared();
         let before = shared.books().reserved;
-        shared.settle();
+        shared.settle(Fences::Leave);
         let books = shared.books();
         // What is in no region yet is being placed.
         let placing =
@@ -115,9 +118,11 @@ impl Pool {
         // Under the lock, under which a placement asks for it.
         shared.closing.store(true, Ordering::Release);
         drop(books);
-        shared.settle();
-        let pinned_bytes = shared.books().reserved;
-        Ok(Closed { released_bytes: before.saturating_sub(pinned_bytes), held: Vec::new(), pinned_bytes })
+        shared.settle(Fences::Leave);
+        let books = shared.books();
+        let (pinned_bytes, pending_bytes) = (books.reserved, books.dropped.bytes);
+        let released_bytes = before.saturating_sub(pinned_bytes);
+        Ok(Closed { released_bytes, held: Vec::new(), pinned_bytes, pending_bytes })
     }
 }
 

@@ -80,6 +80,20 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A use on a stream that cannot be recorded.
+    #[error(
+        "use a fragment of {} of pool {pool:?} on a stream: the use cannot be recorded; use a stream that is not being \
+         captured and whose work has not failed",
+        Bytes(*bytes)
+    )]
+    Stream {
+        /// The pool's name.
+        pool: String,
+        /// The fragment's size in bytes.
+        bytes: u64,
+        /// The stream's reason.
+        source: MemoryError,
+    },
     /// The reaper thread could not be started.
     #[error(
         "start the reaper thread of pool {pool:?}: the system refused a thread; raise the limit on threads"

@@ -13,7 +13,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
 
+use crate::error::Result;
+use crate::fence::OrderedStream;
 use crate::shared::Shared;
+use crate::uses::{StreamUse, StreamUseMut, Uses};
 
 /// What the fragments of one range share. Made by the pool, freed by the reaper (R1).
 #[derive(Debug)]
@@ -25,6 +28,7 @@ pub(crate) struct Record {
     pub(crate) shared: Arc<Shared>,
     /// The fragment's entry in the pool's books.
     pub(crate) slot: usize,
+    pub(crate) uses: Uses,
 }
 
 /// A counted owner of a range of a region.
@@ -45,9 +49,15 @@ unsafe impl Sync for Fragment {}
 
 impl Fragment {
     /// The first fragment of a range. The pool entered it in its books under `slot`.
-    pub(crate) fn new(address: NonNull<u8>, bytes: u64, shared: Arc<Shared>, slot: usize) -> Self {
-        let record =
-            Box::new(Record { references: AtomicUsize::new(1), next: AtomicPtr::default(), shared, slot });
+    pub(crate) fn new(
+        address: NonNull<u8>,
+        bytes: u64,
+        shared: Arc<Shared>,
+        slot: usize,
+        uses: Uses,
+    ) -> Self {
+        let (references, next) = (AtomicUsize::new(1), AtomicPtr::default());
+        let record = Box::new(Record { references, next, shared, slot, uses });
         Self { address, bytes, record: NonNull::from(Box::leak(record)) }
     }
 
@@ -69,21 +79,74 @@ impl Fragment {
     /// First address. An empty fragment's is aligned as asked but points to nothing.
     ///
     /// What is done with it is not tracked: keep the fragment until the CPU has stopped using the address. Device
-    /// work that was submitted before the last drop is waited for (I1).
+    /// work that was submitted before the last drop is waited for (I1): all work on the memory, since which of it uses the
+    /// address cannot be known. [`use_on`](Self::use_on) waits for less.
     pub fn as_ptr(&self) -> *const u8 {
+        self.view().as_ptr()
+    }
+
+    /// Borrows the range. Its address counts as given out: see [`as_ptr`](Self::as_ptr).
+    #[inline]
+    pub fn view(&self) -> FragmentView<'_> {
+        self.uses().expose();
+        FragmentView { address: self.address, bytes: self.bytes, owner: PhantomData }
+    }
+
+    /// Uses the range on a stream: what is enqueued there until the guard ends is waited for before the range is used again or given
+    /// back, and nothing else is. So a range that is only used through guards can be used again at once on the same
+    /// stream, and elsewhere as soon as the work has ended.
+    ///
+    /// # Errors
+    /// When uses on the stream cannot be recorded, as while it is captured.
+    pub fn use_on<'a>(&'a self, stream: &'a dyn OrderedStream) -> Result<StreamUse<'a>> {
+        StreamUse::new(self, stream)
+    }
+
+    /// Uses the range on a stream for writing, if this fragment is its only owner; `None` otherwise. As [`use_on`](Self::use_on); that
+    /// the writing comes after earlier uses on other streams is for the caller to see to.
+    ///
+    /// # Errors
+    /// When uses on the stream cannot be recorded, as while it is captured.
+    pub fn use_mut_on<'a>(&'a mut self, stream: &'a dyn OrderedStream) -> Result<Option<StreamUseMut<'a>>> {
+        if !self.is_only_owner() {
+            return Ok(None);
+        }
+        StreamUseMut::new(self, stream).map(Some)
+    }
+
+    /// Says that no use of an address that was given out is under way or will come, so that what is recorded is all that is waited
+    /// for.
+    ///
+    /// # Safety
+    /// It is so, and stays so until the address is given out again.
+    pub unsafe fn assume_unused(&self) {
+        self.uses().settle();
+    }
+
+    pub(crate) fn address(&self) -> *const u8 {
         self.address.as_ptr()
     }
 
-    /// Borrows the range.
-    pub fn view(&self) -> FragmentView<'_> {
-        FragmentView { address: self.address, bytes: self.bytes, owner: PhantomData }
+    pub(crate) fn uses(&self) -> &Uses {
+        &self.record().uses
+    }
+
+    pub(crate) fn pool_name(&self) -> &str {
+        &self.record().shared.name
+    }
+
+    fn is_only_owner(&self) -> bool {
+        // Acquire pairs with the Release of the drop that left this fragment alone: its reads are over. No one can
+        // make a second owner meanwhile, for that takes a reference to this one, which the callers borrow mutably.
+        self.record().references.load(Ordering::Acquire) == 1
     }
 
     /// Another owner of `bytes` bytes of this range from `offset` on; `None` when they do not lie within it.
     pub fn slice(&self, offset: u64, bytes: u64) -> Option<Fragment> {
-        let view = self.view().slice(offset, bytes)?;
+        let whole = FragmentView { address: self.address, bytes: self.bytes, owner: PhantomData };
+        let FragmentView { address, bytes, .. } = whole.slice(offset, bytes)?;
         let mut part = self.clone();
-        (part.address, part.bytes) = (view.address, view.bytes);
+        (part.address, part.bytes) = (address, bytes);
         Some(part)
     }
 
@@ -92,13 +155,12 @@ impl Fragment {
         self.record().references.load(Ordering::Relaxed)
     }
 
-    /// Borrows the range for writing, if this fragment is its only owner.
+    /// Borrows the range for writing, if this fragment is its only owner and every recorded use has ended.
     pub fn get_mut(&mut self) -> Option<FragmentViewMut<'_>> {
-        // Acquire pairs with the Release of the drop that left this fragment alone: its reads are over. No one can
-        // make a second owner meanwhile, for that takes a reference to this one, which is borrowed.
-        if self.record().references.load(Ordering::Acquire) != 1 {
+        if !self.is_only_owner() || !self.uses().have_ended() {
             return None;
         }
+        self.uses().expose();
         Some(FragmentViewMut { address: self.address, bytes: self.bytes, owner: PhantomData })
     }
 

@@ -23,8 +23,10 @@
 //! # Invariants
 //! Named in the `SAFETY` comments of this crate and of those above it.
 //! - **I1 Memory outlives use.** A range goes back to the free list, and a region back to its memory, only when no
-//!   fragment or view of it is left and [`Memory::synchronize`] has succeeded after the last drop.
-//! - **R1** A record is freed by the reaper alone, after the last fragment that points to it has retired it.
+//!   fragment or view of it is left and, after the last drop, every recorded use has ended and, if its address was given out,
+//!   [`Memory::synchronize`] has succeeded. [`Pool::place_on`] gives it out sooner, to work that comes after those uses.
+//! - **R1** A record is freed by whoever took it off the retire queue, under the lock of the books, after the last fragment that
+//!   points to it has retired it.
 //! - **R2** The reaper of a pool runs until the pool is closed and holds no region.
 //!
 //! # Giving memory back
@@ -41,26 +43,31 @@ mod closing;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+mod fence;
 mod fork;
 mod fragment;
 mod host;
 mod memory;
 pub mod offsets;
+mod pending;
 mod pool;
 mod reaper;
 mod retire;
 mod shared;
 mod stats;
+mod uses;
 
 pub use bytes::Bytes;
 pub use closing::{Closed, Held, StillHeld};
 pub use error::{Error, Result};
+pub use fence::{Fence, OrderedStream};
 pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
 pub use memory::{Memory, MemoryError, RawRegion};
 pub use offsets::Request;
 pub use pool::{Bases, Placed, Pool, PoolBuilder, Reserved};
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
+pub use uses::{StreamUse, StreamUseMut};
 
 // Offsets and lengths are u64 and go in and out of pointers.
 const _: () = assert!(size_of::<usize>() == 8, "tensorhold needs a 64-bit target");

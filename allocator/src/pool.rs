@@ -11,12 +11,14 @@ use std::{iter, mem};
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
+use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::Memory;
 use crate::offsets::{Key, Layout, Placement, Request, lay_out};
 use crate::reaper;
-use crate::shared::{Block, Options, Shared};
+use crate::shared::{Block, Fences, Options, Shared};
 use crate::stats::{Snapshot, Stats};
+use crate::uses::Uses;
 
 const DEFAULT_REGION_BYTES: u64 = 64 << 20;
 const DEFAULT_GRANULE: u64 = 256;
@@ -148,7 +150,27 @@ impl Pool {
             (books, block.address, Some(block.home))
         };
         let slot = books.enter(label, request.size, home);
-        Ok(Fragment::new(address, request.size, Arc::clone(shared), slot))
+        Ok(Fragment::new(address, request.size, Arc::clone(shared), slot, Uses::default()))
+    }
+
+    /// Places one fragment for work on a stream. Before the pool grows, a range that was dropped is used again though its uses on
+    /// streams have not ended: at once where they were on this stream, else after it was made to wait for them.
+    ///
+    /// So nothing but what is enqueued on this stream from now on, or comes after that, may touch the fragment. Memory
+    /// that the CPU can touch is placed as [`place`](Self::place) does.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place), and when uses on the stream cannot be recorded.
+    pub fn place_on(
+        &self,
+        stream: &dyn OrderedStream,
+        label: impl Into<Arc<str>>,
+        request: Request,
+    ) -> Result<Fragment> {
+        if request.size == 0 || !request.align.is_power_of_two() || self.memory().is_host_accessible() {
+            return self.place(label, request);
+        }
+        self.shared().place_on(label.into(), request, stream)
     }
 
     /// Lays out a batch whose sizes are known as this pool would place it: in order, one after the other, in one
@@ -194,9 +216,10 @@ impl Pool {
         Ok(reserved)
     }
 
-    /// Waits until everything dropped before this call has been given back, and every empty region with it.
+    /// Waits until everything dropped before this call has been given back, and every empty region with it: for the work that
+    /// uses it, too.
     pub fn trim(&self) {
-        self.shared().settle();
+        self.shared().settle(Fences::Wait);
     }
 
     /// The pool's numbers.
@@ -254,7 +277,8 @@ impl Reserved {
                 None => (dangling(shared.options.granule), None),
             };
             let slot = books.enter(label, bytes, home);
-            Fragment::new(address, bytes, Arc::clone(&shared), slot)
+            // Who has the bases may be writing there.
+            Fragment::new(address, bytes, Arc::clone(&shared), slot, Uses::new(true, Vec::new()))
         };
         // Where an iterator ends sooner than its clone, fragments go by the label of the batch: none is left out.
         let labels = labels.cloned().chain(iter::repeat_with(|| Arc::clone(&self.label)));
@@ -269,7 +293,8 @@ impl Drop for Reserved {
         for (block, bytes) in mem::take(&mut self.blocks) {
             // The way that fragments go, since the memory may be in use still (I1).
             let slot = shared.books().enter(Arc::clone(&self.label), bytes, Some(block.home));
-            drop(Fragment::new(block.address, bytes, Arc::clone(shared), slot));
+            let uses = Uses::new(true, Vec::new());
+            drop(Fragment::new(block.address, bytes, Arc::clone(shared), slot, uses));
         }
     }
 }

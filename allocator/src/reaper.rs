@@ -1,17 +1,20 @@
 //! The reaper: one thread for each pool, the only one that gives memory back.
 //!
-//! A pass takes all that was retired, waits for the memory's work to end (I1), returns the ranges to their regions'
-//! free lists, and releases the regions that are empty. Then it parks until a drop, a [`Shared::settle`] or the close
-//! of the pool wakes it.
+//! A pass takes all that was retired, waits for the memory's work to end if addresses of it were given out (I1), returns
+//! the ranges to their regions' free lists, those that wait for fences when these have passed, and releases the regions that are
+//! empty. Then it parks until a drop, a [`Shared::settle`] or the close of the pool wakes it; not for long while fences
+//! are waited for.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
+use std::time::Duration;
+use std::{io, mem, thread};
 
-use crate::fragment::Record;
 use crate::memory::RawRegion;
-use crate::shared::{Books, Shared};
+use crate::shared::{Books, Entry, Shared};
+
+/// How soon a range is free after its fences have passed, when no one waits for it. A fence tells no one that it has passed.
+const FENCES_ARE_ASKED_EVERY: Duration = Duration::from_millis(1);
 
 /// Starts the reaper of a pool.
 pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
@@ -24,55 +27,58 @@ pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
 
 fn run(shared: &Shared) {
     loop {
-        // Read before the queue is taken: whatever was retired before the asking is then in this pass.
-        let asked = shared.books().asked;
-        let records: Vec<Record> = shared.retired.take_all().collect();
-        let idle = records.is_empty();
-        give_back(shared, records);
+        let (asked, patient, idle, exposed) = {
+            let mut books = shared.books();
+            // Read before the queue is taken: whatever was retired before the asking is then in this pass.
+            let (asked, patient) = (books.asked, books.patient > books.made);
+            let any = shared.sort_retired(&mut books);
+            let exposed = mem::take(&mut books.dropped.exposed);
+            (asked, patient, !any && exposed.is_empty(), exposed)
+        };
+        free_exposed(shared, exposed);
+        shared.free_passed(patient);
         release_empty_regions(shared, asked);
 
         let mut books = shared.books();
         books.made = asked;
-        // R2: a region that is being reserved is counted in `reserved` already.
+        // R2: a region that is being reserved is counted in `reserved` already, and one that holds what was dropped is there.
         books.ended = shared.closing.load(Ordering::Acquire)
             && books.fragments.is_empty()
             && books.regions.is_empty()
             && books.reserved == 0;
-        let (ended, up_to_date) = (books.ended, books.asked == asked);
+        let (ended, up_to_date, waits) = (books.ended, books.asked == asked, books.dropped.is_waiting());
         drop(books);
         shared.passed.notify_all();
         if ended {
             return;
         }
-        if idle && up_to_date {
-            thread::park();
+        match (idle && up_to_date, waits) {
+            (true, true) => thread::park_timeout(FENCES_ARE_ASKED_EVERY),
+            (true, false) => thread::park(),
+            (false, _) => {}
         }
     }
 }
 
-/// Returns retired ranges to their regions, once nothing can touch them.
-fn give_back(shared: &Shared, records: Vec<Record>) {
-    if records.is_empty() {
+/// Frees ranges whose addresses were given out, once nothing can touch them.
+fn free_exposed(shared: &Shared, exposed: Vec<Entry>) {
+    if exposed.is_empty() {
         return;
     }
     // M3: all work submitted before the last drops has ended when this returns.
     let synchronized = shared.memory.synchronize();
     let mut books = shared.books();
-    for record in &records {
-        let Some(entry) = books.fragments.try_remove(record.slot) else { continue };
-        books.live -= entry.bytes;
-        let Some(home) = entry.home else { continue };
-        if synchronized.is_err() {
+    for entry in &exposed {
+        books.dropped.bytes -= entry.bytes;
+        match &synchronized {
+            Ok(()) => books.free(entry),
             // I1 cannot be shown: the range stays taken for good, and its region with it.
-            books.lost += entry.bytes;
-        } else if let Some(region) = books.regions.get_mut(home.region) {
-            // Each slot is entered with a key of its own and removed once, so the key is not stale.
-            let freed = region.space.free(home.key);
-            debug_assert!(freed.is_ok());
+            Err(_) => books.lost += entry.bytes,
         }
     }
+    drop(books);
     if let Err(error) = synchronized {
-        tracing::error!(pool = shared.name, %error, fragments = records.len(), "memory cannot be synchronized: dropped ranges are lost");
+        tracing::error!(pool = shared.name, %error, fragments = exposed.len(), "memory cannot be synchronized: dropped ranges are lost");
     }
 }
 

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::fork::Process;
 use crate::fragment::Record;
 use crate::memory::{Memory, RawRegion};
-use crate::offsets::{Allocation, BestFit, Key, Request};
+use crate::offsets::{Allocation, BestFit, Key, Request, align_up};
+use crate::pending::Dropped;
 use crate::retire::RetireQueue;
 
 /// How a pool grows and shrinks; see the builder's methods.
@@ -26,6 +27,15 @@ pub(crate) struct Options {
     pub(crate) max_region_bytes: Option<NonZeroU64>,
     pub(crate) retain_bytes: u64,
     pub(crate) granule: u64,
+}
+
+/// What becomes of ranges that wait for fences when a pool settles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fences {
+    /// They are waited for.
+    Wait,
+    /// They stay pending.
+    Leave,
 }
 
 /// Asked when a placement is refused, with the refusal and how often it has been asked for this placement: whether it has made
@@ -53,6 +63,8 @@ pub(crate) struct Shared {
 pub(crate) struct Books {
     pub(crate) regions: Slab<Region>,
     pub(crate) fragments: Slab<Entry>,
+    /// What was dropped and is not free yet.
+    pub(crate) dropped: Dropped,
     pub(crate) reserved: u64,
     pub(crate) live: u64,
     pub(crate) high_water: u64,
@@ -61,6 +73,8 @@ pub(crate) struct Books {
     /// Passes asked for and passes made: see [`Shared::settle`].
     pub(crate) asked: u64,
     pub(crate) made: u64,
+    /// The last pass asked for that is to wait for fences.
+    pub(crate) patient: u64,
     /// The reaper has ended; nothing is left.
     pub(crate) ended: bool,
 }
@@ -69,6 +83,14 @@ pub(crate) struct Books {
 pub(crate) struct Region {
     pub(crate) raw: RawRegion,
     pub(crate) space: BestFit,
+}
+
+impl Region {
+    /// The address at an offset, which lies within the region.
+    pub(crate) fn address(&self, offset: u64) -> NonNull<u8> {
+        // SAFETY: M1: the callers' offsets are those of blocks of the space, which spans the region's bytes.
+        unsafe { self.raw.base.add(offset as usize) }
+    }
 }
 
 /// A live fragment in the books.
@@ -151,14 +173,17 @@ impl Shared {
     }
 
     /// Waits until the reaper has dealt with all that was retired before this call, and has released every region
-    /// that was empty then.
-    pub(crate) fn settle(&self) {
+    /// that was empty then. What waits for fences is waited for, or stays as it is.
+    pub(crate) fn settle(&self, fences: Fences) {
         if self.is_forked_child() {
             return;
         }
         let mut books = self.books();
         books.asked += 1;
         let ticket = books.asked;
+        if fences == Fences::Wait {
+            books.patient = ticket;
+        }
         self.wake_reaper();
         while books.made < ticket && !books.ended {
             books = self.passed.wait(books).unwrap_or_else(PoisonError::into_inner);
@@ -199,7 +224,7 @@ impl Shared {
             if !again {
                 return Err(refusal);
             }
-            self.settle();
+            self.settle(Fences::Wait);
             asked = asked.saturating_add(1);
         }
     }
@@ -271,7 +296,7 @@ impl Shared {
 
 impl Books {
     /// A block in the first region that has room for it: best fit within the region.
-    fn fit(&mut self, request: Request) -> Option<Block> {
+    pub(crate) fn fit(&mut self, request: Request) -> Option<Block> {
         let candidates: smallvec::SmallVec<[usize; 8]> =
             self.regions.iter().map(|(region, _)| region).collect();
         candidates.into_iter().find_map(|region| self.fit_in(region, request))
@@ -284,9 +309,38 @@ impl Books {
             return None;
         }
         let Allocation { offset, key } = space.allocate(request)?;
-        // SAFETY: the space spans the region's bytes, so the offset lies within it (M1).
-        let address = unsafe { raw.base.add(offset as usize) };
+        let address = self.regions.get(region)?.address(offset);
         Some(Block { home: Home { region, offset, key }, address })
+    }
+
+    /// Returns the range of an entry, which is in the books no more, to its region's free blocks.
+    pub(crate) fn free(&mut self, entry: &Entry) {
+        let Some(home) = entry.home else { return };
+        if let Some(region) = self.regions.get_mut(home.region) {
+            // Each slot is entered with a key of its own and removed once, so the key is not stale.
+            let freed = region.space.free(home.key);
+            debug_assert!(freed.is_ok());
+        }
+    }
+
+    /// Takes what a request needs of the range of an entry that is at least as large, and returns it, and the entry of
+    /// what is left.
+    pub(crate) fn split(
+        &mut self,
+        entry: &Entry,
+        request: Request,
+        granule: u64,
+    ) -> std::result::Result<(Block, Option<Entry>), String> {
+        let home = entry.home.ok_or("it lies nowhere")?;
+        let region = self.regions.get_mut(home.region).ok_or("its region is gone")?;
+        let address = region.address(home.offset);
+        let taken = align_up(request.size, granule).filter(|&taken| taken < entry.bytes);
+        let Some(taken) = taken else { return Ok((Block { home, address }, None)) };
+        let keys = region.space.carve(home.key, &[0, taken]).map_err(|error| error.to_string())?;
+        let [key, rest] = keys[..] else { return Err("it was not cut in two".into()) };
+        let rest = Home { offset: home.offset + taken, key: rest, ..home };
+        let left = Entry { label: Arc::clone(&entry.label), bytes: entry.bytes - taken, home: Some(rest) };
+        Ok((Block { home: Home { key, ..home }, address }, Some(left)))
     }
 
     /// Cuts a block into consecutive parts that start at `offsets`.

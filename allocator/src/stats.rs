@@ -12,8 +12,11 @@ use crate::shared::Shared;
 pub struct Stats {
     /// Reserved from the memory, in regions.
     pub reserved_bytes: u64,
-    /// In live fragments, by the sizes asked for. A dropped fragment counts until the reaper has dealt with it.
+    /// In live fragments, by the sizes asked for. A dropped fragment counts until it has been taken off the queue of drops.
     pub live_bytes: u64,
+    /// Dropped, and not free yet: a device may still be using them.
+    #[serde(default)]
+    pub pending_bytes: u64,
     /// In free blocks of the regions.
     pub free_bytes: u64,
     /// The largest free block.
@@ -76,6 +79,7 @@ impl Shared {
         Stats {
             reserved_bytes: books.reserved,
             live_bytes: books.live,
+            pending_bytes: books.dropped.bytes,
             free_bytes: books.regions.iter().map(|(_, region)| region.space.free_bytes()).sum(),
             largest_free_bytes: books.largest_free(),
             high_water_bytes: books.high_water,

@@ -292,6 +292,8 @@ fn a_drop_does_not_wait_for_the_memory() {
     *memory.gate.lock().unwrap() = Some((begun, let_go));
     let fragments = [place(&pool, "a", 100), place(&pool, "b", 100)];
     let [first, second] = fragments;
+    // Its address is given out, so the whole memory is waited for.
+    first.view();
     drop(first);
     has_begun.recv().unwrap();
     // The reaper is inside `synchronize`: drops and placements go on meanwhile.

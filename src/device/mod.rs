@@ -18,12 +18,13 @@ mod idle;
 #[cfg(feature = "cuda-external")]
 mod numa;
 
+use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use tensorhold_allocator::Memory;
+use tensorhold_allocator::{Memory, OrderedStream};
 
 use self::idle::IdleStreams;
 use crate::error::{Error, Result};
@@ -79,6 +80,23 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// When the driver refuses.
     fn stream(&self) -> Result<Box<dyn Stream>>;
+
+    /// A stream of the application's, by the platform's handle, on which the use of tensors can be recorded.
+    ///
+    /// # Errors
+    /// When it is no stream of this device. The default is that the device knows no such streams.
+    ///
+    /// # Safety
+    /// `raw` is a stream of the platform, and lives as long as what is returned.
+    unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
+        let _ = raw;
+        Err(Error::Device {
+            device: self.name().into(),
+            operation: "use a stream",
+            detail: "the device has no streams of the application's".into(),
+            remedy: "use the addresses of tensors, and drop tensors when what uses them has ended",
+        })
+    }
 
     /// Makes the device's context the thread's current one, on top of those that were.
     ///
@@ -256,6 +274,20 @@ impl Device {
     pub fn make_current(&self) -> Result<ContextGuard<'_>> {
         self.driver.push_context()?;
         Ok(ContextGuard { driver: &*self.driver, thread_bound: PhantomData })
+    }
+
+    /// A stream of the application's, a `CUstream` for a CUDA device, for [`Tensor::use_on`](crate::Tensor::use_on) and
+    /// [`Pool::place_on`](crate::Pool::place_on).
+    ///
+    /// # Errors
+    /// When it is not a stream of the device's primary context, or is the one that stands for another stream on each
+    /// thread, or the device knows no such streams.
+    ///
+    /// # Safety
+    /// `raw` is a stream, or null for the default one, and lives as long as what is returned.
+    pub unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
+        // SAFETY: passed on.
+        unsafe { self.driver.stream_from_raw(raw) }
     }
 
     /// Lets this device's kernels and copies address the memory of `peer`. Enabling it twice is fine.

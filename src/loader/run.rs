@@ -94,6 +94,10 @@ impl Run {
         let (made, filled) = beside(self.batch.len(), "tensorhold-make", make, fill);
         // Where the tensors could not be made, the fill was stopped for it.
         let loaded = made.ready().and_then(|ready| Ok((ready, filled?)));
+        if let Ok((ready, _)) = &loaded {
+            // SAFETY: W2: all readers have ended without an error, and so has what they enqueued. No one has a tensor yet.
+            ready.tensors.values().for_each(|tensor| unsafe { tensor.landed() });
+        }
         self.finish(reserved, loaded)
     }
 

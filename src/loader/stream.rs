@@ -98,7 +98,12 @@ impl Iterator for TensorStream {
 
     fn next(&mut self) -> Option<Result<Tensor>> {
         match self.next_landed() {
-            Some(tensor) => self.tensors.get(tensor).cloned().map(Ok),
+            Some(tensor) => {
+                let tensor = self.tensors.get(tensor)?;
+                // SAFETY: I3: its jobs have landed, and it is given for the first time.
+                unsafe { tensor.landed() };
+                Some(Ok(tensor.clone()))
+            }
             None => self.join().err().map(Err),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensorhold_allocator::Fragment;
+use tensorhold_allocator::{Fragment, OrderedStream, StreamUse};
 
 use super::{Description, TensorInfo, TensorView, TensorViewMut};
 use crate::device::Device;
@@ -84,6 +84,25 @@ impl Tensor {
         Ok(Self { bytes, description: Arc::new(Description { info, device }) })
     }
 
+    /// Uses the tensor on a stream: what is enqueued there until the guard ends is waited for before the memory is used
+    /// again or given back. A tensor whose address is only had from such guards waits for that alone when it is dropped; one whose
+    /// address was given out otherwise, by a view say, waits for all work on the device.
+    ///
+    /// # Errors
+    /// When uses on the stream cannot be recorded, as while it is captured.
+    pub fn use_on<'a>(&'a self, stream: &'a dyn OrderedStream) -> Result<StreamUse<'a>> {
+        Ok(self.bytes.use_on(stream)?)
+    }
+
+    /// Says that what brought the bytes has ended.
+    ///
+    /// # Safety
+    /// It has, and no one has been given the tensor yet.
+    pub(crate) unsafe fn landed(&self) {
+        // SAFETY: the address has been with the loader alone, which has ended.
+        unsafe { self.bytes.assume_unused() };
+    }
+
     /// Drops this owner and says whether it was the last.
     pub(crate) fn release(self) -> bool {
         self.bytes.release()
@@ -96,27 +115,27 @@ impl Tensor {
 
     /// The name in the checkpoint.
     pub fn name(&self) -> &str {
-        self.view().name()
+        &self.info().name
     }
 
     /// The type of the elements.
     pub fn dtype(&self) -> DType {
-        self.view().dtype()
+        self.info().dtype
     }
 
     /// The dimensions; see [`TensorView::shape`].
     pub fn shape(&self) -> &[usize] {
-        self.view().shape()
+        &self.info().shape
     }
 
     /// The size in bytes.
     pub fn nbytes(&self) -> u64 {
-        self.view().nbytes()
+        self.info().nbytes
     }
 
     /// The device whose memory it is in.
     pub fn device(&self) -> &Device {
-        self.view().device()
+        &self.description.device
     }
 
     /// The address of the first element; see [`TensorView::as_ptr`].

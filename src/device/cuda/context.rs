@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUresult};
 
 use super::library::Library;
+use super::ordered::Events;
 use super::status::check;
 use crate::device::idle::IdleStreams;
 use crate::device::numa::Node;
@@ -24,6 +25,8 @@ pub(super) struct Context {
     pub(super) node: Option<Node>,
     /// Streams for every [`Device`](crate::Device) of this ordinal to use again (C2).
     pub(super) idle: Arc<IdleStreams>,
+    /// Events that fences leave (C2).
+    pub(super) events: Events,
     device: CUdevice,
     raw: CUcontext,
 }
@@ -78,7 +81,7 @@ impl Context {
         let mut raw = ptr::null_mut();
         // SAFETY: C1; `raw` is valid for the write. C2: never released.
         check(&name, "open the context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })?;
-        Ok(Self { name, ordinal, node, idle: Arc::default(), device, raw })
+        Ok(Self { name, ordinal, node, idle: Arc::default(), events: Events::default(), device, raw })
     }
 
     /// Whether anyone in this process uses the device through its primary context.
@@ -110,6 +113,11 @@ impl Context {
     pub(super) fn push(&self) -> Result<()> {
         // SAFETY: C1: a context exists only with the library. C2: it is still retained.
         check(&self.name, "make the context current", unsafe { sys::cuCtxPushCurrent_v2(self.raw) })
+    }
+
+    /// Whether it is this context.
+    pub(super) fn is(&self, context: CUcontext) -> bool {
+        self.raw == context
     }
 
     /// Waits until all work in the context has ended.

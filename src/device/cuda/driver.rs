@@ -1,12 +1,14 @@
 //! The CUDA devices and page-locked host memory as [`Driver`]s.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
-use tensorhold_allocator::Memory;
+use tensorhold_allocator::{Memory, OrderedStream};
 
 use super::context::{self, Context};
 use super::library::Library;
 use super::memory::{DeviceMemory, PinnedMemory};
+use super::ordered::AppStream;
 use super::stream::CudaStream;
 use crate::device::host::HostStream;
 use crate::device::idle::IdleStreams;
@@ -62,6 +64,11 @@ impl Driver for CudaDriver {
 
     fn stream(&self) -> Result<Box<dyn Stream>> {
         Ok(Box::new(CudaStream::new(self.context)?))
+    }
+
+    unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
+        // SAFETY: passed on.
+        Ok(Box::new(unsafe { AppStream::new(self.context, raw) }?))
     }
 
     fn push_context(&self) -> Result<()> {

@@ -19,7 +19,7 @@ const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host(
 
 /// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
 #[cfg(feature = "cuda")]
-const SYMBOLS: [&str; 29] = [
+const SYMBOLS: [&str; 33] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -44,6 +44,10 @@ const SYMBOLS: [&str; 29] = [
     "cuMemcpyDtoHAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamGetCtx",
+    "cuStreamGetId",
+    "cuStreamIsCapturing",
+    "cuStreamWaitEvent",
     "cuEventCreate",
     "cuEventRecord",
     "cuEventQuery",

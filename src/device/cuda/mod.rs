@@ -12,6 +12,7 @@ mod context;
 mod driver;
 mod library;
 mod memory;
+mod ordered;
 mod status;
 mod stream;
 

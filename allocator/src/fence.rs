@@ -1,0 +1,62 @@
+//! Streams and fences: how a pool knows when a device has ended with a range.
+//!
+//! A pool knows no device. Who has one implements [`OrderedStream`] for its streams and [`Fence`] for its events;
+//! [`Fragment::use_on`](crate::Fragment::use_on) and [`Pool::place_on`](crate::Pool::place_on) do the rest.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use crate::memory::MemoryError;
+
+/// A point in the work of a stream, which passes when all that was enqueued before it has ended.
+///
+/// It is [`Any`], so that a stream can tell the fences of its own kind from others.
+///
+/// # Safety
+/// An implementation promises:
+/// - **O1** Once `has_passed` has returned `Ok(true)`, or `wait` `Ok`, all work that was enqueued on the stream before
+///   the fence was recorded has ended.
+pub unsafe trait Fence: Any + Send + Sync {
+    /// Whether it has passed; does not wait.
+    ///
+    /// # Errors
+    /// When that cannot be told, as after the work before it has failed.
+    fn has_passed(&self) -> Result<bool, MemoryError>;
+
+    /// Waits, without spinning, until it has passed.
+    ///
+    /// # Errors
+    /// As [`has_passed`](Self::has_passed).
+    fn wait(&self) -> Result<(), MemoryError>;
+}
+
+/// A stream of device work, which ends in the order in which it was enqueued.
+///
+/// # Safety
+/// An implementation promises:
+/// - **O2** `id` is that of no other stream of the process, not of one that is gone either, and work with one id ends in
+///   the order in which it was enqueued.
+/// - **O3** What is enqueued after `wait_for` has returned `Ok` begins after the fence has passed.
+pub unsafe trait OrderedStream: Send + Sync {
+    /// Which stream it is.
+    fn id(&self) -> u64;
+
+    /// Whether uses on this stream can be recorded now.
+    ///
+    /// # Errors
+    /// When they cannot, with the reason: while the stream is captured, say, since a fence does not cover replays.
+    fn check(&self) -> Result<(), MemoryError>;
+
+    /// Records a fence behind all that has been enqueued.
+    ///
+    /// # Errors
+    /// When the driver refuses, or [`check`](Self::check) would.
+    fn record(&self) -> Result<Arc<dyn Fence>, MemoryError>;
+
+    /// Makes what is enqueued from now on begin after a fence has passed, which may be of another kind. The host does not
+    /// wait where it need not.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    fn wait_for(&self, fence: &Arc<dyn Fence>) -> Result<(), MemoryError>;
+}
