@@ -108,8 +108,7 @@ impl Pool {
         shared.settle(Fences::Leave);
         let books = shared.books();
         // What is in no region yet is being placed.
-        let placing =
-            books.reserved != books.regions.iter().map(|(_, region)| region.space.capacity()).sum::<u64>();
+        let placing = books.reserved != books.regions.iter().map(|(_, region)| region.reserved).sum::<u64>();
         let (held, pinned_bytes) = (books.held(), books.reserved);
         if placing || !held.is_empty() {
             drop(books);

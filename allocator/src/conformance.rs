@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::{Memory, Pool, Request};
+use crate::{Memory, Pool, RawRegion, RegionParts, Request};
 
 /// Runs all checks against one memory. Needs room for about 80 MiB.
 ///
@@ -17,7 +17,70 @@ pub fn memory(memory: Arc<dyn Memory>) {
     if memory.is_host_accessible() {
         bytes_are_readable_and_keep_their_values(&memory);
     }
-    everything_goes_back(memory);
+    everything_goes_back(Arc::clone(&memory));
+    if memory.parted().is_ok() {
+        parts_come_and_go_by_themselves(&memory);
+        a_batch_in_parts_goes_back_piece_by_piece(memory);
+    }
+}
+
+fn parts_come_and_go_by_themselves(memory: &Arc<dyn Memory>) {
+    let parted = memory.parted().expect("the memory has parts");
+    let unit = parted.unit();
+    assert!(unit.is_power_of_two(), "a unit of {unit} bytes");
+    assert!(parted.reserve_range(u64::MAX, 256).is_err(), "2^64-1 bytes were granted");
+    let range = parted.reserve_range(unit * 3 + 1, 256).expect("a small range is reserved");
+    assert!(range.bytes >= unit * 4 && (range.base.as_ptr() as u64).is_multiple_of(unit), "{range:?}");
+    let part = |first: u64, units: u64| {
+        // SAFETY: within the range.
+        RawRegion { base: unsafe { range.base.add((first * unit) as usize) }, bytes: units * unit }
+    };
+    for round in 0..2_u8 {
+        for part in [part(0, 1), part(1, 2), part(3, 1)] {
+            parted.commit(part).expect("a small part is committed");
+            if memory.is_host_accessible() {
+                // SAFETY: V2: committed, and no one else knows it.
+                unsafe { part.base.as_ptr().add(unit as usize - 1).write(round + 1) };
+            }
+        }
+        // Its neighbours keep their bytes.
+        // SAFETY: V2, as committed, and not touched any more.
+        unsafe { parted.decommit(part(1, 2)) }.expect("a part is decommitted");
+        if memory.is_host_accessible() {
+            for part in [part(0, 1), part(3, 1)] {
+                // SAFETY: as above.
+                let byte = unsafe { part.base.as_ptr().add(unit as usize - 1).read() };
+                assert_eq!(byte, round + 1, "a neighbour changed");
+            }
+        }
+        for part in [part(0, 1), part(3, 1)] {
+            // SAFETY: as above.
+            unsafe { parted.decommit(part) }.expect("a part is decommitted");
+        }
+    }
+    // SAFETY: reserved above, and nothing is committed.
+    unsafe { parted.release_range(range) }.expect("a range is released");
+}
+
+fn a_batch_in_parts_goes_back_piece_by_piece(memory: Arc<dyn Memory>) {
+    let pool = Pool::builder(memory).region_parts(RegionParts::Require).build().expect("a pool starts");
+    let layout = pool.lay_out([Request::new(9 << 20, 256); 3]).expect("it is laid out");
+    let labels = ["a", "b", "c"].map(Into::into);
+    let mut fragments = pool.place_planned(&layout, &labels).expect("it is placed").fragments;
+    let all = pool.stats().reserved_bytes;
+    drop(fragments.remove(1));
+    pool.trim();
+    let left = pool.stats();
+    assert!(all - left.reserved_bytes > 4 << 20, "{left:?} after a third of {all} bytes was dropped");
+    for fragment in &mut fragments {
+        if let Some(bytes) = fragment.as_bytes_mut() {
+            bytes.fill(7);
+        }
+    }
+    drop(fragments);
+    pool.trim();
+    let stats = pool.stats();
+    assert_eq!((stats.reserved_bytes, stats.live_bytes, stats.regions, stats.lost_bytes), (0, 0, 0, 0));
 }
 
 fn regions_are_aligned_and_disjoint(memory: &dyn Memory) {

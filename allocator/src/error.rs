@@ -94,6 +94,16 @@ pub enum Error {
         /// The stream's reason.
         source: MemoryError,
     },
+    /// Regions in parts were required of a memory that has none.
+    #[error(
+        "back the regions of pool {pool:?} in parts: the memory cannot; use RegionParts::Auto, or another memory"
+    )]
+    NoParts {
+        /// The pool's name.
+        pool: String,
+        /// The memory's reason.
+        source: MemoryError,
+    },
     /// The reaper thread could not be started.
     #[error(
         "start the reaper thread of pool {pool:?}: the system refused a thread; raise the limit on threads"

@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-use crate::memory::{Memory, MemoryError, RawRegion};
+use crate::memory::{Memory, MemoryError, PartedMemory, RawRegion};
 
 const HUGE_PAGE: u64 = 2 << 20;
 
@@ -82,6 +82,40 @@ unsafe impl Memory for HostMemory {
 
     fn synchronize(&self) -> Result<(), MemoryError> {
         Ok(())
+    }
+
+    fn parted(&self) -> Result<&dyn PartedMemory, MemoryError> {
+        Ok(self)
+    }
+}
+
+/// Small enough to waste little, and a multiple of every page size.
+const PART_UNIT: u64 = 64 << 10;
+
+// SAFETY: V1, V2: as `reserve`, whose memory the system puts behind a range when it is touched, and again after it was taken away.
+unsafe impl PartedMemory for HostMemory {
+    fn unit(&self) -> u64 {
+        PART_UNIT
+    }
+
+    fn reserve_range(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
+        let bytes = bytes.checked_next_multiple_of(PART_UNIT).ok_or_else(out_of_memory)?;
+        self.reserve(bytes, align.max(PART_UNIT))
+    }
+
+    unsafe fn release_range(&self, range: RawRegion) -> Result<(), MemoryError> {
+        // SAFETY: passed on.
+        unsafe { self.release(range) }
+    }
+
+    fn commit(&self, _: RawRegion) -> Result<(), MemoryError> {
+        Ok(())
+    }
+
+    unsafe fn decommit(&self, part: RawRegion) -> Result<(), MemoryError> {
+        let (start, bytes) = (part.base.as_ptr().cast::<c_void>(), part.bytes as usize);
+        // SAFETY: the part is ours, and nothing touches it any more, by the caller's promise.
+        Ok(unsafe { madvise(start, bytes, Advice::LinuxDontNeed) }.map_err(io::Error::from)?)
     }
 }
 

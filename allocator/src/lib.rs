@@ -38,6 +38,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
+mod bases;
 mod bytes;
 mod closing;
 #[cfg(feature = "conformance")]
@@ -46,9 +47,11 @@ mod error;
 mod fence;
 mod fork;
 mod fragment;
+mod growth;
 mod host;
 mod memory;
 pub mod offsets;
+mod parts;
 mod pending;
 mod pool;
 mod reaper;
@@ -57,15 +60,16 @@ mod shared;
 mod stats;
 mod uses;
 
+pub use bases::Bases;
 pub use bytes::Bytes;
 pub use closing::{Closed, Held, StillHeld};
 pub use error::{Error, Result};
 pub use fence::{Fence, OrderedStream};
 pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
-pub use memory::{Memory, MemoryError, RawRegion};
+pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};
 pub use offsets::Request;
-pub use pool::{Bases, Placed, Pool, PoolBuilder, Reserved};
+pub use pool::{Placed, Pool, PoolBuilder, RegionParts, Reserved};
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
 pub use uses::{StreamUse, StreamUseMut};
 

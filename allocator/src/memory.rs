@@ -63,4 +63,55 @@ pub unsafe trait Memory: Send + Sync + 'static {
     /// # Errors
     /// When that cannot be established; ranges that wait for it are then never reused.
     fn synchronize(&self) -> Result<(), MemoryError>;
+
+    /// How its regions can be backed and given back in parts; an error says why they cannot.
+    ///
+    /// # Errors
+    /// When they cannot, which is the default.
+    fn parted(&self) -> Result<&dyn PartedMemory, MemoryError> {
+        Err(format!("{} gives its regions back whole", self.name()).into())
+    }
+}
+
+/// Memory whose regions are ranges of addresses at first, and have memory put behind their parts one by one.
+///
+/// # Safety
+/// An implementation promises:
+/// - **V1** What `reserve_range` returns is as M1 says, and each part of whole units can be committed.
+/// - **V2** From a `commit` that has returned `Ok` to the `decommit` of the same part, the part is as the memory of a region
+///   from [`Memory::reserve`] (M1, M2). M3 holds for it.
+pub unsafe trait PartedMemory: Send + Sync {
+    /// Parts begin and end at multiples of so many bytes, a power of two.
+    fn unit(&self) -> u64;
+
+    /// Reserves a range of addresses for `bytes` bytes (never 0), rounded up to whole units, aligned to `align` (a power of two) and to
+    /// a unit.
+    ///
+    /// # Errors
+    /// When there is no such range.
+    fn reserve_range(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError>;
+
+    /// Gives a range back.
+    ///
+    /// # Errors
+    /// When the system or driver refuses.
+    ///
+    /// # Safety
+    /// `range` came from this memory's `reserve_range`, has not been released, and none of its parts is committed.
+    unsafe fn release_range(&self, range: RawRegion) -> Result<(), MemoryError>;
+
+    /// Puts memory behind a part of a range.
+    ///
+    /// # Errors
+    /// When there is no memory left, with the system's or driver's reason. Nothing is behind the part then.
+    fn commit(&self, part: RawRegion) -> Result<(), MemoryError>;
+
+    /// Takes the memory from behind a part.
+    ///
+    /// # Errors
+    /// When the system or driver refuses; the memory is then lost.
+    ///
+    /// # Safety
+    /// Just this part was committed, has not been decommitted since, and nothing touches it any more (I1).
+    unsafe fn decommit(&self, part: RawRegion) -> Result<(), MemoryError>;
 }

@@ -148,7 +148,9 @@ impl Shared {
             return Ok(self.enter(books, label, request, block, Uses::default()));
         }
         let Books { dropped, regions, .. } = &mut *books;
-        let address = |home: Home| Some(regions.get(home.region)?.address(home.offset));
+        // Of a region that is backed in parts, a range is not used again.
+        let whole = |home: Home| regions.get(home.region).filter(|region| region.backing.is_none());
+        let address = |home: Home| Some(whole(home)?.address(home.offset));
         let Some(pending) = dropped.take(request, stream.id(), address) else {
             drop(books);
             self.wake_reaper();

@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::ops::{ControlFlow, Deref};
+use std::ops::ControlFlow;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,15 +10,16 @@ use std::{iter, mem};
 
 use smallvec::SmallVec;
 
+use crate::bases::Bases;
 use crate::error::{Error, Result};
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::Memory;
 use crate::offsets::{Key, Layout, Placement, Request, lay_out};
-use crate::reaper;
-use crate::shared::{Block, Fences, Options, Shared};
+use crate::shared::{BatchRegions, Block, Fences, Options, Shared};
 use crate::stats::{Snapshot, Stats};
 use crate::uses::Uses;
+use crate::{parts, reaper};
 
 const DEFAULT_REGION_BYTES: u64 = 64 << 20;
 const DEFAULT_GRANULE: u64 = 256;
@@ -52,23 +53,24 @@ impl Drop for Owner {
 #[must_use]
 pub struct PoolBuilder {
     shared: Shared,
+    parts: RegionParts,
 }
 
-/// First addresses of the regions of a batch's layout, by region; a placement's offset counts from there.
-#[derive(Debug, Clone, Default)]
-pub struct Bases(SmallVec<[NonNull<u8>; 4]>);
-
-// SAFETY: addresses; they give no access by themselves.
-unsafe impl Send for Bases {}
-// SAFETY: as above.
-unsafe impl Sync for Bases {}
-
-impl Deref for Bases {
-    type Target = [NonNull<u8>];
-
-    fn deref(&self) -> &[NonNull<u8>] {
-        &self.0
-    }
+/// Whether the regions of planned batches are backed in parts, so that a fragment's memory goes back to the device as soon as the
+/// fragment does, though its neighbours live: all of it but what lies in the units (2 MiB on CUDA devices) at its two ends, which
+/// goes with the neighbours there.
+///
+/// What is freed in such a region is not used again by the pool. Memory for a batch is brought up part by part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RegionParts {
+    /// A region is reserved and released as a whole; what is free in it is used again.
+    #[default]
+    Whole,
+    /// In parts where the memory can do that; a [`Snapshot`] says why it cannot.
+    Auto,
+    /// In parts, or there is no pool.
+    Require,
 }
 
 /// The memory of a planned batch, not cut into fragments yet. Dropping it gives the memory back as dropping its
@@ -79,6 +81,7 @@ pub struct Reserved {
     label: Arc<str>,
     /// One for each region of the layout, and its size.
     blocks: SmallVec<[(Block, u64); 4]>,
+    bases: Bases,
 }
 
 // SAFETY: a block is an address and numbers.
@@ -114,7 +117,7 @@ impl Pool {
             retain_bytes: 0,
             granule: DEFAULT_GRANULE,
         };
-        PoolBuilder { shared: Shared::new(memory, name, options) }
+        PoolBuilder { shared: Shared::new(memory, name, options), parts: RegionParts::default() }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -129,6 +132,19 @@ impl Pool {
     /// The memory that the regions come from.
     pub fn memory(&self) -> &Arc<dyn Memory> {
         &self.shared().memory
+    }
+
+    /// Whether the regions of planned batches are backed in parts.
+    pub fn is_parted(&self) -> bool {
+        matches!(self.shared().batch_regions, BatchRegions::Parts(_))
+    }
+
+    /// Why they are not, where [`RegionParts::Auto`] asked for it.
+    pub fn whole_because(&self) -> Option<Arc<str>> {
+        match &self.shared().batch_regions {
+            BatchRegions::Whole(because) => because.clone(),
+            BatchRegions::Parts(_) => None,
+        }
     }
 
     /// Places one fragment by best fit, in a new region if none has room.
@@ -195,24 +211,49 @@ impl Pool {
         check_layout(layout, labels.len())
             .map_err(|problem| self.shared().broken_batch(labels.len(), problem))?;
         let label = labels.first().map_or_else(|| "".into(), Arc::clone);
-        self.reserve_planned(layout, label)?.place(layout, labels)
+        let mut reserved = self.reserve_planned(layout, label)?;
+        let bases = reserved.bases();
+        bases.bring_up(|| false);
+        bases.wait_for_all()?;
+        reserved.place(layout, labels)
     }
 
     /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by best
-    /// fit or as a new region of just that size. In errors and snapshots it has the label until it is cut.
+    /// fit or as a new region of just that size. In errors and snapshots it has the label until it is cut. Where regions are backed in
+    /// parts, there is no memory behind the addresses yet: see [`Bases`].
     ///
     /// # Errors
-    /// When the limit or the memory refuses, or the pool is closed. Nothing is kept then.
+    /// When the limit or the memory refuses, or the pool is closed; where regions are backed in parts, when the layout is not one
+    /// of this kind. Nothing is kept then.
     pub fn reserve_planned(&self, layout: &Layout, label: impl Into<Arc<str>>) -> Result<Reserved> {
-        let label = label.into();
-        drop(self.shared().open_books(&label)?);
-        let mut reserved = Reserved { pool: self.clone(), label, blocks: SmallVec::new() };
-        for shape in &layout.regions {
-            let request = Request::new(shape.size, shape.align);
-            let (books, block) = self.shared().take_block(&reserved.label, request, 0)?;
-            drop(books);
-            reserved.blocks.push((block, shape.size));
+        let (shared, label) = (self.shared(), label.into());
+        drop(shared.open_books(&label)?);
+        let unit = match shared.batch_regions {
+            BatchRegions::Parts(unit) => Some(unit),
+            BatchRegions::Whole(_) => None,
+        };
+        if unit.is_some() {
+            let count = layout.placements.len();
+            check_layout(layout, count).map_err(|problem| shared.broken_batch(count, problem))?;
         }
+        let mut reserved =
+            Reserved { pool: self.clone(), label, blocks: SmallVec::new(), bases: Bases::default() };
+        let mut backings = SmallVec::<[_; 4]>::new();
+        for (region, shape) in layout.regions.iter().enumerate() {
+            let request = Request::new(shape.size, shape.align);
+            let (block, backing) = match unit.filter(|unit| shape.size < u64::MAX - *unit) {
+                Some(unit) => {
+                    let parts = parts::cut(fragments_of(layout, region), shape.size, unit);
+                    let (block, backing) = shared.take_parts(&reserved.label, request, &parts)?;
+                    (block, Some(backing))
+                }
+                None => (shared.take_block(&reserved.label, request, 0)?.1, None),
+            };
+            reserved.blocks.push((block, shape.size));
+            backings.push(backing);
+        }
+        let addresses = reserved.blocks.iter().map(|(block, _)| block.address);
+        reserved.bases = Bases::new(&shared.name, &reserved.label, addresses.zip(backings));
         Ok(reserved)
     }
 
@@ -222,6 +263,11 @@ impl Pool {
         self.shared().settle(Fences::Wait);
     }
 
+    /// As [`trim`](Self::trim), but keeps empty regions of at most so many bytes in all for later placements.
+    pub fn trim_to(&self, bytes: u64) {
+        self.shared().settle_and_keep(Fences::Wait, bytes);
+    }
+
     /// The pool's numbers.
     pub fn stats(&self) -> Stats {
         self.shared().stats()
@@ -229,14 +275,14 @@ impl Pool {
 
     /// The pool's regions and fragments.
     pub fn snapshot(&self) -> Snapshot {
-        self.shared().snapshot()
+        Snapshot { whole_because: self.whole_because(), ..self.shared().snapshot() }
     }
 }
 
 impl Reserved {
     /// Where the regions of the layout begin.
     pub fn bases(&self) -> Bases {
-        Bases(self.blocks.iter().map(|(block, _)| block.address).collect())
+        self.bases.clone()
     }
 
     /// Cuts the memory into the batch's fragments, without a search. `labels` are theirs, in the order of the layout.
@@ -267,6 +313,11 @@ impl Reserved {
         }
         // Cut: from here on each block is given back fragment by fragment.
         let bases = self.bases();
+        for region in 0..self.blocks.len() {
+            if let Some(backing) = bases.backing(region) {
+                backing.cut_into(fragments_of(layout, region));
+            }
+        }
         let blocks = mem::take(&mut self.blocks);
         books.fragments.reserve(count);
         let place = |(placement, label): (&Placement, Arc<str>)| {
@@ -297,6 +348,12 @@ impl Drop for Reserved {
             drop(Fragment::new(block.address, bytes, Arc::clone(shared), slot, uses));
         }
     }
+}
+
+/// Offsets and bytes of the fragments in a region of a layout that take memory.
+fn fragments_of(layout: &Layout, region: usize) -> impl Iterator<Item = (u64, u64)> {
+    let there = layout.placements.iter().filter(move |placement| placement.region as usize == region);
+    there.filter(|placement| placement.bytes > 0).map(|placement| (placement.offset, placement.bytes))
 }
 
 /// Whether a layout has so many fragments, and they lie in its regions, in order, from offset 0 on, and without overlap.
@@ -380,11 +437,26 @@ impl PoolBuilder {
         self
     }
 
+    /// How the regions of planned batches are backed. Default: [`RegionParts::Whole`].
+    pub fn region_parts(mut self, parts: RegionParts) -> Self {
+        self.parts = parts;
+        self
+    }
+
     /// Starts the pool.
     ///
     /// # Errors
-    /// When the reaper thread cannot be started.
-    pub fn build(self) -> Result<Pool> {
+    /// When the reaper thread cannot be started, or parts are required of a memory that has none.
+    pub fn build(mut self) -> Result<Pool> {
+        let parted = self.shared.memory.parted().map(|parted| parted.unit());
+        self.shared.batch_regions = match (self.parts, parted) {
+            (RegionParts::Whole, _) => BatchRegions::Whole(None),
+            (_, Ok(unit)) => BatchRegions::Parts(unit),
+            (RegionParts::Auto, Err(reason)) => BatchRegions::Whole(Some(reason.to_string().into())),
+            (RegionParts::Require, Err(source)) => {
+                return Err(Error::NoParts { pool: self.shared.name, source });
+            }
+        };
         let shared = Arc::new(self.shared);
         reaper::start(&shared).map_err(|source| Error::Reaper { pool: shared.name.clone(), source })?;
         Ok(Pool { owner: Arc::new(Owner { shared }) })

@@ -10,8 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::{io, mem, thread};
 
-use crate::memory::RawRegion;
-use crate::shared::{Books, Entry, Shared};
+use crate::shared::{Books, Entry, Region, Shared};
 
 /// How soon a range is free after its fences have passed, when no one waits for it. A fence tells no one that it has passed.
 const FENCES_ARE_ASKED_EVERY: Duration = Duration::from_millis(1);
@@ -37,6 +36,7 @@ fn run(shared: &Shared) {
         };
         free_exposed(shared, exposed);
         shared.free_passed(patient);
+        give_back_parts(shared);
         release_empty_regions(shared, asked);
 
         let mut books = shared.books();
@@ -82,42 +82,71 @@ fn free_exposed(shared: &Shared, exposed: Vec<Entry>) {
     }
 }
 
+/// Gives back the parts of regions in which no fragment lies any more.
+fn give_back_parts(shared: &Shared) {
+    let leaving = mem::take(&mut shared.books().leaving);
+    for (region, part, backing) in leaving {
+        let bytes = backing.bytes(part);
+        // I1: the fragments that lay in it are free.
+        let given_back = backing.give_back(part);
+        let mut books = shared.books();
+        books.reserved -= bytes;
+        books.made_room += 1;
+        // It is there, since it is not released before its parts have left.
+        if let Some(region) = books.regions.get_mut(region) {
+            region.reserved -= bytes;
+        }
+        if let Err(error) = given_back {
+            books.lost += bytes;
+            drop(books);
+            tracing::error!(pool = shared.name, %error, bytes, "a part of a region cannot be given back: it is lost");
+        }
+    }
+}
+
 /// Releases empty regions: all of them when someone waits for it or the pool is closing, else those above what the
 /// pool retains.
 fn release_empty_regions(shared: &Shared, asked: u64) {
     let empty = {
         let mut books = shared.books();
-        let all = asked > books.made || shared.closing.load(Ordering::Acquire);
-        take_empty_regions(&mut books, if all { 0 } else { shared.options.retain_bytes })
+        let keep = match (shared.closing.load(Ordering::Acquire), asked > books.made) {
+            (true, _) => 0,
+            (false, true) => books.keep,
+            (false, false) => shared.options.retain_bytes,
+        };
+        take_empty_regions(&mut books, keep)
     };
-    for (raw, size) in empty {
+    for Region { raw, reserved, backing, .. } in empty {
         // SAFETY: the region came from this memory and is in the books no more. I1: it holds no live fragment, and
-        // those it held were synchronized before their ranges were freed.
-        let released = unsafe { shared.memory.release(raw) };
+        // those it held were synchronized before their ranges were freed. V2: all its parts have left.
+        let released = unsafe {
+            match backing {
+                Some(_) => shared.memory.parted().and_then(|parted| parted.release_range(raw)),
+                None => shared.memory.release(raw),
+            }
+        };
         let mut books = shared.books();
-        books.reserved -= size;
+        books.reserved -= reserved;
+        books.made_room += 1;
         if let Err(error) = released {
-            books.lost += size;
+            books.lost += reserved;
             drop(books);
-            tracing::error!(pool = shared.name, %error, bytes = size, "a region cannot be released: it is lost");
+            tracing::error!(pool = shared.name, %error, bytes = reserved, "a region cannot be released: it is lost");
         }
     }
 }
 
 /// Takes empty regions out of the books, except for the first ones that fit into `keep` bytes.
-fn take_empty_regions(books: &mut Books, mut keep: u64) -> Vec<(RawRegion, u64)> {
+fn take_empty_regions(books: &mut Books, mut keep: u64) -> Vec<Region> {
     let mut taken = Vec::new();
-    books.regions.retain(|_, region| {
-        let size = region.space.capacity();
-        if !region.space.is_empty() {
-            return true;
+    let empty = books.regions.iter().filter(|(_, region)| region.space.is_empty());
+    for (index, region) in empty {
+        match &region.backing {
+            Some(backing) if !backing.is_leaving() => taken.push(index),
+            Some(_) => {}
+            None if region.reserved <= keep => keep -= region.reserved,
+            None => taken.push(index),
         }
-        if size <= keep {
-            keep -= size;
-            return true;
-        }
-        taken.push((region.raw, size));
-        false
-    });
-    taken
+    }
+    taken.into_iter().filter_map(|index| books.regions.try_remove(index)).collect()
 }

@@ -16,6 +16,7 @@ use crate::fork::Process;
 use crate::fragment::Record;
 use crate::memory::{Memory, RawRegion};
 use crate::offsets::{Allocation, BestFit, Key, Request, align_up};
+use crate::parts::Backing;
 use crate::pending::Dropped;
 use crate::retire::RetireQueue;
 
@@ -27,6 +28,15 @@ pub(crate) struct Options {
     pub(crate) max_region_bytes: Option<NonZeroU64>,
     pub(crate) retain_bytes: u64,
     pub(crate) granule: u64,
+}
+
+/// How the regions of planned batches are backed.
+#[derive(Debug, Clone)]
+pub(crate) enum BatchRegions {
+    /// As other regions are, with the reason where parts were asked for.
+    Whole(Option<Arc<str>>),
+    /// In parts of so many bytes, or a multiple of it.
+    Parts(u64),
 }
 
 /// What becomes of ranges that wait for fences when a pool settles.
@@ -47,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) options: Options,
     pub(crate) on_pressure: Option<Box<OnPressure>>,
+    pub(crate) batch_regions: BatchRegions,
     pub(crate) books: Mutex<Books>,
     /// Notified after each pass of the reaper.
     pub(crate) passed: Condvar,
@@ -65,9 +76,15 @@ pub(crate) struct Books {
     pub(crate) fragments: Slab<Entry>,
     /// What was dropped and is not free yet.
     pub(crate) dropped: Dropped,
+    /// Parts of regions that hold no fragment any more: the region, the part and its bytes, and what is behind the region.
+    pub(crate) leaving: Vec<(usize, usize, Arc<Backing>)>,
     pub(crate) reserved: u64,
     pub(crate) live: u64,
     pub(crate) high_water: u64,
+    /// Counts what makes room for a placement: frees, releases, new regions.
+    pub(crate) made_room: u64,
+    /// Regions that are being reserved.
+    pub(crate) growing: usize,
     /// Bytes that can never be used again: their memory failed to synchronize or to release.
     pub(crate) lost: u64,
     /// Passes asked for and passes made: see [`Shared::settle`].
@@ -75,6 +92,8 @@ pub(crate) struct Books {
     pub(crate) made: u64,
     /// The last pass asked for that is to wait for fences.
     pub(crate) patient: u64,
+    /// How many bytes of empty regions the passes asked for may keep.
+    pub(crate) keep: u64,
     /// The reaper has ended; nothing is left.
     pub(crate) ended: bool,
 }
@@ -83,6 +102,10 @@ pub(crate) struct Books {
 pub(crate) struct Region {
     pub(crate) raw: RawRegion,
     pub(crate) space: BestFit,
+    /// What of it counts as reserved, in bytes: all but the parts that were given back.
+    pub(crate) reserved: u64,
+    /// Where it is backed in parts; nothing else is placed there then.
+    pub(crate) backing: Option<Arc<Backing>>,
 }
 
 impl Region {
@@ -132,6 +155,7 @@ impl Shared {
             name,
             options,
             on_pressure: None,
+            batch_regions: BatchRegions::Whole(None),
             books: Mutex::default(),
             passed: Condvar::new(),
             retired: RetireQueue::default(),
@@ -175,12 +199,19 @@ impl Shared {
     /// Waits until the reaper has dealt with all that was retired before this call, and has released every region
     /// that was empty then. What waits for fences is waited for, or stays as it is.
     pub(crate) fn settle(&self, fences: Fences) {
+        self.settle_and_keep(fences, 0);
+    }
+
+    /// As [`settle`](Self::settle), but that so many bytes of empty regions may stay.
+    pub(crate) fn settle_and_keep(&self, fences: Fences, keep: u64) {
         if self.is_forked_child() {
             return;
         }
         let mut books = self.books();
         books.asked += 1;
         let ticket = books.asked;
+        // Whoever asks meanwhile may want all of it.
+        books.keep = if books.made + 1 == ticket { keep } else { keep.min(books.keep) };
         if fences == Fences::Wait {
             books.patient = ticket;
         }
@@ -199,96 +230,6 @@ impl Shared {
         Ok(books)
     }
 
-    /// Takes a block from the regions there are, or from a new region of at least `region_bytes`, and returns it with
-    /// the lock still held, so that it can be entered at once.
-    ///
-    /// What has been retired counts as free: before an error is returned, it is waited for once. Then whoever wants to make room
-    /// may, as often as they say that they have.
-    pub(crate) fn take_block(
-        &self,
-        label: &str,
-        request: Request,
-        region_bytes: u64,
-    ) -> Result<(MutexGuard<'_, Books>, Block)> {
-        let mut asked: u32 = 0;
-        loop {
-            let refusal = match self.fit_or_grow(label, request, region_bytes) {
-                Err(refusal @ (Error::LimitReached { .. } | Error::OutOfMemory { .. })) => refusal,
-                placed => return placed,
-            };
-            let again = match &self.on_pressure {
-                _ if asked == 0 => true,
-                Some(on_pressure) => on_pressure(&refusal, asked).is_continue(),
-                None => false,
-            };
-            if !again {
-                return Err(refusal);
-            }
-            self.settle(Fences::Wait);
-            asked = asked.saturating_add(1);
-        }
-    }
-
-    fn fit_or_grow(
-        &self,
-        label: &str,
-        request: Request,
-        region_bytes: u64,
-    ) -> Result<(MutexGuard<'_, Books>, Block)> {
-        let mut books = self.open_books(label)?;
-        if let Some(block) = books.fit(request) {
-            return Ok((books, block));
-        }
-        let size = self.region_size(&books, label, request, region_bytes)?;
-        books.reserved += size;
-        drop(books);
-        // The lock is not held while the memory works, which may take long; `reserved` already counts the region, so
-        // that the limit holds and the reaper stays (R2).
-        let reserved = self.memory.reserve(size, request.align.max(self.options.granule));
-        let mut books = self.books();
-        match reserved {
-            Ok(raw) => {
-                let space = BestFit::new(size, self.options.granule);
-                let region = books.regions.insert(Region { raw, space });
-                match books.fit_in(region, request) {
-                    Some(block) => Ok((books, block)),
-                    None => {
-                        Err(self.broken_batch(0, "a fresh region does not hold what it was reserved for"))
-                    }
-                }
-            }
-            Err(source) => {
-                books.reserved -= size;
-                Err(Error::OutOfMemory {
-                    pool: self.name.clone(),
-                    label: label.into(),
-                    requested: size,
-                    reserved: books.reserved,
-                    source,
-                })
-            }
-        }
-    }
-
-    /// How large the next region is: the pool's region size or the request, whichever is larger; near the limit,
-    /// what is left of it.
-    fn region_size(&self, books: &Books, label: &str, request: Request, region_bytes: u64) -> Result<u64> {
-        let wanted = request.size.max(region_bytes);
-        let Some(limit) = self.options.limit_bytes else { return Ok(wanted) };
-        let left = limit.saturating_sub(books.reserved);
-        if request.size > left {
-            return Err(Error::LimitReached {
-                pool: self.name.clone(),
-                label: label.into(),
-                requested: request.size,
-                largest_free: books.largest_free(),
-                reserved: books.reserved,
-                limit,
-            });
-        }
-        Ok(wanted.min(left))
-    }
-
     pub(crate) fn broken_batch(&self, fragments: usize, problem: impl Into<String>) -> Error {
         Error::Batch { pool: self.name.clone(), fragments, problem: problem.into() }
     }
@@ -297,13 +238,13 @@ impl Shared {
 impl Books {
     /// A block in the first region that has room for it: best fit within the region.
     pub(crate) fn fit(&mut self, request: Request) -> Option<Block> {
-        let candidates: smallvec::SmallVec<[usize; 8]> =
-            self.regions.iter().map(|(region, _)| region).collect();
+        let whole = self.regions.iter().filter(|(_, region)| region.backing.is_none());
+        let candidates: smallvec::SmallVec<[usize; 8]> = whole.map(|(region, _)| region).collect();
         candidates.into_iter().find_map(|region| self.fit_in(region, request))
     }
 
-    fn fit_in(&mut self, region: usize, request: Request) -> Option<Block> {
-        let Region { raw, space } = self.regions.get_mut(region)?;
+    pub(crate) fn fit_in(&mut self, region: usize, request: Request) -> Option<Block> {
+        let Region { raw, space, .. } = self.regions.get_mut(region)?;
         // Offsets are aligned relative to the region's base, so the base has to be aligned as well.
         if !(raw.base.as_ptr() as u64).is_multiple_of(request.align) {
             return None;
@@ -316,10 +257,15 @@ impl Books {
     /// Returns the range of an entry, which is in the books no more, to its region's free blocks.
     pub(crate) fn free(&mut self, entry: &Entry) {
         let Some(home) = entry.home else { return };
+        self.made_room += 1;
         if let Some(region) = self.regions.get_mut(home.region) {
             // Each slot is entered with a key of its own and removed once, so the key is not stale.
             let freed = region.space.free(home.key);
             debug_assert!(freed.is_ok());
+            if let Some(backing) = &region.backing {
+                let left = backing.leave(home.offset, entry.bytes);
+                self.leaving.extend(left.into_iter().map(|part| (home.region, part, Arc::clone(backing))));
+            }
         }
     }
 
@@ -357,7 +303,12 @@ impl Books {
     }
 
     pub(crate) fn largest_free(&self) -> u64 {
-        self.regions.iter().map(|(_, region)| region.space.largest_free()).max().unwrap_or(0)
+        self.whole_regions().map(|region| region.space.largest_free()).max().unwrap_or(0)
+    }
+
+    /// Those whose free blocks can be placed in.
+    pub(crate) fn whole_regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().map(|(_, region)| region).filter(|region| region.backing.is_none())
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Stats {
     /// Dropped, and not free yet: a device may still be using them.
     #[serde(default)]
     pub pending_bytes: u64,
-    /// In free blocks of the regions.
+    /// In free blocks of the regions; those that are backed in parts have none, for what is free there goes back.
     pub free_bytes: u64,
     /// The largest free block.
     pub largest_free_bytes: u64,
@@ -41,6 +41,9 @@ pub struct Snapshot {
     pub stats: Stats,
     /// The regions, each with what lies in it.
     pub regions: Vec<RegionSnapshot>,
+    /// Why the regions of planned batches are not backed in parts, where that was asked for.
+    #[serde(default)]
+    pub whole_because: Option<Arc<str>>,
     /// Labels of the empty fragments, which lie in no region.
     pub empty: Vec<Arc<str>>,
 }
@@ -53,6 +56,9 @@ pub struct RegionSnapshot {
     pub address: u64,
     /// Length.
     pub bytes: u64,
+    /// How much of it is reserved: less than its length where parts of it have been given back.
+    #[serde(default)]
+    pub reserved_bytes: u64,
     /// In free blocks.
     pub free_bytes: u64,
     /// The largest free block.
@@ -80,7 +86,7 @@ impl Shared {
             reserved_bytes: books.reserved,
             live_bytes: books.live,
             pending_bytes: books.dropped.bytes,
-            free_bytes: books.regions.iter().map(|(_, region)| region.space.free_bytes()).sum(),
+            free_bytes: books.whole_regions().map(|region| region.space.free_bytes()).sum(),
             largest_free_bytes: books.largest_free(),
             high_water_bytes: books.high_water,
             lost_bytes: books.lost,
@@ -101,6 +107,7 @@ impl Shared {
                 let snapshot = RegionSnapshot {
                     address: region.raw.base.as_ptr() as u64,
                     bytes: region.space.capacity(),
+                    reserved_bytes: region.reserved,
                     free_bytes: region.space.free_bytes(),
                     largest_free_bytes: region.space.largest_free(),
                     fragments: Vec::new(),
@@ -129,6 +136,6 @@ impl Shared {
                 region
             })
             .collect();
-        Snapshot { pool: self.name.clone(), stats, regions, empty }
+        Snapshot { pool: self.name.clone(), stats, regions, whole_because: None, empty }
     }
 }

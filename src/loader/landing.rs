@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use tensorhold_allocator::Bases;
 
 use super::plan::{Job, Plan};
+use crate::error::Result;
 
 /// The regions that are filled.
 #[derive(Debug, Clone, Copy)]
@@ -33,10 +34,15 @@ pub(super) enum Form {
 pub(super) type Buffers<'a> = SmallVec<[IoSliceMut<'a>; 16]>;
 
 impl Landing<'_> {
-    /// Where a job's span begins in its region.
-    pub(super) fn address(&self, job: &Job) -> *mut u8 {
+    /// Where a job's span begins in its region. Where regions are backed in parts, waits until there is memory up to the
+    /// end of the span.
+    ///
+    /// # Errors
+    /// When there will be none.
+    pub(super) fn address(&self, job: &Job) -> Result<*mut u8> {
+        self.bases.wait_for(job.region, job.offset + job.span)?;
         // The plan and the memory come from one layout, so they have the same regions.
-        self.bases[job.region].as_ptr().wrapping_add(job.offset as usize)
+        Ok(self.bases[job.region].as_ptr().wrapping_add(job.offset as usize))
     }
 
     /// The buffers for a job's bytes after the first `done`, spread from `base` on.
@@ -63,11 +69,14 @@ impl Landing<'_> {
 
     /// Moves a job's bytes from where they were read to their places in the region, each once (I2).
     ///
+    /// # Errors
+    /// As [`address`](Self::address).
+    ///
     /// # Safety
     /// `from` holds the job's bytes in that form and is not in the region; the region is host-accessible, and no one
     /// else touches the job's part of it.
-    pub(super) unsafe fn place(&self, job: &Job, from: *const u8, form: Form) {
-        let (to, mut packed) = (self.address(job), 0);
+    pub(super) unsafe fn place(&self, job: &Job, from: *const u8, form: Form) -> Result<()> {
+        let (to, mut packed) = (self.address(job)?, 0);
         for piece in self.plan.pieces_of(job) {
             let at = match form {
                 Form::Packed(head) => head + packed,
@@ -83,6 +92,7 @@ impl Landing<'_> {
                 );
             };
         }
+        Ok(())
     }
 
     /// Spreads packed bytes within their slot, from `head` on, so that one copy can move the span.

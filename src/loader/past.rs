@@ -160,16 +160,17 @@ impl Reader<'_> {
         let start = self.lane.start(flight.slot);
         if self.fill.in_place() {
             // SAFETY: the slot holds the job's bytes; W1: no one else touches their places.
-            unsafe { self.fill.landing.place(job, start, Form::Packed(head)) };
+            unsafe { self.fill.landing.place(job, start, Form::Packed(head)) }?;
             self.lane.release(flight.slot);
             self.work.landed(flight.index);
             return Ok(());
         }
+        let to = self.fill.landing.address(job)?;
         // SAFETY: as above; the slot is as long as the longest span and two blocks more. W1, P2 and W2 as for reads
         // through the page cache.
         unsafe {
             self.fill.landing.spread(job, start, head);
-            self.lane.send(flight.slot, head, self.fill.landing.address(job), job.span, flight.index)
+            self.lane.send(flight.slot, head, to, job.span, flight.index)
         }
     }
 
@@ -186,13 +187,14 @@ impl Reader<'_> {
         self.work.count(job, Way::Buffered);
         if self.fill.in_place() {
             // SAFETY: as in `arrived`.
-            unsafe { self.fill.landing.place(job, start, Form::Spread) };
+            unsafe { self.fill.landing.place(job, start, Form::Spread) }?;
             self.lane.release(flight.slot);
             self.work.landed(flight.index);
             return Ok(());
         }
+        let to = self.fill.landing.address(job)?;
         // SAFETY: as in `arrived`.
-        unsafe { self.lane.send(flight.slot, 0, self.fill.landing.address(job), job.span, flight.index) }
+        unsafe { self.lane.send(flight.slot, 0, to, job.span, flight.index) }
     }
 }
 

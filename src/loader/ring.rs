@@ -316,13 +316,14 @@ impl<'a> Ring<'a> {
             }
             let (first, last) = (&jobs[first], &jobs[last]);
             let bytes = last.offset + last.span - first.offset;
+            // For the memory of the whole run.
+            self.landing.address(last)?;
+            let to = self.landing.address(first)?;
             // SAFETY: W1, P2: the run's span lies in a region that the target keeps, and no other copy's overlaps it. G1,
             // G2: its bytes lie in the slot, which is not free before the event recorded below has passed. The load waits
             // for the stream and, should that fail, the region's pool synchronizes its memory before anything is
             // reused (W2); so does that of the slots.
-            unsafe {
-                self.stream.copy_to_device(self.landing.address(first), self.place(group, first), bytes)
-            }?;
+            unsafe { self.stream.copy_to_device(to, self.place(group, first), bytes) }?;
             copies += 1;
         }
         if copies > 0 {

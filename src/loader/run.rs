@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
@@ -152,8 +153,32 @@ impl Run {
         error
     }
 
-    /// Reads all bytes to their places.
+    /// Reads all bytes to their places; where there is no memory behind them yet, that is brought up meanwhile.
     fn fill(
+        &self,
+        bases: &Bases,
+        callback: Option<&mut Callback>,
+        arrivals: Option<&Arrivals>,
+    ) -> Result<Report> {
+        if !bases.are_parted() {
+            return self.read_to(bases, callback, arrivals);
+        }
+        thread::scope(|scope| {
+            let bring_up = || bases.bring_up(|| self.control.is_stopped());
+            let thread = thread::Builder::new().name("tensorhold-bring".into());
+            if thread.spawn_scoped(scope, bring_up).is_err() {
+                bring_up();
+            }
+            let filled = self.read_to(bases, callback, arrivals);
+            if filled.is_err() {
+                // What is not there yet is not needed.
+                self.control.stop();
+            }
+            filled
+        })
+    }
+
+    fn read_to(
         &self,
         bases: &Bases,
         mut callback: Option<&mut Callback>,
@@ -242,6 +267,12 @@ impl Run {
             picked: format!("of at most {}", Bytes(readers.job_bytes)),
             why: format!("{} in all", Bytes(self.plan.bytes)),
         });
+        if let Some(why) = self.pool.whole_because() {
+            choices.push(Choice { about: "regions", picked: "whole".into(), why: why.to_string() });
+        } else if self.pool.is_parted() {
+            let why = "the pool's memory can be given back tensor by tensor".into();
+            choices.push(Choice { about: "regions", picked: "in parts".into(), why });
+        }
         if let Some(node) = self.device.driver().staging_node() {
             let why = format!("staging memory goes where {} is", self.device);
             choices.push(Choice { about: "node", picked: node.to_string(), why });

@@ -43,8 +43,9 @@ pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>) -> Result<()> {
 fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue) -> Result<()> {
     let mut watch = fill.totals.watch();
     while let Some((index, job, way)) = work.next_through(&fill.routes) {
+        let to = fill.landing.address(job)?;
         // SAFETY: W1, P2: the job's span lies in a host-accessible region that the target keeps.
-        match unsafe { read_job(fill, queue, job, fill.landing.address(job), way) }? {
+        match unsafe { read_job(fill, queue, job, to, way) }? {
             Outcome::Complete => {
                 work.count(job, Way::Buffered);
                 work.landed(index);

@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use tensorhold::allocator::{HostMemory, Memory, MemoryError, RawRegion};
+use tensorhold::allocator::{HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
 use tensorhold::{Device, DeviceKind, Driver, Error, Result, Stream};
 
 /// Host memory that says it is a device's.
@@ -33,6 +33,10 @@ unsafe impl Memory for Opaque {
 
     fn synchronize(&self) -> std::result::Result<(), MemoryError> {
         Ok(())
+    }
+
+    fn parted(&self) -> std::result::Result<&dyn PartedMemory, MemoryError> {
+        self.0.parted()
     }
 }
 

@@ -115,6 +115,19 @@ impl Context {
         check(&self.name, "make the context current", unsafe { sys::cuCtxPushCurrent_v2(self.raw) })
     }
 
+    /// What the driver says of the device.
+    pub(super) fn attribute(&self, attribute: CUdevice_attribute) -> Result<i32> {
+        let mut value = 0;
+        // SAFETY: C1: a context exists only with the library; `value` is valid for the write.
+        let status = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, self.device) };
+        check(&self.name, "look at", status).map(|()| value)
+    }
+
+    /// The driver's number of the device.
+    pub(super) fn device_number(&self) -> i32 {
+        self.device
+    }
+
     /// Whether it is this context.
     pub(super) fn is(&self, context: CUcontext) -> bool {
         self.raw == context

@@ -19,7 +19,7 @@ const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host(
 
 /// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
 #[cfg(feature = "cuda")]
-const SYMBOLS: [&str; 33] = [
+const SYMBOLS: [&str; 41] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -35,7 +35,15 @@ const SYMBOLS: [&str; 33] = [
     "cuCtxPopCurrent_v2",
     "cuCtxSynchronize",
     "cuCtxEnablePeerAccess",
+    "cuMemAddressFree",
+    "cuMemAddressReserve",
     "cuMemAlloc_v2",
+    "cuMemCreate",
+    "cuMemGetAllocationGranularity",
+    "cuMemMap",
+    "cuMemRelease",
+    "cuMemSetAccess",
+    "cuMemUnmap",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
     "cuMemHostRegister_v2",

@@ -2,15 +2,17 @@
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUresult};
 use rustix::mm::{Advice, madvise};
-use tensorhold_allocator::{Bytes, HostMemory, Memory, MemoryError, RawRegion};
+use tensorhold_allocator::{Bytes, HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
 
 use super::context::Context;
 use super::library::Library;
+use super::parted::PartedDeviceMemory;
 use super::status::check;
 use crate::device::numa::Node;
 use crate::error::{Error, Result};
@@ -19,11 +21,13 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     context: &'static Context,
+    /// Looked for when it is first asked for.
+    parted: OnceLock<std::result::Result<PartedDeviceMemory, String>>,
 }
 
 impl DeviceMemory {
     pub(super) fn new(context: &'static Context) -> Self {
-        Self { context }
+        Self { context, parted: OnceLock::new() }
     }
 
     fn allocate(&self, bytes: u64) -> Result<CUdeviceptr> {
@@ -88,6 +92,14 @@ unsafe impl Memory for DeviceMemory {
 
     fn synchronize(&self) -> std::result::Result<(), MemoryError> {
         Ok(self.context.synchronize()?)
+    }
+
+    fn parted(&self) -> std::result::Result<&dyn PartedMemory, MemoryError> {
+        let open = || PartedDeviceMemory::new(self.context).map_err(|error| error.to_string());
+        match self.parted.get_or_init(open) {
+            Ok(parted) => Ok(parted),
+            Err(reason) => Err(reason.as_str().into()),
+        }
     }
 }
 

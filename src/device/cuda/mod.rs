@@ -13,6 +13,7 @@ mod driver;
 mod library;
 mod memory;
 mod ordered;
+mod parted;
 mod status;
 mod stream;
 

@@ -1,0 +1,173 @@
+//! How a placement finds its block: in a region that there is, in a new one, or after someone has made room.
+
+use std::cell::Cell;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::memory::{MemoryError, RawRegion};
+use crate::offsets::{BestFit, Request};
+use crate::parts::{Backing, Part};
+use crate::shared::{Block, Books, Fences, Region, Shared};
+
+/// A placement that is looking for its block.
+struct Attempt<'a, 'l> {
+    shared: &'a Shared,
+    label: &'l str,
+    request: Request,
+    /// [`Books::made_room`] when it was refused.
+    seen: Cell<u64>,
+}
+
+impl Shared {
+    /// Takes a block from the regions there are, or from a new region of at least `region_bytes`, and returns it with
+    /// the lock still held, so that it can be entered at once.
+    ///
+    /// What has been retired counts as free: before an error is returned, it is waited for, as long as that frees something, of which
+    /// others may be quicker to take. Then whoever wants to make room may, as often as they say that they have.
+    pub(crate) fn take_block<'a>(
+        &'a self,
+        label: &str,
+        request: Request,
+        region_bytes: u64,
+    ) -> Result<(MutexGuard<'a, Books>, Block)> {
+        self.attempt(label, request).under_pressure(|attempt| attempt.fit_or_grow(region_bytes))
+    }
+
+    /// As [`take_block`](Self::take_block), in a new region that is backed in these parts: a range of addresses without memory.
+    pub(crate) fn take_parts(
+        &self,
+        label: &str,
+        request: Request,
+        parts: &[Part],
+    ) -> Result<(Block, Arc<Backing>)> {
+        let (books, block) =
+            self.attempt(label, request).under_pressure(|attempt| attempt.grow_in_parts(parts))?;
+        let backing = books.regions.get(block.home.region).and_then(|region| region.backing.clone());
+        Ok((block, backing.ok_or_else(|| self.broken_batch(0, "a region in parts has none"))?))
+    }
+
+    fn attempt<'a, 'l>(&'a self, label: &'l str, request: Request) -> Attempt<'a, 'l> {
+        Attempt { shared: self, label, request, seen: Cell::new(0) }
+    }
+
+    /// Whether there may be room that there was not: something was freed, if only for another, or a region that others were
+    /// reserving has come. Waits for those regions.
+    fn has_made_room(&self, before: u64) -> bool {
+        let mut books = self.books();
+        while books.growing > 0 && books.made_room == before {
+            books = self.passed.wait(books).unwrap_or_else(PoisonError::into_inner);
+        }
+        books.made_room != before
+    }
+}
+
+impl<'a> Attempt<'a, '_> {
+    /// Tries to place until that succeeds, or no one makes room.
+    fn under_pressure<T>(&self, place: impl Fn(&Self) -> Result<T>) -> Result<T> {
+        let shared = self.shared;
+        let mut asked: u32 = 0;
+        loop {
+            let refusal = match place(self) {
+                Err(refusal @ (Error::LimitReached { .. } | Error::OutOfMemory { .. })) => refusal,
+                placed => return placed,
+            };
+            shared.settle(Fences::Wait);
+            if shared.has_made_room(self.seen.get()) {
+                continue;
+            }
+            asked = asked.saturating_add(1);
+            let again = shared.on_pressure.as_ref().is_some_and(|ask| ask(&refusal, asked).is_continue());
+            if !again {
+                return Err(refusal);
+            }
+            shared.settle(Fences::Wait);
+        }
+    }
+
+    fn fit_or_grow(&self, region_bytes: u64) -> Result<(MutexGuard<'a, Books>, Block)> {
+        let shared = self.shared;
+        let mut books = shared.open_books(self.label)?;
+        if let Some(block) = books.fit(self.request) {
+            return Ok((books, block));
+        }
+        let size = self.region_size(&books, self.request.size, region_bytes)?;
+        self.grow(books, size, |align| shared.memory.reserve(size, align), |_| None)
+    }
+
+    fn grow_in_parts(&self, parts: &[Part]) -> Result<(MutexGuard<'a, Books>, Block)> {
+        let shared = self.shared;
+        let books = shared.open_books(self.label)?;
+        let bytes = parts.last().map_or(0, |part| part.offset + part.bytes);
+        let size = self.region_size(&books, bytes, 0)?;
+        let reserve = |align| shared.memory.parted()?.reserve_range(bytes, align);
+        let backed = |raw| Some(Arc::new(Backing::new(Arc::clone(&shared.memory), raw, parts.to_vec())));
+        self.grow(books, size, reserve, backed)
+    }
+
+    /// Enters a new region of `size` bytes, and takes a block of it.
+    fn grow(
+        &self,
+        mut books: MutexGuard<'a, Books>,
+        size: u64,
+        reserve: impl FnOnce(u64) -> std::result::Result<RawRegion, MemoryError>,
+        backed: impl FnOnce(RawRegion) -> Option<Arc<Backing>>,
+    ) -> Result<(MutexGuard<'a, Books>, Block)> {
+        let Self { shared, label, request, .. } = *self;
+        books.reserved += size;
+        books.growing += 1;
+        drop(books);
+        // The lock is not held while the memory works, which may take long; `reserved` already counts the region, so
+        // that the limit holds and the reaper stays (R2).
+        let reserved = reserve(request.align.max(shared.options.granule));
+        let mut books = shared.books();
+        books.growing -= 1;
+        // Not when it is refused: those who are refused in turn would go on for ever.
+        books.made_room += u64::from(reserved.is_ok());
+        shared.passed.notify_all();
+        match reserved {
+            Ok(raw) => {
+                let backing = backed(raw);
+                // What is rounded up to whole parts belongs to no fragment.
+                let capacity = if backing.is_some() { request.size } else { size };
+                let space = BestFit::new(capacity, shared.options.granule);
+                let region = books.regions.insert(Region { raw, space, reserved: size, backing });
+                let broken =
+                    || shared.broken_batch(0, "a fresh region does not hold what it was reserved for");
+                let block = books.fit_in(region, request).ok_or_else(broken)?;
+                Ok((books, block))
+            }
+            Err(source) => {
+                books.reserved -= size;
+                self.seen.set(books.made_room);
+                Err(Error::OutOfMemory {
+                    pool: shared.name.clone(),
+                    label: label.into(),
+                    requested: size,
+                    reserved: books.reserved,
+                    source,
+                })
+            }
+        }
+    }
+
+    /// How large the next region is: the pool's region size or what is needed, whichever is larger; near the limit, what is
+    /// left of it.
+    fn region_size(&self, books: &Books, needed: u64, region_bytes: u64) -> Result<u64> {
+        let Self { shared, label, .. } = *self;
+        let wanted = needed.max(region_bytes);
+        let Some(limit) = shared.options.limit_bytes else { return Ok(wanted) };
+        let left = limit.saturating_sub(books.reserved);
+        if needed > left {
+            self.seen.set(books.made_room);
+            return Err(Error::LimitReached {
+                pool: shared.name.clone(),
+                label: label.into(),
+                requested: needed,
+                largest_free: books.largest_free(),
+                reserved: books.reserved,
+                limit,
+            });
+        }
+        Ok(wanted.min(left))
+    }
+}

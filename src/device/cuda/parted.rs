@@ -1,0 +1,135 @@
+//! Device memory that is put behind ranges of addresses part by part: CUDA's virtual memory management.
+
+use std::mem;
+use std::ptr::{self, NonNull};
+
+use cudarc::driver::sys::{
+    self, CUdevice_attribute, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc,
+    CUmemAllocationGranularity_flags, CUmemAllocationProp, CUmemAllocationType, CUmemLocation,
+    CUmemLocationType,
+};
+use tensorhold_allocator::{MemoryError, PartedMemory, RawRegion};
+
+use super::context::Context;
+use super::status::check;
+use crate::error::{Error, Result};
+
+/// Ranges of a device's addresses, with memory of the device behind their parts.
+#[derive(Debug)]
+pub(super) struct PartedDeviceMemory {
+    context: &'static Context,
+    unit: u64,
+}
+
+impl PartedDeviceMemory {
+    /// # Errors
+    /// When the device has no virtual memory management.
+    pub(super) fn new(context: &'static Context) -> Result<Self> {
+        let _current = context.enter()?;
+        let supported = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED)?;
+        if supported == 0 {
+            return Err(Error::Device {
+                device: context.name.clone(),
+                operation: "reserve addresses",
+                detail: "the device has no virtual memory management".into(),
+                remedy: "use regions that are backed as a whole",
+            });
+        }
+        let (prop, mut unit) = (allocation(context), 0);
+        let option = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+        // SAFETY: C1, C3; `unit` is valid for the write, `prop` for the read.
+        let status = unsafe { sys::cuMemGetAllocationGranularity(&mut unit, &prop, option) };
+        check(&context.name, "ask for the granularity of memory", status)?;
+        Ok(Self { context, unit: (unit as u64).max(1).next_power_of_two() })
+    }
+
+    fn map(&self, part: RawRegion) -> Result<()> {
+        let (context, address, bytes) =
+            (self.context, part.base.as_ptr() as CUdeviceptr, part.bytes as usize);
+        let _current = context.enter()?;
+        let (prop, mut handle) = (allocation(context), 0);
+        // SAFETY: C1, C3; `handle` is valid for the write, `prop` for the read.
+        check(&context.name, "create memory", unsafe { sys::cuMemCreate(&mut handle, bytes, &prop, 0) })?;
+        // SAFETY: C1, C3; V2: the part is ours, of whole units, within a range from `reserve_range`, and nothing is behind it.
+        let mapped = unsafe { sys::cuMemMap(address, bytes, 0, handle, 0) };
+        // SAFETY: C1, C3; created above, released once. The mapping keeps the memory.
+        let released = unsafe { sys::cuMemRelease(handle) };
+        check(&context.name, "map memory", mapped)?;
+        let desc = CUmemAccessDesc {
+            location: prop.location,
+            flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: C1, C3; mapped just now, and `desc` is one description.
+        let allowed = unsafe { sys::cuMemSetAccess(address, bytes, &desc, 1) };
+        let ready = check(&context.name, "release a handle of memory", released)
+            .and_then(|()| check(&context.name, "allow access to memory", allowed));
+        if ready.is_err() {
+            // SAFETY: C1, C3; mapped above, and no one knows it.
+            let _ = unsafe { sys::cuMemUnmap(address, bytes) };
+        }
+        ready
+    }
+}
+
+// SAFETY: V1: the driver's ranges do not overlap, and parts of whole units can be mapped. V2: mapped memory is the
+// device's as cuMemAlloc's is, and cuCtxSynchronize waits for work on it (M3).
+unsafe impl PartedMemory for PartedDeviceMemory {
+    fn unit(&self) -> u64 {
+        self.unit
+    }
+
+    fn reserve_range(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
+        let name = &self.context.name;
+        let too_long = || Error::Device {
+            device: name.clone(),
+            operation: "reserve addresses",
+            detail: format!("there is no range of {bytes} bytes"),
+            remedy: "load less at once",
+        };
+        let bytes = bytes.checked_next_multiple_of(self.unit).ok_or_else(too_long)?;
+        let _current = self.context.enter()?;
+        let mut address = 0;
+        // SAFETY: C1, C3; `address` is valid for the write, and 0 lets the driver choose.
+        let status = unsafe {
+            sys::cuMemAddressReserve(&mut address, bytes as usize, align.max(self.unit) as usize, 0, 0)
+        };
+        check(name, "reserve addresses", status)?;
+        let base = NonNull::new(ptr::without_provenance_mut(address as usize)).ok_or_else(too_long)?;
+        Ok(RawRegion { base, bytes })
+    }
+
+    unsafe fn release_range(&self, range: RawRegion) -> std::result::Result<(), MemoryError> {
+        let _current = self.context.enter()?;
+        let address = range.base.as_ptr() as CUdeviceptr;
+        // SAFETY: C1, C3; by the caller's promise the range came from `reserve_range` and nothing is mapped there.
+        let status = unsafe { sys::cuMemAddressFree(address, range.bytes as usize) };
+        Ok(check(&self.context.name, "release addresses", status)?)
+    }
+
+    fn commit(&self, part: RawRegion) -> std::result::Result<(), MemoryError> {
+        Ok(self.map(part)?)
+    }
+
+    unsafe fn decommit(&self, part: RawRegion) -> std::result::Result<(), MemoryError> {
+        let _current = self.context.enter()?;
+        // SAFETY: C1, C3; by the caller's promise `commit` mapped just this part, and nothing touches it any more. It was the last
+        // that kept the memory.
+        let status = unsafe { sys::cuMemUnmap(part.base.as_ptr() as CUdeviceptr, part.bytes as usize) };
+        Ok(check(&self.context.name, "unmap memory", status)?)
+    }
+}
+
+/// Memory of the device, as cuMemAlloc gives it.
+fn allocation(context: &Context) -> CUmemAllocationProp {
+    // SAFETY: numbers, a null pointer and enums that have a 0.
+    let mut prop: CUmemAllocationProp = unsafe { mem::zeroed() };
+    prop.type_ = CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+    prop.location.type_ = CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+    let location: *mut CUmemLocation = &raw mut prop.location;
+    // The number is a field in some versions of the header and one of a union in others; in all it comes second, as an int.
+    const { assert!(size_of::<CUmemLocation>() == 2 * size_of::<i32>()) };
+    // SAFETY: within the structure, aligned as its fields are.
+    unsafe { location.cast::<i32>().add(1).write(context.device_number()) };
+    prop
+}
