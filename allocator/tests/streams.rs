@@ -262,13 +262,12 @@ fn the_cpu_writes_only_when_recorded_uses_have_ended() {
     stream.0.finish();
     assert!(fragment.as_bytes_mut().is_some());
     // Where the CPU can touch the memory, a range is placed when all has ended with it.
-    use_on(&fragment, &stream);
-    stream.0.enqueue();
-    use_on(&fragment, &stream);
-    let address = fragment.use_on(&stream).unwrap().as_ptr();
-    drop(fragment);
+    let used = place(&pool, 256);
+    let address = use_on(&used, &stream);
+    drop(used);
     let other = pool.place_on(&stream, "other", Request::new(256, 256)).unwrap();
     assert_ne!(other.as_ptr(), address);
+    stream.0.finish();
 }
 
 #[derive(Debug, Clone)]
