@@ -4,12 +4,18 @@
 //! For each seed: nanoseconds of an operation (the clock's own time taken off), and the smallest space in which no request
 //! fails, as a multiple of the most bytes that were live. Every trace is checked: what is live never overlaps, and the space is empty at
 //! the end.
+//!
+//! `cargo bench --bench churn -- record FILE` records a pool instead that is treated so, for `benches/traces`.
 
+use std::env;
+use std::fs::File;
 use std::hint::black_box;
+use std::io::BufWriter;
+use std::sync::Arc;
 use std::time::Instant;
 
-use tensorhold_allocator::Request;
 use tensorhold_allocator::offsets::{BestFit, Key};
+use tensorhold_allocator::{HostMemory, Pool, Request, events};
 
 const OPERATIONS: usize = 1_000_000;
 const LIVE: usize = 1000;
@@ -22,17 +28,17 @@ enum Operation {
     Free(usize),
 }
 
-/// A trace, and the most bytes that are live in it, rounded to the granule.
-fn trace(seed: u64) -> (Vec<Operation>, u64) {
+/// A trace of so many operations on about so many blocks, and the most bytes that are live in it, rounded to the granule.
+fn trace(seed: u64, operations: usize, aim: usize) -> (Vec<Operation>, u64) {
     let mut state = seed;
     let mut random = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 11) as f64 / (1_u64 << 53) as f64
     };
     let (mut live, mut bytes, mut peak) = (Vec::new(), 0, 0);
-    let operations = (0..OPERATIONS).map(|_| {
+    let operations = (0..operations).map(|_| {
         // As many come as go, around the number that is aimed at.
-        if live.is_empty() || random() < 0.5 + (LIVE as f64 - live.len() as f64) / LIVE as f64 {
+        if live.is_empty() || random() < 0.5 + (aim as f64 - live.len() as f64) / aim as f64 {
             let size = (256.0 * (random() * 18.0).exp2()) as u64;
             live.push(size);
             bytes += size.next_multiple_of(GRANULE);
@@ -102,11 +108,42 @@ fn times(trace: &[Operation], capacity: u64) -> Vec<u64> {
     times
 }
 
+/// Records a pool in regions of 256 MiB that is treated so, for `benches/traces`. No byte of it is touched.
+fn record(file: &str) {
+    let (recorder, log) = events::recorder(events::DEFAULT_CAPACITY);
+    let builder = Pool::builder(Arc::new(HostMemory::new())).name("churn").region_bytes(256 << 20);
+    let Ok(pool) = builder.events(recorder).build() else { panic!("the pool does not start") };
+    let mut live = Vec::new();
+    for operation in trace(1, 6000, 200).0 {
+        match operation {
+            Operation::Place(size) => match pool.place("block", Request::new(size, GRANULE)) {
+                Ok(fragment) => live.push(fragment),
+                Err(error) => panic!("{error}"),
+            },
+            Operation::Free(at) => {
+                drop(live.swap_remove(at));
+                // The reaper keeps up, as it would if something was done with the memory.
+                pool.trim();
+            }
+        }
+    }
+    drop(live);
+    pool.close();
+    let written = File::create(file).and_then(|file| log.write_to(BufWriter::new(file)));
+    assert!(written.is_ok() && !log.is_full(), "{written:?}");
+}
+
 fn main() {
+    let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if let [command, file] = &arguments[..]
+        && command == "record"
+    {
+        return record(file);
+    }
     println!("| seed | peak live | smallest space | mean ns | p50 | p99 | p99.9 | max |");
     println!("|---|---|---|---|---|---|---|---|");
     for seed in 1..=5 {
-        let (trace, peak) = trace(seed);
+        let (trace, peak) = trace(seed, OPERATIONS, LIVE);
         let of_peak = |hundredths: u64| peak / 100 * hundredths;
         // Room for more is not room for less in every case, but it is close.
         let smallest = (100..200).find(|&hundredths| fits(&trace, of_peak(hundredths))).unwrap_or(200);

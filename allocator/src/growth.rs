@@ -131,6 +131,7 @@ impl<'a> Attempt<'a, '_> {
                 let capacity = if backing.is_some() { request.size } else { size };
                 let space = BestFit::new(capacity, shared.options.granule);
                 let region = books.regions.insert(Region { raw, space, reserved: size, backing });
+                books.log_grow(region, size);
                 let broken =
                     || shared.broken_batch(0, "a fresh region does not hold what it was reserved for");
                 let block = books.fit_in(region, request).ok_or_else(broken)?;

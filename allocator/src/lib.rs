@@ -44,6 +44,7 @@ mod closing;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+pub mod events;
 mod fence;
 mod fork;
 mod fragment;
@@ -55,6 +56,7 @@ mod parts;
 mod pending;
 mod pool;
 mod reaper;
+pub mod replay;
 mod retire;
 mod shared;
 mod stats;

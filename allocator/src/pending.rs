@@ -79,15 +79,20 @@ impl Shared {
     /// Sorts what has been retired since the last time, and says whether there was anything. R1: the records go here.
     pub(crate) fn sort_retired(&self, books: &mut Books) -> bool {
         let mut any = false;
+        let mut numbers = Vec::new();
+        let mut free = Vec::new();
         for record in self.retired.take_all() {
             any = true;
             let Some(entry) = books.fragments.try_remove(record.slot) else { continue };
             books.live -= entry.bytes;
+            if self.options.recording {
+                numbers.push(entry.number);
+            }
             let (exposed, uses) = record.uses.into_parts();
             match entry.home {
                 // It lies nowhere.
-                None => continue,
-                Some(_) if !exposed && uses.is_empty() => books.free(&entry),
+                None => free.push(entry),
+                Some(_) if !exposed && uses.is_empty() => free.push(entry),
                 Some(_) if !exposed => {
                     books.dropped.bytes += entry.bytes;
                     books.dropped.wait_for(entry, uses);
@@ -98,6 +103,9 @@ impl Shared {
                 }
             }
         }
+        books.log_retire(numbers);
+        free.iter().for_each(|entry| books.free(entry));
+        books.log_gone();
         any
     }
 
@@ -132,6 +140,7 @@ impl Shared {
             books.dropped.bytes -= pending.entry.bytes;
             books.free(&pending.entry);
         }
+        books.log_gone();
     }
 
     /// As [`Pool::place_on`](crate::Pool::place_on).
@@ -170,7 +179,11 @@ impl Shared {
         match split {
             Ok((after, (block, left))) => {
                 books.dropped.bytes -= entry.bytes;
-                if let Some(left) = left {
+                // In the log it goes, and comes anew as what it was divided into.
+                books.log_reap(entry.number, true);
+                books.log_gone();
+                if let Some(mut left) = left {
+                    books.log_left(&mut left);
                     books.dropped.bytes += left.bytes;
                     books.dropped.wait_for(left, uses);
                 }
@@ -212,6 +225,7 @@ impl Shared {
         uses: Uses,
     ) -> Fragment {
         let slot = books.enter(label, request.size, Some(block.home));
+        books.log_alloc(slot, request.align);
         Fragment::new(block.address, request.size, Arc::clone(self), slot, uses)
     }
 }

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use crate::bases::Bases;
 use crate::error::{Error, Result};
+use crate::events::Recorder;
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::Memory;
@@ -116,6 +117,7 @@ impl Pool {
             max_region_bytes: None,
             retain_bytes: 0,
             granule: DEFAULT_GRANULE,
+            recording: false,
         };
         PoolBuilder { shared: Shared::new(memory, name, options), parts: RegionParts::default() }
     }
@@ -166,6 +168,7 @@ impl Pool {
             (books, block.address, Some(block.home))
         };
         let slot = books.enter(label, request.size, home);
+        books.log_alloc(slot, request.align);
         Ok(Fragment::new(address, request.size, Arc::clone(shared), slot, Uses::default()))
     }
 
@@ -249,6 +252,7 @@ impl Pool {
                 }
                 None => (shared.take_block(&reserved.label, request, 0)?.1, None),
             };
+            shared.books().log_take(&reserved.label, request, &block);
             reserved.blocks.push((block, shape.size));
             backings.push(backing);
         }
@@ -328,12 +332,14 @@ impl Reserved {
                 None => (dangling(shared.options.granule), None),
             };
             let slot = books.enter(label, bytes, home);
+            books.log_part(slot, placement);
             // Who has the bases may be writing there.
             Fragment::new(address, bytes, Arc::clone(&shared), slot, Uses::new(true, Vec::new()))
         };
         // Where an iterator ends sooner than its clone, fragments go by the label of the batch: none is left out.
         let labels = labels.cloned().chain(iter::repeat_with(|| Arc::clone(&self.label)));
         let fragments = layout.placements.iter().zip(labels).map(place).collect();
+        books.log_cut(&blocks);
         Ok(Placed { fragments, bases })
     }
 }
@@ -343,7 +349,10 @@ impl Drop for Reserved {
         let shared = self.pool.shared();
         for (block, bytes) in mem::take(&mut self.blocks) {
             // The way that fragments go, since the memory may be in use still (I1).
-            let slot = shared.books().enter(Arc::clone(&self.label), bytes, Some(block.home));
+            let mut books = shared.books();
+            let slot = books.enter(Arc::clone(&self.label), bytes, Some(block.home));
+            books.log_uncut(slot);
+            drop(books);
             let uses = Uses::new(true, Vec::new());
             drop(Fragment::new(block.address, bytes, Arc::clone(shared), slot, uses));
         }
@@ -437,6 +446,12 @@ impl PoolBuilder {
         self
     }
 
+    /// Records what happens in the pool: see [`events`](crate::events). Default: nothing is recorded.
+    pub fn events(mut self, recorder: Recorder) -> Self {
+        self.shared.record(recorder);
+        self
+    }
+
     /// How the regions of planned batches are backed. Default: [`RegionParts::Whole`].
     pub fn region_parts(mut self, parts: RegionParts) -> Self {
         self.parts = parts;
@@ -458,6 +473,7 @@ impl PoolBuilder {
             }
         };
         let shared = Arc::new(self.shared);
+        shared.begin_log();
         reaper::start(&shared).map_err(|source| Error::Reaper { pool: shared.name.clone(), source })?;
         Ok(Pool { owner: Arc::new(Owner { shared }) })
     }

@@ -46,6 +46,9 @@ fn run(shared: &Shared) {
             && books.fragments.is_empty()
             && books.regions.is_empty()
             && books.reserved == 0;
+        if shared.closing.load(Ordering::Acquire) {
+            books.log_close();
+        }
         let (ended, up_to_date, waits) = (books.ended, books.asked == asked, books.dropped.is_waiting());
         drop(books);
         shared.passed.notify_all();
@@ -73,9 +76,13 @@ fn free_exposed(shared: &Shared, exposed: Vec<Entry>) {
         match &synchronized {
             Ok(()) => books.free(entry),
             // I1 cannot be shown: the range stays taken for good, and its region with it.
-            Err(_) => books.lost += entry.bytes,
+            Err(_) => {
+                books.lost += entry.bytes;
+                books.log_reap(entry.number, false);
+            }
         }
     }
+    books.log_gone();
     drop(books);
     if let Err(error) = synchronized {
         tracing::error!(pool = shared.name, %error, fragments = exposed.len(), "memory cannot be synchronized: dropped ranges are lost");
@@ -85,7 +92,7 @@ fn free_exposed(shared: &Shared, exposed: Vec<Entry>) {
 /// Gives back the parts of regions in which no fragment lies any more.
 fn give_back_parts(shared: &Shared) {
     let leaving = mem::take(&mut shared.books().leaving);
-    for (region, part, backing) in leaving {
+    for (index, part, backing) in leaving {
         let bytes = backing.bytes(part);
         // I1: the fragments that lay in it are free.
         let given_back = backing.give_back(part);
@@ -93,9 +100,10 @@ fn give_back_parts(shared: &Shared) {
         books.reserved -= bytes;
         books.made_room += 1;
         // It is there, since it is not released before its parts have left.
-        if let Some(region) = books.regions.get_mut(region) {
+        if let Some(region) = books.regions.get_mut(index) {
             region.reserved -= bytes;
         }
+        books.log_part_back(index, bytes);
         if let Err(error) = given_back {
             books.lost += bytes;
             drop(books);
@@ -114,6 +122,7 @@ fn release_empty_regions(shared: &Shared, asked: u64) {
             (false, true) => books.keep,
             (false, false) => shared.options.retain_bytes,
         };
+        books.log_trim(keep);
         take_empty_regions(&mut books, keep)
     };
     for Region { raw, reserved, backing, .. } in empty {
@@ -148,5 +157,10 @@ fn take_empty_regions(books: &mut Books, mut keep: u64) -> Vec<Region> {
             None => taken.push(index),
         }
     }
-    taken.into_iter().filter_map(|index| books.regions.try_remove(index)).collect()
+    let mut remove = |index| {
+        let region = books.regions.try_remove(index)?;
+        books.log_release(index, region.reserved);
+        Some(region)
+    };
+    taken.into_iter().filter_map(&mut remove).collect()
 }

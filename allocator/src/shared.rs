@@ -12,6 +12,7 @@ use std::thread::Thread;
 use slab::Slab;
 
 use crate::error::{Error, Result};
+use crate::events::Recorder;
 use crate::fork::Process;
 use crate::fragment::Record;
 use crate::memory::{Memory, RawRegion};
@@ -28,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) max_region_bytes: Option<NonZeroU64>,
     pub(crate) retain_bytes: u64,
     pub(crate) granule: u64,
+    /// The books have a recorder.
+    pub(crate) recording: bool,
 }
 
 /// How the regions of planned batches are backed.
@@ -96,6 +99,8 @@ pub(crate) struct Books {
     pub(crate) keep: u64,
     /// The reaper has ended; nothing is left.
     pub(crate) ended: bool,
+    /// Enters the changes in the event log, if there is one.
+    pub(crate) recorder: Option<Box<Recorder>>,
 }
 
 #[derive(Debug)]
@@ -121,6 +126,8 @@ impl Region {
 pub(crate) struct Entry {
     pub(crate) label: Arc<str>,
     pub(crate) bytes: u64,
+    /// Its number in the event log, if there is one.
+    pub(crate) number: u64,
     /// Where it lies; an empty fragment lies nowhere.
     pub(crate) home: Option<Home>,
 }
@@ -254,8 +261,10 @@ impl Books {
         Some(Block { home: Home { region, offset, key }, address })
     }
 
-    /// Returns the range of an entry, which is in the books no more, to its region's free blocks.
+    /// Returns the range of an entry, which is in the books no more, to its region's free blocks. `log_gone` follows under the
+    /// same lock.
     pub(crate) fn free(&mut self, entry: &Entry) {
+        self.log_reap(entry.number, true);
         let Some(home) = entry.home else { return };
         self.made_room += 1;
         if let Some(region) = self.regions.get_mut(home.region) {
@@ -285,7 +294,8 @@ impl Books {
         let keys = region.space.carve(home.key, &[0, taken]).map_err(|error| error.to_string())?;
         let [key, rest] = keys[..] else { return Err("it was not cut in two".into()) };
         let rest = Home { offset: home.offset + taken, key: rest, ..home };
-        let left = Entry { label: Arc::clone(&entry.label), bytes: entry.bytes - taken, home: Some(rest) };
+        let (label, bytes) = (Arc::clone(&entry.label), entry.bytes - taken);
+        let left = Entry { label, bytes, number: 0, home: Some(rest) };
         Ok((Block { home: Home { key, ..home }, address }, Some(left)))
     }
 
@@ -299,7 +309,7 @@ impl Books {
     pub(crate) fn enter(&mut self, label: Arc<str>, bytes: u64, home: Option<Home>) -> usize {
         self.live += bytes;
         self.high_water = self.high_water.max(self.live);
-        self.fragments.insert(Entry { label, bytes, home })
+        self.fragments.insert(Entry { label, bytes, number: 0, home })
     }
 
     pub(crate) fn largest_free(&self) -> u64 {

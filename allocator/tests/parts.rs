@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use proptest::prelude::*;
+use tensorhold_allocator::events::{self, Event, Log};
+use tensorhold_allocator::replay::{self, Policy, Room};
 use tensorhold_allocator::{
     Error, HostMemory, Memory, MemoryError, PartedMemory, Placed, Pool, RawRegion, RegionParts, Request,
 };
@@ -140,6 +142,33 @@ fn a_dropped_fragment_gives_its_memory_back_though_its_neighbours_live() {
     pool.trim();
     assert_eq!((memory.committed_bytes(), pool.stats().reserved_bytes, pool.stats().regions), (0, 0, 0));
     assert!(memory.ranges.lock().unwrap().is_empty());
+}
+
+#[test]
+fn the_event_log_tells_which_parts_have_gone() {
+    let (recorder, log) = events::recorder(1000);
+    let pool = Pool::builder(Arc::new(Parted::default())).region_parts(RegionParts::Require).events(recorder);
+    let pool = pool.build().unwrap();
+    let mut placed = place(&pool, &[4 * UNIT, 4 * UNIT]).unwrap();
+    placed.fragments.remove(0);
+    pool.trim();
+    drop(place(&pool, &[2 * UNIT]).unwrap());
+    drop(placed);
+    pool.close();
+    let log = Log::read(&log.write_to(Vec::new()).unwrap()[..]).unwrap();
+    let gone: Vec<(u64, u64)> = log
+        .events
+        .iter()
+        .filter_map(|(_, event)| match event {
+            Event::Part { region, bytes } => Some((*region, *bytes)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gone[0], (0, 4 * UNIT));
+    assert_eq!(gone.iter().map(|(_, bytes)| bytes).sum::<u64>(), 10 * UNIT);
+    let replayed = replay::replay(&log, Policy::BestFit, Room::Growing);
+    // Nothing is placed where parts have gone.
+    assert_eq!((replayed.regions, replayed.digest), (2, replay::recorded(&log).digest));
 }
 
 #[test]

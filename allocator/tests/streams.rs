@@ -8,6 +8,7 @@ use std::thread;
 
 use proptest::prelude::*;
 use support::{DeviceMemory, Handle, Stream};
+use tensorhold_allocator::events::{self, Log};
 use tensorhold_allocator::{Error, Fragment, HostMemory, Memory, Pool, Request};
 
 fn device() -> (Arc<DeviceMemory>, Pool) {
@@ -303,7 +304,9 @@ proptest! {
     #[test]
     fn no_range_is_used_again_before_its_uses(steps in prop::collection::vec(step(), 1..120)) {
         let memory = Arc::new(DeviceMemory::default());
-        let pool = Pool::builder(memory as Arc<dyn Memory>).region_bytes(16 << 10).build().unwrap();
+        let (recorder, log) = events::recorder(100_000);
+        let pool = Pool::builder(memory as Arc<dyn Memory>).region_bytes(16 << 10).events(recorder);
+        let pool = pool.build().unwrap();
         let streams: [Handle; 3] = streams();
         let mut live: Vec<(Fragment, std::ops::Range<usize>)> = Vec::new();
         let mut busy: Vec<Busy> = Vec::new();
@@ -355,5 +358,7 @@ proptest! {
         streams.iter().for_each(|stream| stream.0.finish());
         drop(live);
         assert_empty(&pool);
+        // Reading the log checks that no two of its fragments overlap.
+        prop_assert!(Log::read(&log.write_to(Vec::new()).unwrap()[..]).is_ok());
     }
 }

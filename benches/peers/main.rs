@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! peers write SHAPE FOLDER [SCALE]        a checkpoint of that shape, and the digests of its tensors
+//! peers sparse SHAPE FOLDER [SCALE]       the same without the tensors' bytes, which read as zeros and take no disk
 //! peers load ENTRY FOLDER [DEVICE]        one load: `tensorhold`, `tensorhold-BACKEND` or `mapped`
 //! peers limits FOLDER [DEVICE]            what the machine can do with these files when they are cached
 //! peers limits-cold FOLDER [half]         what its disk can do: all of the files, or the second half of each
@@ -17,6 +18,7 @@ mod support;
 
 use std::env;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -29,6 +31,8 @@ fn main() -> Result<()> {
     let printed = match arguments[..] {
         ["write", shape, folder] => write(shape, Path::new(folder), 1.0)?,
         ["write", shape, folder, scale] => write(shape, Path::new(folder), scale.parse()?)?,
+        ["sparse", shape, folder] => sparse(shape, Path::new(folder), 1.0)?,
+        ["sparse", shape, folder, scale] => sparse(shape, Path::new(folder), scale.parse()?)?,
         ["load", entry, folder] => load::load(entry, Path::new(folder), &device("cuda:0")?)?,
         ["load", entry, folder, name] => load::load(entry, Path::new(folder), &device(name)?)?,
         ["limits", folder] => limits::cached(&files(Path::new(folder))?, &device("cuda:0")?)?,
@@ -67,4 +71,19 @@ fn write(shape: &str, folder: &Path, scale: f64) -> Result<Value> {
     fs::write(folder.join(digest::FILE), serde_json::to_vec(&digests)?)?;
     let bytes: u64 = shards.iter().map(support::shapes::Shard::bytes).sum();
     Ok(json!({ "shape": shape, "bytes": bytes, "files": shards.len(), "tensors": digests.len() }))
+}
+
+fn sparse(shape: &str, folder: &Path, scale: f64) -> Result<Value> {
+    let shards = shapes::shards(shape, scale).with_context(|| format!("there is no shape {shape:?}"))?;
+    fs::create_dir_all(folder)?;
+    for shard in &shards {
+        let header = support::write::header(&shard.tensors);
+        let mut file = fs::File::create(folder.join(&shard.name))?;
+        file.write_all(&header)?;
+        file.set_len(header.len() as u64 + shard.bytes())?;
+    }
+    fs::write(folder.join("model.safetensors.index.json"), support::write::index(&shards))?;
+    let bytes: u64 = shards.iter().map(support::shapes::Shard::bytes).sum();
+    let tensors: usize = shards.iter().map(|shard| shard.tensors.len()).sum();
+    Ok(json!({ "shape": shape, "bytes": bytes, "files": shards.len(), "tensors": tensors }))
 }

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use globset::{GlobBuilder, GlobMatcher};
+use tensorhold::allocator::replay::Policy;
 use tensorhold::{Backend, BackendKind};
 
 use crate::device::DeviceName;
@@ -23,9 +25,13 @@ pub(crate) enum Command {
     /// Load a checkpoint and say where the time went
     Load(LoadArgs),
     /// Load a checkpoint, read every tensor back and compare it with the files, byte by byte
-    Verify(LoadArgs),
+    Verify(VerifyArgs),
     /// Draw where a checkpoint's tensors lie in memory, as an SVG
     Map(MapArgs),
+    /// Place what a recorded pool placed by other policies, and compare what they need
+    Replay(ReplayArgs),
+    /// Show a recorded pool over time, as a trace for Perfetto or chrome://tracing
+    Trace(TraceArgs),
     /// Write a Llama-shaped checkpoint sized to this machine, load it on the best device and verify it
     Demo(DemoArgs),
 }
@@ -43,6 +49,20 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
+    /// A checkpoint: a directory, an index (.json) or a safetensors file
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) options: LoadOptions,
+    /// Record what happens in the pool of the tensors' memory to this file, until it has been closed; for `replay` and `trace`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
     /// A checkpoint: a directory, an index (.json) or a safetensors file
     pub(crate) path: PathBuf,
     #[command(flatten)]
@@ -82,6 +102,30 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) snapshot: Option<PathBuf>,
     /// Where to write the picture [default: the standard output]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// A log that `load --events` or an EventLog wrote
+    pub(crate) log: PathBuf,
+    /// Only this policy; may be repeated [default: all]
+    #[arg(long = "policy", value_name = "POLICY", value_parser = policy())]
+    pub(crate) policies: Vec<Policy>,
+    /// Place in one space of this size, such as 16GiB [default: in regions that grow as the pool's do]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) capacity: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// A log that `load --events` or an EventLog wrote
+    pub(crate) log: PathBuf,
+    /// Where to write the trace [default: the standard output]
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
 }
@@ -149,6 +193,11 @@ fn backend(text: &str) -> Result<Backend, String> {
     let kind = BackendKind::ALL.into_iter().find(|kind| kind.name() == text);
     kind.map(Backend::Require)
         .ok_or_else(|| format!("expected auto, {}", BackendKind::ALL.map(BackendKind::name).join(", ")))
+}
+
+fn policy() -> impl TypedValueParser<Value = Policy> {
+    PossibleValuesParser::new(Policy::ALL.iter().map(|policy| policy.name()))
+        .try_map(|name| name.parse::<Policy>())
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -6,18 +6,27 @@ use std::path::Path;
 
 use serde::Serialize;
 use tensorhold::allocator::Bytes;
-use tensorhold::{Loader, Report, Weights};
+use tensorhold::{Loader, Pool, Report, Weights};
 
 use crate::args::{LoadArgs, LoadOptions};
 use crate::device::{self, Chosen};
 use crate::output::{self, count, rate};
+use crate::record::Recording;
 
 pub(crate) fn run(args: &LoadArgs) -> anyhow::Result<()> {
-    let loaded = load(&args.path, &args.options, device::choose(args.options.device)?)?;
-    output::print(|out| match args.json {
-        true => output::write_json(out, &loaded.document()),
-        false => loaded.write_text(out),
-    })
+    let chosen = device::choose(args.options.device)?;
+    let recording = args.events.as_ref().map(|file| Recording::start(file, &chosen.device)).transpose()?;
+    let loaded =
+        load_into(&args.path, &args.options, chosen, recording.as_ref().map(|recording| &recording.pool));
+    let printed = loaded.and_then(|loaded| {
+        output::print(|out| match args.json {
+            true => output::write_json(out, &loaded.document()),
+            false => loaded.write_text(out),
+        })
+    });
+    // What led to a failure is worth knowing, too. The weights have gone, so the log tells of their end.
+    let recorded = recording.map_or(Ok(()), Recording::finish);
+    printed.and(recorded)
 }
 
 /// A loaded checkpoint.
@@ -38,7 +47,20 @@ pub(crate) struct Document<'a> {
 
 /// Loads the selected tensors onto the chosen device, with a progress bar.
 pub(crate) fn load(path: &Path, options: &LoadOptions, chosen: Chosen) -> anyhow::Result<Loaded> {
+    load_into(path, options, chosen, None)
+}
+
+/// As [`load`], into a pool, if one is given.
+fn load_into(
+    path: &Path,
+    options: &LoadOptions,
+    chosen: Chosen,
+    pool: Option<&Pool>,
+) -> anyhow::Result<Loaded> {
     let mut loader = Loader::new(chosen.device).checkpoint(path)?;
+    if let Some(pool) = pool {
+        loader = loader.pool(pool);
+    }
     if !options.selection.is_all() {
         let selection = options.selection.clone();
         loader = loader.select(move |tensor| selection.wants(&tensor.name));

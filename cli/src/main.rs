@@ -13,6 +13,9 @@ mod inspect;
 mod load;
 mod map;
 mod output;
+mod record;
+mod replay;
+mod trace;
 mod verify;
 
 use std::process::ExitCode;
@@ -27,6 +30,8 @@ fn main() -> ExitCode {
         Command::Load(args) => load::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Map(args) => map::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

@@ -20,11 +20,17 @@ fn a_wrong_device_is_answered_with_the_right_ones() {
 fn a_wrong_size_is_answered_with_examples() {
     assert!(usage(&["load", "x", "--staging-bytes", "lots"]).contains("64MiB"));
     assert!(usage(&["demo", "--bytes", "-5"]).contains("demo"));
+    assert!(usage(&["replay", "x", "--capacity", "lots"]).contains("64MiB"));
 }
 
 #[test]
 fn a_wrong_number_of_threads_is_answered_with_the_range() {
     assert!(usage(&["load", "x", "--threads", "0"]).contains("1..=1024"));
+}
+
+#[test]
+fn a_wrong_policy_is_answered_with_the_right_ones() {
+    assert!(usage(&["replay", "x", "--policy", "worst-fit"]).contains("best-fit, "));
 }
 
 #[test]
@@ -37,12 +43,15 @@ fn a_path_is_needed() {
     for subcommand in ["inspect", "load", "verify"] {
         assert!(usage(&[subcommand]).contains("<PATH>"));
     }
+    for subcommand in ["replay", "trace"] {
+        assert!(usage(&[subcommand]).contains("<LOG>"));
+    }
 }
 
 #[test]
 fn help_and_version_are_results() {
     let help = stdout(&command().arg("--help").output().unwrap());
-    for subcommand in ["inspect", "load", "verify", "demo"] {
+    for subcommand in ["inspect", "load", "verify", "map", "replay", "trace", "demo"] {
         assert!(help.contains(subcommand), "{help}");
     }
     assert!(stdout(&command().arg("--version").output().unwrap()).starts_with("tensorhold "));

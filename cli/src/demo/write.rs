@@ -100,7 +100,7 @@ fn write_data(files: &[Target<'_>], written: impl Fn(u64) + Sync) -> anyhow::Res
 }
 
 /// The length and the header, padded so that the data begins at a multiple of 8.
-fn header(tensors: &[Spec]) -> Vec<u8> {
+pub(crate) fn header(tensors: &[Spec]) -> Vec<u8> {
     let mut entries = serde_json::Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
     let mut start = 0;
     for tensor in tensors {
@@ -117,7 +117,7 @@ fn header(tensors: &[Spec]) -> Vec<u8> {
 }
 
 /// The JSON that says which tensor is in which shard.
-fn index(shards: &[Shard]) -> String {
+pub(crate) fn index(shards: &[Shard]) -> String {
     let entries =
         shards.iter().flat_map(|shard| shard.tensors.iter().map(|tensor| (&tensor.name, &shard.name)));
     let files: BTreeMap<_, _> = entries.collect();

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::args::LoadArgs;
+use crate::args::VerifyArgs;
 use crate::device;
 use crate::load;
 use crate::output::{self, count, data};
@@ -21,7 +21,7 @@ pub(crate) use compare::{Verification, compare};
 /// Differences that are listed as text; JSON has them all.
 const LISTED: usize = 10;
 
-pub(crate) fn run(args: &LoadArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     let options = &args.options;
     let loaded = load::load(&args.path, options, device::choose(options.device)?)?;
     let verification = compare(&loaded.weights, |name| options.selection.wants(name))?;

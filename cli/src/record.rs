@@ -1,0 +1,37 @@
+//! `tensorhold load --events`: the load's pool, and the file that its events go to.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use tensorhold::Device;
+use tensorhold::allocator::Pool;
+use tensorhold::allocator::events::{self, EventLog};
+
+/// A pool that is recorded.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    pub(crate) pool: Pool,
+    log: EventLog,
+    file: File,
+    path: PathBuf,
+}
+
+impl Recording {
+    /// Makes the file, so that no load is for nothing, and the pool.
+    pub(crate) fn start(path: &Path, device: &Device) -> anyhow::Result<Self> {
+        let file = File::create(path).with_context(|| format!("create {path:?}"))?;
+        // A load has an event or two for each tensor, and those are in memory anyway.
+        let (recorder, log) = events::recorder(usize::MAX);
+        let pool = Pool::builder(device.memory()).name(device.name()).events(recorder).build()?;
+        Ok(Self { pool, log, file, path: path.to_owned() })
+    }
+
+    /// Closes the pool and writes what has happened in it.
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
+        self.pool.close();
+        self.log.write_to(BufWriter::new(self.file)).with_context(|| format!("write {:?}", self.path))?;
+        Ok(())
+    }
+}
