@@ -16,21 +16,23 @@ pub(super) const CLASSES: usize = ROWS * SUBCLASSES;
 /// The class of a size. Classes ascend with sizes.
 #[inline]
 pub(super) const fn class_of(size: u64) -> usize {
-    if size < SUBCLASSES as u64 {
-        return size as usize;
-    }
-    let log2 = size.ilog2();
-    let row = (log2 - SUBCLASS_BITS + 1) as usize;
-    // The 5 bits below the highest.
-    let column = (size >> (log2 - SUBCLASS_BITS)) as usize & (SUBCLASSES - 1);
-    row * SUBCLASSES + column
+    // Below the highest bit, 5 bits are the column. That bit itself makes the row one more, but for the first row,
+    // where sizes are classes of their own.
+    let shift = shift_of(size);
+    ((shift as usize) << SUBCLASS_BITS) + (size >> shift) as usize
+}
+
+/// How far a size is shifted to the right so that its class shows.
+#[inline]
+const fn shift_of(size: u64) -> u32 {
+    (size | SUBCLASSES as u64).ilog2() - SUBCLASS_BITS
 }
 
 /// Whether two sizes are in one class, which is quicker to tell than which.
 #[inline]
 pub(super) const fn same_class(a: u64, b: u64) -> bool {
     // The highest bit and the 5 below it decide; 32 stands for the sizes that are classes of their own.
-    let shift = (a | SUBCLASSES as u64).ilog2() - SUBCLASS_BITS;
+    let shift = shift_of(a);
     a >> shift == b >> shift
 }
 
@@ -45,6 +47,11 @@ pub(super) struct Occupied {
 impl Occupied {
     pub(super) const fn new() -> Self {
         Self { rows: 0, columns: [0; ROWS] }
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows == 0
     }
 
     #[inline]

@@ -3,18 +3,29 @@
 //!
 //! - [`lay_out`] and [`Bump`]: the layout of a batch whose sizes are known. No search.
 //! - [`BestFit`]: one space with exact best fit, for what comes and goes one at a time.
+//! - [`Segregated`]: the same by good fit, whose search takes the same time however many blocks are free.
+//! - [`Space`]: what both are; a `Space<Policy>` has the policy that is chosen at run time.
 #![forbid(unsafe_code)]
 
 mod best_fit;
-#[cfg(test)]
-mod best_fit_tests;
 mod bins;
+mod blocks;
+mod keys;
 mod planned;
 #[cfg(test)]
 mod planned_tests;
+mod policy;
+mod segregated;
+mod space;
+#[cfg(test)]
+mod space_tests;
 
-pub use best_fit::{Allocation, BestFit, Block, CarveError, Key, StaleKey};
+pub use best_fit::{BestFit, ByBestFit};
+pub use keys::{Allocation, Block, CarveError, Key, StaleKey};
 pub use planned::{Bump, Layout, LayoutError, Placement, RegionShape, lay_out};
+pub use policy::{Policy, Search};
+pub use segregated::{BySegregatedFit, Segregated};
+pub use space::Space;
 
 /// What is asked of a space: bytes, and a power of two that the offset is to be a multiple of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,50 @@
+//! Two-level segregated fit: a block of the first size class whose every block is large enough, whichever comes first.
+//!
+//! After TLSF (see [`bins`](super::bins)), with two differences: the first block of the request's own class is looked at
+//! before, so that what was just freed goes to a request of its size; and where TLSF would give up, the request gets the
+//! best fit.
+
+use super::Request;
+use super::best_fit::ByBestFit;
+use super::bins::class_of;
+use super::blocks::Blocks;
+use super::policy::Search;
+use super::space::Space;
+
+/// A space with two-level segregated fit, a good fit in constant time: whatever the number of free blocks, the search
+/// looks at three.
+///
+/// The block is of the request's own size class, or of the first class from there on that has one: at most 1/32 larger
+/// than need be. Only when none of the three holds the request, because the space is nearly full or the request aligned
+/// to more than the blocks are, is the best fit searched for, as [`BestFit`](super::BestFit) does.
+pub type Segregated = Space<BySegregatedFit>;
+
+/// The policy of [`Segregated`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BySegregatedFit;
+
+impl Search for BySegregatedFit {
+    #[inline]
+    fn search(self, blocks: &Blocks, request: Request) -> Option<(u32, u64)> {
+        let own = class_of(request.size);
+        // Every block from this class on is large enough.
+        let sure = class_of(request.size - 1) + 1;
+        let first = |class: usize| {
+            let (index, block) = blocks.in_bin(class).next()?;
+            Some((index, block.holds(request)?))
+        };
+        let loose = blocks.node(blocks.loose());
+        let loose_hit = |last: usize| {
+            let offset = loose.holds(request).filter(|_| class_of(loose.size) <= last)?;
+            Some((blocks.loose(), offset))
+        };
+        if let Some(hit) = first(own).or_else(|| loose_hit(own)) {
+            return Some(hit);
+        }
+        let hit = match blocks.occupied().next(sure) {
+            Some(class) => loose_hit(class).or_else(|| first(class)),
+            None => loose_hit(usize::MAX),
+        };
+        hit.or_else(|| ByBestFit.search(blocks, request))
+    }
+}

@@ -1,0 +1,194 @@
+//! One space: blocks that come and go one at a time, by keys. What is the same for every policy.
+
+use std::iter;
+use std::num::NonZeroU64;
+
+use super::Request;
+use super::blocks::{Blocks, Node, RING};
+use super::keys::{Allocation, Block, CarveError, Key, StaleKey};
+use super::policy::{Policy, Search};
+
+/// One space, `0..capacity`. The policy `P` says which free block a request goes to: [`BestFit`](super::BestFit) and
+/// [`Segregated`](super::Segregated) are spaces of one policy, a `Space<Policy>` has one that is chosen at run time.
+///
+/// Whatever the policy, a request is granted if any free block holds it, so an exact fit is never refused; and within
+/// its block a request lies at the low end, or at the high end if the neighbour there is larger by a third: what is left
+/// then lies by the smaller neighbour, and becomes one with it. (Churn needs 2 % less space so.) What runs to the end of
+/// the space is filled from below.
+#[derive(Debug)]
+pub struct Space<P = Policy> {
+    policy: P,
+    capacity: u64,
+    /// Blocks are rounded up to a multiple of this plus 1.
+    granule_mask: u64,
+    blocks: Blocks,
+    /// Live blocks, empty ones included.
+    live: usize,
+}
+
+impl<P: Search + Default> Space<P> {
+    /// An empty space. Blocks are rounded up to a multiple of `granule` (itself rounded up to a power of two), but for
+    /// the last one, which may use the end of the space whatever its size.
+    pub fn new(capacity: u64, granule: u64) -> Self {
+        Self::with_policy(P::default(), capacity, granule)
+    }
+}
+
+impl<P: Search> Space<P> {
+    /// As [`new`](Self::new), with a policy that is given.
+    pub fn with_policy(policy: P, capacity: u64, granule: u64) -> Self {
+        Self {
+            policy,
+            capacity,
+            granule_mask: granule.checked_next_power_of_two().unwrap_or(1 << 63) - 1,
+            blocks: Blocks::new(capacity),
+            live: 0,
+        }
+    }
+
+    /// Takes a block; `None` when no free block holds it, or the alignment is not a power of two.
+    ///
+    /// An empty request is granted always, at offset 0, with a key of its own. O(1) but for the search, for which see
+    /// the policy; where there is one free block there is no search.
+    #[inline]
+    pub fn allocate(&mut self, request: Request) -> Option<Allocation> {
+        let (offset, key) = match self.blocks.bump(request, self.granule_mask) {
+            Some(taken) => taken,
+            None => self.place(request).map(|index| self.blocks.enliven(index))?,
+        };
+        self.live += 1;
+        Some(Allocation { offset, key })
+    }
+
+    /// A block for a request, wherever it goes; it has yet to be made live.
+    #[inline(never)]
+    fn place(&mut self, request: Request) -> Option<u32> {
+        if !request.align.is_power_of_two() || !self.blocks.has_names_for(2) {
+            return None;
+        }
+        if request.size == 0 {
+            return Some(self.blocks.insert_empty());
+        }
+        let (index, low) = self.policy.search(&self.blocks, request)?;
+        let block = *self.blocks.node(index);
+        let block_end = block.offset + block.size;
+        let offset = self.choose_end(block, low, request);
+        let end = offset + request.size;
+        let rounding = end.wrapping_neg() & self.granule_mask;
+        let taken = if rounding < block_end - end { end + rounding } else { block_end };
+        Some(self.blocks.take(index, offset, taken))
+    }
+
+    /// Where a request that could start at `low` starts in its block: there, or at the block's other end.
+    #[inline]
+    fn choose_end(&self, block: Node, low: u64, request: Request) -> u64 {
+        let end = block.offset + block.size;
+        let high = (end - request.size) & !self.granule_mask;
+        let (above, below) = (self.blocks.node(block.above).size, self.blocks.node(block.below).size);
+        let larger_above = above - above / 4 > below;
+        // The high end is as good only if nothing is left above it: that would be one hole more.
+        let usable = high > low && (high & (request.align - 1)) | (end & self.granule_mask) == 0;
+        if larger_above && usable { high } else { low }
+    }
+
+    /// Frees a block, joins it with its free neighbours, and returns its size, rounding included. O(1).
+    ///
+    /// # Errors
+    /// When the key is stale; nothing changes.
+    #[inline]
+    pub fn free(&mut self, key: Key) -> Result<u64, StaleKey> {
+        let size = self.live_block(key)?.size;
+        self.live -= 1;
+        self.blocks.release(key.index);
+        Ok(size)
+    }
+
+    /// Divides a live block into live parts that begin at `offsets`, counted from the block's start; each ends where
+    /// the next begins, and the last with the block. Returns their keys; `key` is stale from then on. O(parts).
+    ///
+    /// # Errors
+    /// When the key is stale, or the offsets do not begin at 0 and ascend within the block; nothing changes.
+    pub fn carve(&mut self, key: Key, offsets: &[u64]) -> Result<Vec<Key>, CarveError> {
+        let size = self.live_block(key)?.size;
+        let misplaced = |&(index, &offset): &(usize, &u64)| match index.checked_sub(1) {
+            None => offset != 0,
+            Some(before) => offsets[before] >= offset || offset >= size,
+        };
+        if let Some((index, &offset)) = offsets.iter().enumerate().find(misplaced) {
+            return Err(CarveError::Offsets { index, offset, size });
+        }
+        if offsets.is_empty() {
+            return Err(CarveError::Offsets { index: 0, offset: 0, size });
+        }
+        if !self.blocks.has_names_for(offsets.len()) {
+            return Err(CarveError::TooMany { parts: offsets.len() });
+        }
+        let (_, mut last) = self.blocks.enliven(key.index);
+        let mut keys = Vec::with_capacity(offsets.len());
+        for pair in offsets.windows(2) {
+            keys.push(last);
+            let part = self.blocks.split(last.index, pair[1] - pair[0]);
+            (_, last) = self.blocks.enliven(part);
+        }
+        keys.push(last);
+        self.live += offsets.len() - 1;
+        Ok(keys)
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> P {
+        self.policy
+    }
+
+    /// Size of the space in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Bytes in free blocks. O(1).
+    pub fn free_bytes(&self) -> u64 {
+        self.blocks.free_bytes()
+    }
+
+    /// Bytes in live blocks, rounding included. O(1).
+    pub fn live_bytes(&self) -> u64 {
+        self.capacity - self.free_bytes()
+    }
+
+    /// Live blocks, empty ones included. O(1).
+    pub fn live_blocks(&self) -> usize {
+        self.live
+    }
+
+    /// Whether there is no live block. O(1).
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// The largest free block, in bytes. O(free blocks of its size class).
+    pub fn largest_free(&self) -> u64 {
+        self.blocks.largest_free()
+    }
+
+    /// The blocks in the order of their offsets; empty ones, which lie nowhere, are left out.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+        let mut at = self.blocks.node(RING).above;
+        iter::from_fn(move || {
+            let node = (at != RING).then(|| self.blocks.node(at))?;
+            let key = NonZeroU64::new(node.stamp).map(|stamp| Key { index: at, stamp });
+            at = node.above;
+            Some(Block { offset: node.offset, size: node.size, key })
+        })
+    }
+
+    #[inline]
+    fn live_block(&self, key: Key) -> Result<&Node, StaleKey> {
+        self.blocks.live(key).ok_or(StaleKey)
+    }
+
+    /// Checks F1 to F4.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        assert_eq!(self.blocks.check(self.capacity), self.live);
+    }
+}
