@@ -100,7 +100,7 @@ pub enum LayoutError {
 
 /// Lays requests out in order, in one region or in as few as `region_limit` bytes each allow without reordering.
 ///
-/// A request larger than the limit gets a region of its own size.
+/// A request larger than the limit gets a region of its own size. O(requests).
 ///
 /// # Errors
 /// When an alignment is not a power of two, or the sizes overflow.
@@ -108,39 +108,110 @@ pub fn lay_out(
     requests: impl IntoIterator<Item: Borrow<Request>>,
     region_limit: Option<u64>,
 ) -> Result<Layout, LayoutError> {
-    let (limit, requests) = (region_limit.unwrap_or(u64::MAX), requests.into_iter());
-    let mut layout =
-        Layout { regions: SmallVec::new(), placements: Vec::with_capacity(requests.size_hint().0) };
-    let (mut bump, mut align, mut region) = (Bump::new(0), 1, 0);
-    for (index, request) in requests.enumerate() {
-        let request: &Request = request.borrow();
-        if !request.align.is_power_of_two() {
-            return Err(LayoutError::Alignment { index, align: request.align });
+    // Each alignment waits where the offset will be: placing then neither grows a vector nor looks whether it has to.
+    let waiting = |request: &Request| Placement { region: 0, offset: request.align, bytes: request.size };
+    let mut placements: Vec<Placement> =
+        requests.into_iter().map(|request| waiting(request.borrow())).collect();
+    let mut regions = SmallVec::new();
+    let mut open = OpenRegion { bump: Bump::new(0), aligns: 0, index: 0 };
+    let mut index = 0;
+    while let Some(rest) = placements.get_mut(index..) {
+        index += open.fill(rest);
+        let Some(unusual) = placements.get_mut(index) else { break };
+        open.place_unusual(unusual, index, region_limit, &mut regions)?;
+        index += 1;
+    }
+    regions.extend(open.shape());
+    Ok(Layout { regions, placements })
+}
+
+/// Sums of three numbers up to this do not overflow.
+const MODEST: u64 = u64::MAX >> 2;
+
+/// The region that is being filled.
+#[derive(Debug)]
+struct OpenRegion {
+    bump: Bump,
+    /// The alignments in it, in one word.
+    aligns: u64,
+    /// In [`Layout::regions`].
+    index: u32,
+}
+
+impl OpenRegion {
+    /// Places what waits, up to the first that is out of the ordinary, and returns how many it has placed. Out of the
+    /// ordinary is what does not fit, is empty or immodest, or whose alignment is not a power of two.
+    fn fill(&mut self, waiting: &mut [Placement]) -> usize {
+        let (mut used, mut aligns, region) = (self.bump.used, self.aligns, self.index);
+        let limit = self.bump.capacity.min(MODEST);
+        if used > limit {
+            return 0;
         }
-        let offset = match bump.place_aligned(*request) {
+        let count = waiting.len();
+        let unusual = waiting.iter_mut().position(|placement| {
+            let (size, align) = (placement.bytes, placement.offset);
+            let mask = align.wrapping_sub(1);
+            // Less 1, nothing is the largest number.
+            if (size.wrapping_sub(1) | mask) > MODEST || align & mask != 0 {
+                return true;
+            }
+            // As a rule no padding is needed; to ask is quicker than to compute none.
+            let offset = if used & mask == 0 { used } else { pad(used, mask) };
+            let end = offset + size;
+            if end > limit {
+                return true;
+            }
+            (placement.region, placement.offset) = (region, offset);
+            (used, aligns) = (end, aligns | align);
+            false
+        });
+        (self.bump.used, self.aligns) = (used, aligns);
+        unusual.unwrap_or(count)
+    }
+
+    /// Places any request, in a new region if need be.
+    #[cold]
+    fn place_unusual(
+        &mut self,
+        waiting: &mut Placement,
+        index: usize,
+        limit: Option<u64>,
+        regions: &mut SmallVec<[RegionShape; 4]>,
+    ) -> Result<(), LayoutError> {
+        let (size, align) = (waiting.bytes, waiting.offset);
+        if !align.is_power_of_two() {
+            return Err(LayoutError::Alignment { index, align });
+        }
+        let offset = match self.bump.place_aligned(Request { size, align }) {
             Some(offset) => offset,
             None => {
-                // The current region is full, or there is none yet.
-                let overflow = LayoutError::Overflow { index, size: request.size };
-                if bump.used() > 0 {
-                    if region_limit.is_none() {
-                        return Err(overflow);
-                    }
-                    layout.regions.push(RegionShape { size: bump.used(), align });
+                let (full, overflow) = (self.shape(), LayoutError::Overflow { index, size });
+                if full.is_some() && limit.is_none() {
+                    return Err(overflow);
                 }
-                region = u32::try_from(layout.regions.len()).map_err(|_| overflow)?;
-                bump = Bump::new(limit.max(request.size));
-                align = 1;
-                bump.place_aligned(*request).ok_or(overflow)?
+                regions.extend(full);
+                self.index = u32::try_from(regions.len()).map_err(|_| overflow)?;
+                self.bump = Bump { capacity: limit.unwrap_or(u64::MAX).max(size), used: size };
+                self.aligns = 0;
+                0
             }
         };
-        if request.size > 0 {
-            align = align.max(request.align);
+        if size > 0 {
+            self.aligns |= align;
         }
-        layout.placements.push(Placement { region, offset, bytes: request.size });
+        (waiting.region, waiting.offset) = (self.index, offset);
+        Ok(())
     }
-    if bump.used() > 0 {
-        layout.regions.push(RegionShape { size: bump.used(), align });
+
+    /// What the region needs; `None` if it is empty.
+    fn shape(&self) -> Option<RegionShape> {
+        let align = 1 << self.aligns.checked_ilog2()?;
+        Some(RegionShape { size: self.bump.used, align })
     }
-    Ok(layout)
+}
+
+/// A modest offset rounded up to a multiple of `mask + 1`.
+#[cold]
+const fn pad(offset: u64, mask: u64) -> u64 {
+    (offset + mask) & !mask
 }

@@ -69,3 +69,18 @@ fn sizes_past_u64_and_odd_alignments_are_errors() {
         assert_eq!(Bump::new(10).place(requests[1]), None);
     }
 }
+
+#[test]
+fn offsets_near_the_end_of_u64_are_exact() {
+    let sizes = [(1 << 62) + 1, 1 << 62, 1 << 62, (1 << 61) - 256, 0, 1];
+    let aligns = [1, 256, 1, 1 << 61, 4096, 1];
+    let requests = || sizes.iter().zip(aligns).map(|(&size, align)| Request::new(size, align));
+    let layout = lay_out(requests().collect::<Vec<_>>(), None).unwrap();
+    let offsets: Vec<u64> = layout.placements.iter().map(|placement| placement.offset).collect();
+    assert_eq!(offsets[..4], [0, (1 << 62) + 256, (1 << 63) + 256, 7 << 61]);
+    assert_eq!(offsets[5], u64::MAX - 255);
+    assert_eq!(layout.regions[..], [RegionShape { size: u64::MAX - 254, align: 1 << 61 }]);
+    let limited = lay_out(requests().collect::<Vec<_>>(), Some(1 << 63)).unwrap();
+    let regions: Vec<u32> = limited.placements.iter().map(|placement| placement.region).collect();
+    assert_eq!((regions[..4].to_vec(), regions[5]), (vec![0, 1, 1, 2], 2));
+}
