@@ -1,9 +1,9 @@
 //! Blocks that come and go: a million operations on a space, with about a thousand blocks live and sizes log-uniform
 //! from 256 B to 64 MiB.
 //!
-//! For each seed: nanoseconds of an operation (the clock's own time taken off), and the smallest space in which no request
-//! fails, as a multiple of the most bytes that were live. Every trace is checked: what is live never overlaps, and the space is empty at
-//! the end.
+//! For each policy and seed: nanoseconds of an operation (the clock's own time taken off), and the smallest space in which no request
+//! fails, as a multiple of the most bytes that were live; then the range of each over the seeds. Every trace is checked:
+//! what is live never overlaps, and the space is empty at the end.
 //!
 //! `cargo bench --bench churn -- record FILE` records a pool instead that is treated so, for `benches/traces`.
 
@@ -11,15 +11,17 @@ use std::env;
 use std::fs::File;
 use std::hint::black_box;
 use std::io::BufWriter;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tensorhold_allocator::offsets::{BestFit, Key};
+use tensorhold_allocator::offsets::{Key, Policy, Space};
 use tensorhold_allocator::{HostMemory, Pool, Request, events};
 
 const OPERATIONS: usize = 1_000_000;
 const LIVE: usize = 1000;
 const GRANULE: u64 = 256;
+const SEEDS: RangeInclusive<u64> = 1..=5;
 
 /// What is done next: place so many bytes, or free the block at this place of the list of live ones.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +56,8 @@ fn trace(seed: u64, operations: usize, aim: usize) -> (Vec<Operation>, u64) {
 }
 
 /// Runs a trace in a space of that size. `false` when a request fails.
-fn fits(trace: &[Operation], capacity: u64) -> bool {
-    let mut space = BestFit::new(capacity, GRANULE);
+fn fits(policy: Policy, trace: &[Operation], capacity: u64) -> bool {
+    let mut space = Space::with_policy(policy, capacity, GRANULE);
     let mut live: Vec<Key> = Vec::new();
     for operation in trace {
         match *operation {
@@ -72,12 +74,12 @@ fn fits(trace: &[Operation], capacity: u64) -> bool {
 }
 
 /// The time of each operation in nanoseconds, in ascending order.
-fn times(trace: &[Operation], capacity: u64) -> Vec<u64> {
+fn times(policy: Policy, trace: &[Operation], capacity: u64) -> Vec<u64> {
     let clock = (0..10_000).map(|_| black_box(Instant::now()).elapsed().as_nanos() as u64);
     let mut clock: Vec<u64> = clock.collect();
     clock.sort_unstable();
     let overhead = clock[clock.len() / 2];
-    let mut space = BestFit::new(capacity, GRANULE);
+    let mut space = Space::with_policy(policy, capacity, GRANULE);
     let mut live: Vec<(u64, u64, Key)> = Vec::new();
     let mut times = Vec::with_capacity(trace.len());
     for (number, operation) in trace.iter().enumerate() {
@@ -133,6 +135,25 @@ fn record(file: &str) {
     assert!(written.is_ok() && !log.is_full(), "{written:?}");
 }
 
+/// What is reported of a trace: the smallest space, in hundredths of the peak, and times in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    smallest: u64,
+    mean: f64,
+    /// p50, p99, p99.9 and the largest.
+    times: [u64; 4],
+}
+
+fn measure(policy: Policy, trace: &[Operation], peak: u64) -> Row {
+    let of_peak = |hundredths: u64| peak / 100 * hundredths;
+    // Room for more is not room for less in every case, but it is close.
+    let smallest = (100..200).find(|&hundredths| fits(policy, trace, of_peak(hundredths))).unwrap_or(200);
+    let times = times(policy, trace, of_peak(smallest + 5));
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+    let mean = times.iter().sum::<u64>() as f64 / times.len() as f64;
+    Row { smallest, mean, times: [0.5, 0.99, 0.999, 1.0].map(at) }
+}
+
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let [command, file] = &arguments[..]
@@ -140,24 +161,37 @@ fn main() {
     {
         return record(file);
     }
-    println!("| seed | peak live | smallest space | mean ns | p50 | p99 | p99.9 | max |");
-    println!("|---|---|---|---|---|---|---|---|");
-    for seed in 1..=5 {
-        let (trace, peak) = trace(seed, OPERATIONS, LIVE);
-        let of_peak = |hundredths: u64| peak / 100 * hundredths;
-        // Room for more is not room for less in every case, but it is close.
-        let smallest = (100..200).find(|&hundredths| fits(&trace, of_peak(hundredths))).unwrap_or(200);
-        let times = times(&trace, of_peak(smallest + 5));
-        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-        let mean = times.iter().sum::<u64>() as f64 / times.len() as f64;
+    println!("| policy | seed | peak live | smallest space | mean ns | p50 | p99 | p99.9 | max |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let traces: Vec<_> = SEEDS.map(|seed| (seed, trace(seed, OPERATIONS, LIVE))).collect();
+    for policy in [Policy::BestFit, Policy::Segregated] {
+        let row = |(seed, (trace, peak)): &(u64, (Vec<Operation>, u64))| {
+            let row = measure(policy, trace, *peak);
+            let [p50, p99, p999, max] = row.times;
+            println!(
+                "| {policy:?} | {seed} | {:.1} GiB | {:.2} | {:.1} | {p50} | {p99} | {p999} | {max} |",
+                *peak as f64 / f64::from(1 << 30),
+                row.smallest as f64 / 100.0,
+                row.mean,
+            );
+            row
+        };
+        let rows: Vec<Row> = traces.iter().map(row).collect();
+        let range = |value: &dyn Fn(&Row) -> f64, digits: usize| {
+            let values = || rows.iter().map(value);
+            let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(0.0, f64::max));
+            format!("{low:.digits$} to {high:.digits$}")
+        };
         println!(
-            "| {seed} | {:.1} GiB | {:.2} | {mean:.1} | {} | {} | {} | {} |",
-            peak as f64 / f64::from(1 << 30),
-            smallest as f64 / 100.0,
-            at(0.5),
-            at(0.99),
-            at(0.999),
-            at(1.0)
+            "| {policy:?} | {} to {} | | {} | {} | {} | {} | {} | {} |",
+            SEEDS.start(),
+            SEEDS.end(),
+            range(&|row| row.smallest as f64 / 100.0, 2),
+            range(&|row| row.mean, 1),
+            range(&|row| row.times[0] as f64, 0),
+            range(&|row| row.times[1] as f64, 0),
+            range(&|row| row.times[2] as f64, 0),
+            range(&|row| row.times[3] as f64, 0),
         );
     }
 }
