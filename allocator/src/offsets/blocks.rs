@@ -228,7 +228,7 @@ impl Blocks {
     }
 
     /// Makes a live block free, and one with its free neighbours.
-    #[inline(always)]
+    #[inline]
     pub(super) fn release(&mut self, index: u32) {
         let nodes = &mut self.nodes[..];
         let Node { offset, size, below, above, .. } = nodes[index as usize];

@@ -95,7 +95,7 @@ impl<P: Search> Space<P> {
     ///
     /// # Errors
     /// When the key is stale; nothing changes.
-    #[inline(always)]
+    #[inline]
     pub fn free(&mut self, key: Key) -> Result<u64, StaleKey> {
         let size = self.live_block(key)?.size;
         self.live -= 1;
