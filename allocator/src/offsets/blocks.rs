@@ -202,29 +202,25 @@ impl Blocks {
     #[inline]
     pub(super) fn take(&mut self, index: u32, offset: u64, taken: u64) -> u32 {
         let Node { offset: start, size, below, above, .. } = *self.node(index);
-        let end = start + size;
-        self.free_bytes -= taken - offset;
-        // What is left of the free block keeps its node, and as a rule its bin.
-        match (offset > start, taken < end) {
-            (false, false) => {
-                self.unshelve(index);
-                index
-            }
-            (false, true) => {
-                self.nodes[index as usize].offset = taken;
-                self.resize_free(index, end - taken);
-                self.insert(below, index, offset, taken - offset)
-            }
-            (true, rest) => {
-                self.resize_free(index, offset - start);
-                let live = self.insert(index, above, offset, taken - offset);
-                if rest {
-                    let rest = self.insert(live, above, taken, end - taken);
-                    self.shelve(rest);
-                }
-                live
-            }
+        let (length, end) = (taken - offset, start + size);
+        self.free_bytes -= length;
+        if length == size {
+            self.unshelve(index);
+            return index;
         }
+        // What is left of the free block keeps its node, and as a rule its bin. Which end is left is hard to foresee, so
+        // both are handled alike.
+        let low = offset == start;
+        let (rest, rest_end) = if low { (taken, end) } else { (start, offset) };
+        let (below, next) = if low { (below, index) } else { (index, above) };
+        self.nodes[index as usize].offset = rest;
+        self.resize_free(index, rest_end - rest);
+        let new = self.insert(below, next, offset, length);
+        if !low && taken < end {
+            let last = self.insert(new, above, taken, end - taken);
+            self.shelve(last);
+        }
+        new
     }
 
     /// Makes a live block free, and one with its free neighbours.
