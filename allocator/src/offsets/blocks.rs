@@ -251,6 +251,7 @@ impl Blocks {
     }
 
     /// As `release`, between two free blocks.
+    #[inline(never)]
     fn release_between(&mut self, index: u32) {
         let Node { size, below, above, .. } = *self.node(index);
         let (Node { offset, size: below_size, .. }, Node { size: above_size, .. }) =
@@ -330,7 +331,6 @@ impl Blocks {
     }
 
     /// Leaves a free block loose if none is, or enters it in its bin (F3).
-    #[inline]
     fn shelve(&mut self, index: u32) {
         if self.loose == RING {
             self.loose = index;
@@ -346,7 +346,6 @@ impl Blocks {
     }
 
     /// Takes a free block out of its bin, or from being loose.
-    #[inline]
     fn unshelve(&mut self, index: u32) {
         if index == self.loose {
             self.loose = RING;
