@@ -14,8 +14,9 @@ use super::space::Space;
 /// A space with two-level segregated fit, a good fit in constant time: whatever the number of free blocks, the search
 /// looks at three.
 ///
-/// The block is of the request's own size class, or of the first class from there on that has one: at most 1/32 larger
-/// than need be. Only when none of the three holds the request, because the space is nearly full or the request aligned
+/// A request goes to the first block of its own size class if that holds it, or else to a block of the next class that
+/// has any. So no nearer class is passed over but the request's own, whose other blocks, which may be large enough, are
+/// not looked at. Only when none of the three holds the request, because the space is nearly full or the request aligned
 /// to more than the blocks are, is the best fit searched for, as [`BestFit`](super::BestFit) does.
 pub type Segregated = Space<BySegregatedFit>;
 
