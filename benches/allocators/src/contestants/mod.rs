@@ -7,6 +7,7 @@ mod btree;
 mod locked;
 mod own;
 mod pool;
+mod units;
 
 pub(crate) use own::planned;
 pub(crate) use pool::planned as pool_planned;
@@ -119,6 +120,9 @@ pub(crate) fn all() -> Vec<Entry> {
         entry::<locked::Locked<own::BestFit>>(),
         entry::<pool::Pool>(),
         entry::<locked::Locked<btree::BTree>>(),
+        entry::<units::RangeAlloc>(),
+        entry::<units::OffsetAllocator>(),
+        entry::<units::BuddyFrames>(),
     ]
 }
 
@@ -129,4 +133,21 @@ pub(crate) fn shared() -> Vec<SharedEntry> {
         shared_entry::<locked::Locked<own::BestFit>>(),
         shared_entry::<locked::Locked<btree::BTree>>(),
     ]
+}
+
+/// The largest block that a space grants now, by halving. For those that do not say whether they are empty: it is the
+/// same at the end as at the start if what was freed has been joined again.
+fn largest<C: Contestant>(space: &mut C, capacity: u64) -> u64 {
+    let (mut granted, mut refused) = (0, capacity / GRANULE + 1);
+    while refused - granted > 1 {
+        let tried = granted + (refused - granted) / 2;
+        match space.allocate(tried * GRANULE) {
+            Some((_, live)) => {
+                space.free(live);
+                granted = tried;
+            }
+            None => refused = tried,
+        }
+    }
+    granted
 }
