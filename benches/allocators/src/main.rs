@@ -79,9 +79,11 @@ fn run(options: &Options) -> Result<(), String> {
     let mut report = Report::default();
     if options.has_case("batch") {
         run_batch(&mut report, options, &entries);
+        contestants::forget_pages();
     }
     if options.has_case("churn") {
         run_churn(&mut report, options, &entries);
+        contestants::forget_pages();
     }
     if options.has_case("threads") {
         run_threads(&mut report, options, &shared);

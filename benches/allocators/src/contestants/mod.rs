@@ -7,10 +7,12 @@ mod btree;
 mod locked;
 mod own;
 mod pool;
+mod spans;
 mod units;
 
 pub(crate) use own::planned;
 pub(crate) use pool::planned as pool_planned;
+pub(crate) use spans::forget_pages;
 
 use crate::cases::{batch, churn, threads};
 use crate::traces::{Batch, Trace};
@@ -123,6 +125,9 @@ pub(crate) fn all() -> Vec<Entry> {
         entry::<units::RangeAlloc>(),
         entry::<units::OffsetAllocator>(),
         entry::<units::BuddyFrames>(),
+        entry::<spans::BuddyHeap>(),
+        entry::<spans::Rlsf>(),
+        entry::<spans::Talc>(),
     ]
 }
 
