@@ -4,6 +4,7 @@
 //! [`all`] or [`shared`].
 
 mod btree;
+mod gpu;
 mod locked;
 mod own;
 mod pool;
@@ -128,6 +129,7 @@ pub(crate) fn all() -> Vec<Entry> {
         entry::<spans::BuddyHeap>(),
         entry::<spans::Rlsf>(),
         entry::<spans::Talc>(),
+        entry::<gpu::GpuAllocator>(),
     ]
 }
 
