@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::memory::{MemoryError, RawRegion};
-use crate::offsets::{BestFit, Request};
+use crate::offsets::{Request, Space};
 use crate::parts::{Backing, Part};
 use crate::shared::{Block, Books, Fences, Region, Shared};
 
@@ -129,7 +129,7 @@ impl<'a> Attempt<'a, '_> {
                 let backing = backed(raw);
                 // What is rounded up to whole parts belongs to no fragment.
                 let capacity = if backing.is_some() { request.size } else { size };
-                let space = BestFit::new(capacity, shared.options.granule);
+                let space = Space::with_policy(shared.options.policy, capacity, shared.options.granule);
                 let region = books.regions.insert(Region { raw, space, reserved: size, backing });
                 books.log_grow(region, size);
                 let broken =

@@ -16,7 +16,7 @@ use crate::events::Recorder;
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::Memory;
-use crate::offsets::{Key, Layout, Placement, Request, lay_out};
+use crate::offsets::{Key, Layout, Placement, Policy, Request, lay_out};
 use crate::shared::{BatchRegions, Block, Fences, Options, Shared};
 use crate::stats::{Snapshot, Stats};
 use crate::uses::Uses;
@@ -117,6 +117,7 @@ impl Pool {
             max_region_bytes: None,
             retain_bytes: 0,
             granule: DEFAULT_GRANULE,
+            policy: Policy::default(),
             recording: false,
         };
         PoolBuilder { shared: Shared::new(memory, name, options), parts: RegionParts::default() }
@@ -149,7 +150,7 @@ impl Pool {
         }
     }
 
-    /// Places one fragment by best fit, in a new region if none has room.
+    /// Places one fragment by the pool's policy, in a new region if none has room.
     ///
     /// A size of 0 is valid: the fragment is in the books but takes no memory.
     ///
@@ -221,8 +222,8 @@ impl Pool {
         reserved.place(layout, labels)
     }
 
-    /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by best
-    /// fit or as a new region of just that size. In errors and snapshots it has the label until it is cut. Where regions are backed in
+    /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by the
+    /// pool's policy or as a new region of just that size. In errors and snapshots it has the label until it is cut. Where regions are backed in
     /// parts, there is no memory behind the addresses yet: see [`Bases`].
     ///
     /// # Errors
@@ -443,6 +444,13 @@ impl PoolBuilder {
     /// How many bytes of empty regions are kept for later placements, until [`Pool::trim`]. Default: 0.
     pub fn retain_bytes(mut self, bytes: u64) -> Self {
         self.shared.options.retain_bytes = bytes;
+        self
+    }
+
+    /// By which policy single placements, and the blocks of batches, find their place in a region. Default: [`Policy::BestFit`], for few and
+    /// large; [`Policy::Segregated`] is for many and small. Within its block, a batch is laid out without a search.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.shared.options.policy = policy;
         self
     }
 

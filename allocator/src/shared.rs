@@ -16,7 +16,7 @@ use crate::events::Recorder;
 use crate::fork::Process;
 use crate::fragment::Record;
 use crate::memory::{Memory, RawRegion};
-use crate::offsets::{Allocation, BestFit, Key, Request, align_up};
+use crate::offsets::{Allocation, Key, Policy, Request, Space, align_up};
 use crate::parts::Backing;
 use crate::pending::Dropped;
 use crate::retire::RetireQueue;
@@ -29,6 +29,7 @@ pub(crate) struct Options {
     pub(crate) max_region_bytes: Option<NonZeroU64>,
     pub(crate) retain_bytes: u64,
     pub(crate) granule: u64,
+    pub(crate) policy: Policy,
     /// The books have a recorder.
     pub(crate) recording: bool,
 }
@@ -106,7 +107,7 @@ pub(crate) struct Books {
 #[derive(Debug)]
 pub(crate) struct Region {
     pub(crate) raw: RawRegion,
-    pub(crate) space: BestFit,
+    pub(crate) space: Space,
     /// What of it counts as reserved, in bytes: all but the parts that were given back.
     pub(crate) reserved: u64,
     /// Where it is backed in parts; nothing else is placed there then.
@@ -243,7 +244,7 @@ impl Shared {
 }
 
 impl Books {
-    /// A block in the first region that has room for it: best fit within the region.
+    /// A block in the first region that has room for it, by the pool's policy within the region.
     pub(crate) fn fit(&mut self, request: Request) -> Option<Block> {
         let whole = self.regions.iter().filter(|(_, region)| region.backing.is_none());
         let candidates: smallvec::SmallVec<[usize; 8]> = whole.map(|(region, _)| region).collect();

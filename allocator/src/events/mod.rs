@@ -61,6 +61,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::offsets::Policy;
+
 pub use format::{Log, LogError, LogWriter};
 pub use record::Recorder;
 
@@ -98,9 +100,16 @@ pub struct Header {
     pub limit_bytes: Option<u64>,
     /// Bytes of empty regions that are kept.
     pub retain_bytes: u64,
+    /// How places in regions are found.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub policy: Policy,
     /// Whether the regions of planned batches are backed in parts, and nothing else is placed there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_parts: bool,
+}
+
+fn is_default(policy: &Policy) -> bool {
+    *policy == Policy::default()
 }
 
 /// A change of a pool's books. All sizes and offsets in bytes.

@@ -124,6 +124,7 @@ impl Shared {
             max_region_bytes: self.options.max_region_bytes.map(NonZeroU64::get),
             limit_bytes: self.options.limit_bytes,
             retain_bytes: self.options.retain_bytes,
+            policy: self.options.policy,
             in_parts: matches!(self.batch_regions, BatchRegions::Parts(_)),
         });
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{Event, EventLog, Log, recorder};
 use crate::replay::{self, Policy, Room};
-use crate::{Fragment, HostMemory, Memory, MemoryError, Pool, PoolBuilder, RawRegion, Request};
+use crate::{Fragment, HostMemory, Memory, MemoryError, Pool, PoolBuilder, RawRegion, Request, offsets};
 
 fn builder() -> (PoolBuilder, EventLog) {
     let (recorder, log) = recorder(10_000);
@@ -256,9 +256,14 @@ proptest! {
         retain in prop_oneof![Just(0), Just(1 << 20), Just(5 << 20)],
         limit in prop_oneof![Just(None), Just(Some(6_u64 << 20))],
         piece in prop_oneof![Just(None), Just(std::num::NonZeroU64::new(300_000))],
+        segregated in any::<bool>(),
     ) {
+        let (placed_by, policy) = match segregated {
+            true => (offsets::Policy::Segregated, Policy::Segregated),
+            false => (offsets::Policy::BestFit, Policy::BestFit),
+        };
         let (mut builder, log) = builder();
-        builder = builder.retain_bytes(retain);
+        builder = builder.retain_bytes(retain).policy(placed_by);
         if let Some(limit) = limit {
             builder = builder.limit_bytes(limit);
         }
@@ -279,7 +284,9 @@ proptest! {
                     drop(held.swap_remove(at % held.len()));
                     // Not while the next placement has given up the lock to grow: the replay knows of no threads.
                     match retain > 0 && limit.is_none() {
-                        true => while pool.stats().fragments > held.len() { thread::yield_now(); },
+                        true => while pool.stats().fragments > held.len() || pool.stats().pending_bytes > 0 {
+                            thread::yield_now();
+                        },
                         false => pool.trim(),
                     }
                 }
@@ -291,7 +298,8 @@ proptest! {
         let high_water = pool.stats().high_water_bytes;
         pool.close();
         let log = read(&log);
-        let replayed = replay::replay(&log, Policy::BestFit, Room::Growing);
+        prop_assert_eq!(log.header.policy, placed_by);
+        let replayed = replay::replay(&log, policy, Room::Growing);
         let recorded = replay::recorded(&log);
         prop_assert_eq!(replayed.digest, recorded.digest);
         prop_assert_eq!((replayed.regions, replayed.peak_reserved_bytes), (recorded.regions, recorded.peak_reserved_bytes));

@@ -1,12 +1,15 @@
 //! Which free block a request goes to.
 
+use serde::{Deserialize, Serialize};
+
 use super::Request;
 use super::best_fit::ByBestFit;
 use super::blocks::Blocks;
 use super::segregated::BySegregatedFit;
 
 /// A policy that is chosen at run time, for [`Space`](super::Space).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Policy {
     /// As [`BestFit`](super::BestFit).

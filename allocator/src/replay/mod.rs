@@ -53,20 +53,23 @@ pub use self::digest::Digest;
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Policy {
-    /// In the smallest free block that holds it: [`BestFit`](crate::offsets::BestFit), as the pool does.
+    /// In the smallest free block that holds it: [`BestFit`](crate::offsets::BestFit), as pools do by default.
     BestFit,
+    /// In the first free block of a class that surely holds it: [`Segregated`](crate::offsets::Segregated).
+    Segregated,
     /// Behind what was placed before: [`Bump`](crate::offsets::Bump). Nothing is used twice until its region has gone.
     Planned,
 }
 
 impl Policy {
     /// All policies.
-    pub const ALL: &[Self] = &[Self::BestFit, Self::Planned];
+    pub const ALL: &[Self] = &[Self::BestFit, Self::Segregated, Self::Planned];
 
     /// Its name on the command line and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::BestFit => "best-fit",
+            Self::Segregated => "segregated",
             Self::Planned => "planned",
         }
     }

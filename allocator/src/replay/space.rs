@@ -1,7 +1,7 @@
 //! The policies as spaces of a fixed capacity.
 
 use super::Policy;
-use crate::offsets::{BestFit, Bump, Key, Request};
+use crate::offsets::{BestFit, Bump, Key, Request, Segregated};
 
 /// What a replay asks of a space.
 pub(super) trait Space {
@@ -35,6 +35,7 @@ pub(super) struct Handle {
 pub(super) fn new(policy: Policy, capacity: u64, granule: u64) -> Box<dyn Space> {
     match policy {
         Policy::BestFit => Box::new(BestFit::new(capacity, granule)),
+        Policy::Segregated => Box::new(Segregated::new(capacity, granule)),
         Policy::Planned => {
             Box::new(Arena { bump: Bump::new(capacity), capacity, granule, live: 0, count: 0 })
         }
@@ -80,6 +81,7 @@ macro_rules! searched {
 }
 
 searched!(BestFit);
+searched!(Segregated);
 
 /// A bump that counts what is live. What is freed counts as free and is in no free block: it is not used again.
 struct Arena {

@@ -187,5 +187,5 @@ fn policies_have_names() {
         assert_eq!(serde_json::to_string(&policy).unwrap(), format!("{:?}", policy.name()));
     }
     assert_eq!("worst-fit".parse::<Policy>(), Err(UnknownPolicy));
-    assert!(UnknownPolicy.to_string().contains("best-fit, planned"));
+    assert!(UnknownPolicy.to_string().contains("best-fit, segregated, planned"));
 }
