@@ -54,6 +54,8 @@ pub use loader::{FileInfo, Inspection, Loader, Progress, TensorStream};
 pub use report::{Choice, Report, Stages, Times};
 pub use shape::Shape;
 pub use store::{OldVersion, WeightStore};
+#[cfg(feature = "cuda-external")]
+pub use tensor::{Lent, LentMut};
 pub use tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 pub use tensorhold_allocator as allocator;
 pub use tensorhold_allocator::{Closed, Held, OrderedStream, Pool, StillHeld, StreamUse};
@@ -62,6 +64,10 @@ pub use weights::{Metadata, Weights};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/allocator.md")]
+struct Allocator;
 
 // For what the unit tests share with the integration tests.
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! What needs a CUDA device. Without one every test is ignored, and counted as such; with `TENSORHOLD_REQUIRE_GPU=1` it
 //! fails instead, so that a GPU machine whose driver is broken does not pass.
 
+#[path = "gpu/lend.rs"]
+mod lend;
 #[path = "gpu/parts.rs"]
 mod parts;
 #[path = "gpu/streams.rs"]
@@ -45,6 +47,7 @@ fn main() {
             "a_range_in_use_is_pending_and_not_placed_for_all",
             streams::a_range_in_use_is_pending_and_not_placed_for_all,
         ),
+        ("cudarc_reads_and_writes_what_is_lent", lend::cudarc_reads_and_writes_what_is_lent),
         ("half_of_a_model_goes_back_to_the_device", parts::half_of_a_model_goes_back_to_the_device),
         ("weights_in_parts_arrive_and_go_back", parts::weights_in_parts_arrive_and_go_back),
         ("a_stream_that_is_captured_is_an_error", streams::a_stream_that_is_captured_is_an_error),

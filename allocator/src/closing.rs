@@ -1,8 +1,7 @@
 //! Closing a pool, and what is found then.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -10,6 +9,8 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 use crate::pool::Pool;
 use crate::shared::{Books, Fences, Shared};
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 
 /// What closing found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -88,6 +89,12 @@ impl Pool {
                 break;
             };
             books = wait(shared, books, left);
+        }
+        if !patience.is_zero() {
+            // What was dropped meanwhile is on its way back.
+            drop(books);
+            shared.settle(Fences::Leave);
+            books = shared.books();
         }
         Closed {
             released_bytes: before.saturating_sub(books.reserved),

@@ -9,13 +9,13 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::process;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
 
 use crate::error::Result;
 use crate::fence::OrderedStream;
 use crate::shared::Shared;
+use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
 use crate::uses::{StreamUse, StreamUseMut, Uses};
 
 /// What the fragments of one range share. Made by the pool, freed by the reaper (R1).
@@ -56,7 +56,7 @@ impl Fragment {
         slot: usize,
         uses: Uses,
     ) -> Self {
-        let (references, next) = (AtomicUsize::new(1), AtomicPtr::default());
+        let (references, next) = (AtomicUsize::new(1), AtomicPtr::new(ptr::null_mut()));
         let record = Box::new(Record { references, next, shared, slot, uses });
         Self { address, bytes, record: NonNull::from(Box::leak(record)) }
     }

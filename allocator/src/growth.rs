@@ -1,13 +1,14 @@
 //! How a placement finds its block: in a region that there is, in a new one, or after someone has made room.
 
 use std::cell::Cell;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::memory::{MemoryError, RawRegion};
 use crate::offsets::{Request, Space};
 use crate::parts::{Backing, Part};
 use crate::shared::{Block, Books, Fences, Region, Shared};
+use crate::sync::MutexGuard;
 
 /// A placement that is looking for its block.
 struct Attempt<'a, 'l> {

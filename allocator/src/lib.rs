@@ -60,6 +60,7 @@ pub mod replay;
 mod retire;
 mod shared;
 mod stats;
+mod sync;
 mod uses;
 
 pub use bases::Bases;

@@ -8,13 +8,14 @@
 //! Whoever holds the lock of the books sorts the queue; only the reaper synchronizes, asks fences, and frees.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::offsets::Request;
 use crate::shared::{Block, Books, Entry, Home, Shared};
+use crate::sync::MutexGuard;
 use crate::uses::{Recorded, Uses};
 
 /// What has been dropped.

@@ -5,7 +5,6 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::{iter, mem};
 
 use smallvec::SmallVec;
@@ -19,6 +18,7 @@ use crate::memory::Memory;
 use crate::offsets::{Key, Layout, Placement, Policy, Request, lay_out};
 use crate::shared::{BatchRegions, Block, Fences, Options, Shared};
 use crate::stats::{Snapshot, Stats};
+use crate::sync::atomic::Ordering;
 use crate::uses::Uses;
 use crate::{parts, reaper};
 

@@ -6,11 +6,11 @@
 //! are waited for.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::{io, mem, thread};
+use std::{io, mem};
 
 use crate::shared::{Books, Entry, Region, Shared};
+use crate::sync::atomic::Ordering;
 
 /// How soon a range is free after its fences have passed, when no one waits for it. A fence tells no one that it has passed.
 const FENCES_ARE_ASKED_EVERY: Duration = Duration::from_millis(1);
@@ -18,10 +18,7 @@ const FENCES_ARE_ASKED_EVERY: Duration = Duration::from_millis(1);
 /// Starts the reaper of a pool.
 pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let theirs = Arc::clone(shared);
-    let handle = thread::Builder::new().name("tensorhold-reap".into()).spawn(move || run(&theirs))?;
-    // The only `set`; before it there is no fragment that could want to wake the thread.
-    let _ = shared.reaper.set(handle.thread().clone());
-    Ok(())
+    shared.reaper.start("tensorhold-reap", move || run(&theirs))
 }
 
 fn run(shared: &Shared) {
@@ -56,8 +53,8 @@ fn run(shared: &Shared) {
             return;
         }
         match (idle && up_to_date, waits) {
-            (true, true) => thread::park_timeout(FENCES_ARE_ASKED_EVERY),
-            (true, false) => thread::park(),
+            (true, true) => shared.reaper.wait_timeout(FENCES_ARE_ASKED_EVERY),
+            (true, false) => shared.reaper.wait(),
             (false, _) => {}
         }
     }

@@ -10,13 +10,19 @@
 //! while the first push happens, the wake leaves it a token and `park` returns at once.
 
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::fragment::Record;
+use crate::sync::atomic::{AtomicPtr, Ordering};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct RetireQueue {
     head: AtomicPtr<Record>,
+}
+
+impl Default for RetireQueue {
+    fn default() -> Self {
+        Self { head: AtomicPtr::new(ptr::null_mut()) }
+    }
 }
 
 impl RetireQueue {

@@ -5,9 +5,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::Thread;
+use std::sync::{Arc, PoisonError};
 
 use slab::Slab;
 
@@ -20,6 +18,8 @@ use crate::offsets::{Allocation, Key, Policy, Request, Space, align_up};
 use crate::parts::Backing;
 use crate::pending::Dropped;
 use crate::retire::RetireQueue;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, Parker};
 
 /// How a pool grows and shrinks; see the builder's methods.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +68,7 @@ pub(crate) struct Shared {
     pub(crate) retired: RetireQueue,
     /// Set once: no new placements, and the reaper ends when nothing is left (R2).
     pub(crate) closing: AtomicBool,
-    pub(crate) reaper: OnceLock<Thread>,
+    pub(crate) reaper: Parker,
     process: Process,
 }
 
@@ -168,7 +168,7 @@ impl Shared {
             passed: Condvar::new(),
             retired: RetireQueue::default(),
             closing: AtomicBool::new(false),
-            reaper: OnceLock::new(),
+            reaper: Parker::default(),
             process: Process::current(),
         }
     }
@@ -199,9 +199,7 @@ impl Shared {
     }
 
     pub(crate) fn wake_reaper(&self) {
-        if let Some(thread) = self.reaper.get() {
-            thread.unpark();
-        }
+        self.reaper.wake();
     }
 
     /// Waits until the reaper has dealt with all that was retired before this call, and has released every region

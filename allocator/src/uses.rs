@@ -3,12 +3,13 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::fence::{Fence, OrderedStream};
 use crate::fragment::Fragment;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A recorded use: it ends with the fence.
 #[derive(Clone)]
@@ -28,13 +29,17 @@ impl fmt::Debug for Recorded {
 pub(crate) struct Uses {
     /// Its address was given out: after the last drop the memory is synchronized, whatever was recorded.
     exposed: AtomicBool,
-    /// The latest use on each stream.
-    recorded: Mutex<Vec<Recorded>>,
+    /// The latest use on each stream. Most ranges have none, and a load makes very many ranges.
+    recorded: OnceLock<Box<Mutex<Vec<Recorded>>>>,
 }
 
 impl Uses {
     pub(crate) fn new(exposed: bool, recorded: Vec<Recorded>) -> Self {
-        Self { exposed: AtomicBool::new(exposed), recorded: Mutex::new(recorded) }
+        let uses = Self { exposed: AtomicBool::new(exposed), recorded: OnceLock::new() };
+        if !recorded.is_empty() {
+            *uses.recorded() = recorded;
+        }
+        uses
     }
 
     /// The address is given out. What happens with it is ordered before the last drop by the count of owners.
@@ -67,17 +72,23 @@ impl Uses {
 
     /// Whether all recorded uses are known to have ended.
     pub(crate) fn have_ended(&self) -> bool {
+        if self.recorded.get().is_none() {
+            return true;
+        }
         let recorded = self.recorded();
         recorded.iter().all(|use_| matches!(use_.fence.has_passed(), Ok(true)))
     }
 
     /// For the last owner: whether the range was exposed, and the recorded uses.
     pub(crate) fn into_parts(self) -> (bool, Vec<Recorded>) {
-        (self.exposed.into_inner(), self.recorded.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let recorded = self.recorded.into_inner().map(|recorded| recorded.into_inner());
+        let recorded = recorded.map(|recorded| recorded.unwrap_or_else(PoisonError::into_inner));
+        (self.exposed.load(Ordering::Relaxed), recorded.unwrap_or_default())
     }
 
     fn recorded(&self) -> MutexGuard<'_, Vec<Recorded>> {
-        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+        let recorded = self.recorded.get_or_init(Box::default);
+        recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

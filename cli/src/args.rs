@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use globset::{GlobBuilder, GlobMatcher};
+use tensorhold::allocator::RegionParts;
 use tensorhold::allocator::replay::Policy;
 use tensorhold::{Backend, BackendKind};
 
@@ -86,6 +87,9 @@ pub(crate) struct LoadOptions {
     /// How files are read: auto, or by one way alone: buffered, direct, io-uring [default: auto]
     #[arg(long, value_name = "BACKEND", value_parser = backend)]
     pub(crate) backend: Option<Backend>,
+    /// Whether memory is put behind the tensors part by part, and goes back tensor by tensor: auto, require [default: as a whole]
+    #[arg(long, value_name = "MODE", value_parser = parts)]
+    pub(crate) parts: Option<RegionParts>,
     /// Staging memory of all threads together, such as 64MiB [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) staging_bytes: Option<u64>,
@@ -198,6 +202,14 @@ fn backend(text: &str) -> Result<Backend, String> {
 fn policy() -> impl TypedValueParser<Value = Policy> {
     PossibleValuesParser::new(Policy::ALL.iter().map(|policy| policy.name()))
         .try_map(|name| name.parse::<Policy>())
+}
+
+fn parts(text: &str) -> Result<RegionParts, String> {
+    match text {
+        "auto" => Ok(RegionParts::Auto),
+        "require" => Ok(RegionParts::Require),
+        _ => Err("expected auto or require".into()),
+    }
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::Serialize;
-use tensorhold::allocator::Bytes;
-use tensorhold::{Loader, Pool, Report, Weights};
+use tensorhold::allocator::{Bytes, PoolBuilder};
+use tensorhold::{Device, Loader, Pool, Report, Weights};
 
 use crate::args::{LoadArgs, LoadOptions};
 use crate::device::{self, Chosen};
@@ -15,7 +15,8 @@ use crate::record::Recording;
 
 pub(crate) fn run(args: &LoadArgs) -> anyhow::Result<()> {
     let chosen = device::choose(args.options.device)?;
-    let recording = args.events.as_ref().map(|file| Recording::start(file, &chosen.device)).transpose()?;
+    let recording =
+        args.events.as_ref().map(|file| Recording::start(file, &chosen.device, &args.options)).transpose()?;
     let loaded =
         load_into(&args.path, &args.options, chosen, recording.as_ref().map(|recording| &recording.pool));
     let printed = loaded.and_then(|loaded| {
@@ -50,6 +51,12 @@ pub(crate) fn load(path: &Path, options: &LoadOptions, chosen: Chosen) -> anyhow
     load_into(path, options, chosen, None)
 }
 
+/// A pool for the tensors of a load.
+pub(crate) fn pool_builder(device: &Device, options: &LoadOptions) -> PoolBuilder {
+    let builder = Pool::builder(device.memory()).name(device.name());
+    builder.region_parts(options.parts.unwrap_or_default())
+}
+
 /// As [`load`], into a pool, if one is given.
 fn load_into(
     path: &Path,
@@ -57,8 +64,12 @@ fn load_into(
     chosen: Chosen,
     pool: Option<&Pool>,
 ) -> anyhow::Result<Loaded> {
+    let own = match pool.is_none() && options.parts.is_some() {
+        true => Some(pool_builder(&chosen.device, options).build()?),
+        false => None,
+    };
     let mut loader = Loader::new(chosen.device).checkpoint(path)?;
-    if let Some(pool) = pool {
+    if let Some(pool) = pool.or(own.as_ref()) {
         loader = loader.pool(pool);
     }
     if !options.selection.is_all() {

@@ -69,8 +69,12 @@ fn draw(out: &mut dyn Write, snapshot: &Snapshot) -> io::Result<()> {
     text(out, MARGIN + 32.0, 13, &summary)?;
     let mut top = MARGIN * 2.0 + 40.0;
     for (number, region) in snapshot.regions.iter().enumerate() {
+        let given_back = match region.bytes.saturating_sub(region.reserved_bytes) {
+            gone if gone > 0 && region.reserved_bytes > 0 => format!(", {} of it given back", Bytes(gone)),
+            _ => String::new(),
+        };
         let about = format!(
-            "region {number} at {:#x}: {}, {}, {}",
+            "region {number} at {:#x}: {}{given_back}, {}, {}",
             region.address,
             Bytes(region.bytes),
             output::count(region.fragments.len(), "fragment"),

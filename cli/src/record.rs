@@ -9,6 +9,9 @@ use tensorhold::Device;
 use tensorhold::allocator::Pool;
 use tensorhold::allocator::events::{self, EventLog};
 
+use crate::args::LoadOptions;
+use crate::load;
+
 /// A pool that is recorded.
 #[derive(Debug)]
 pub(crate) struct Recording {
@@ -20,11 +23,11 @@ pub(crate) struct Recording {
 
 impl Recording {
     /// Makes the file, so that no load is for nothing, and the pool.
-    pub(crate) fn start(path: &Path, device: &Device) -> anyhow::Result<Self> {
+    pub(crate) fn start(path: &Path, device: &Device, options: &LoadOptions) -> anyhow::Result<Self> {
         let file = File::create(path).with_context(|| format!("create {path:?}"))?;
         // A load has an event or two for each tensor, and those are in memory anyway.
         let (recorder, log) = events::recorder(usize::MAX);
-        let pool = Pool::builder(device.memory()).name(device.name()).events(recorder).build()?;
+        let pool = load::pool_builder(device, options).events(recorder).build()?;
         Ok(Self { pool, log, file, path: path.to_owned() })
     }
 

@@ -150,6 +150,10 @@ impl Trace<'_> {
                 self.reserved -= bytes;
                 self.count("reserved", self.reserved)?;
             }
+            Event::Part { bytes, .. } => {
+                self.reserved -= bytes;
+                self.count("reserved", self.reserved)?;
+            }
             Event::Trim { keep } => {
                 self.entry("trim", 'i', POOL, Of::Instant { s: 'p' }, json!({ "keep": keep }))?
             }

@@ -35,6 +35,22 @@ fn the_log_of_a_load_tells_of_the_batch_and_of_its_end() {
 }
 
 #[test]
+fn a_load_in_parts_says_so_and_its_log_tells_of_them() {
+    let folder = checkpoint();
+    let log = folder.path().join("events.jsonl");
+    let arguments = ["--device", "cpu", "--parts", "require", "--events", log.to_str().unwrap()];
+    let printed = stdout(&run("load", folder.path(), &arguments));
+    assert!(printed.contains("regions   in parts"), "{printed}");
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.contains("\"in_parts\":true") && text.contains("{\"part\":"), "{text}");
+    let trace = json(&run("trace", &log, &[]));
+    let mut counts =
+        trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["name"] == "reserved bytes");
+    assert_eq!(counts.next_back().unwrap()["args"]["bytes"], json!(0));
+    stdout(&run("verify", folder.path(), &["--device", "cpu", "--parts", "auto"]));
+}
+
+#[test]
 fn a_load_that_fails_leaves_a_log_too() {
     let folder = checkpoint();
     let log = folder.path().join("events.jsonl");

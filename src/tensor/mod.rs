@@ -3,6 +3,8 @@
 //! A tensor is a fragment of a region and a description. [`TensorView`] borrows both, [`Tensor`] counts both;
 //! what can be done with a tensor is written once, on the view.
 
+#[cfg(feature = "cuda-external")]
+mod lend;
 mod owned;
 mod view;
 
@@ -15,6 +17,8 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::shape::Shape;
 
+#[cfg(feature = "cuda-external")]
+pub use lend::{Lent, LentMut};
 pub use owned::Tensor;
 pub use view::{TensorView, TensorViewMut};
 

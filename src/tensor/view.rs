@@ -111,7 +111,7 @@ impl<'a> TensorView<'a> {
         Ok(copy)
     }
 
-    fn check_element<T: Element>(&self) -> Result<()> {
+    pub(super) fn check_element<T: Element>(&self) -> Result<()> {
         if self.dtype() == T::DTYPE {
             return Ok(());
         }

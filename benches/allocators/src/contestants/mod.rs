@@ -120,6 +120,7 @@ fn shared_entry<S: Shared>() -> SharedEntry {
 pub(crate) fn all() -> Vec<Entry> {
     vec![
         entry::<own::BestFit>(),
+        entry::<own::Segregated>(),
         entry::<locked::Locked<own::BestFit>>(),
         entry::<pool::Pool>(),
         entry::<locked::Locked<btree::BTree>>(),

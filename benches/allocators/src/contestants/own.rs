@@ -45,6 +45,7 @@ macro_rules! policy {
 }
 
 policy!(BestFit);
+policy!(Segregated);
 
 /// How planned layouts place the batch: names, and nanoseconds for the whole of it.
 pub(crate) fn planned(batch: &Batch) -> Result<Vec<(String, f64)>, String> {

@@ -3,23 +3,19 @@
 //! Its memory is addresses that no one can touch, in one region of just the capacity, which is kept while it is empty.
 
 use std::io;
-use std::ops::ControlFlow;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use tensorhold_allocator::{Fragment, Memory, MemoryError, RawRegion, Request};
+use tensorhold_allocator::{Fragment, Memory, MemoryError, RawRegion, Request, Stats};
 
 use super::{GRANULE, Shared};
 use crate::cases::median_of_times;
 use crate::traces::Batch;
 
 pub(crate) struct Pool(tensorhold_allocator::Pool);
-
-/// How often a placement waits for the reaper before it counts as refused.
-const MOST_WAITS: u32 = 1000;
 
 thread_local! {
     /// Each thread has a label of its own: fragments that share one would share its count.
@@ -36,12 +32,6 @@ impl Shared for Pool {
     fn new(capacity: u64) -> Result<Self, String> {
         let builder = tensorhold_allocator::Pool::builder(Arc::new(Addresses));
         let builder = builder.limit_bytes(capacity).region_bytes(capacity).retain_bytes(u64::MAX);
-        // Threads that drop quicker than the reaper frees may fill what it has just freed before the one that waited for it
-        // comes to run.
-        let builder = builder.on_pressure(|_, asked| match asked {
-            ..=MOST_WAITS => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(()),
-        });
         builder.build().map(Self).map_err(|error| error.to_string())
     }
 
@@ -58,7 +48,8 @@ impl Shared for Pool {
 
     fn drain(&self) {
         // `trim` would wait without asking again and again, but release the region as well.
-        while self.0.stats().fragments > 0 {
+        let in_use = |stats: Stats| stats.fragments > 0 || stats.pending_bytes > 0;
+        while in_use(self.0.stats()) {
             thread::yield_now();
         }
     }

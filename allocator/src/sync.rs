@@ -1,0 +1,89 @@
+//! What threads share state with: the standard library's, or loom's, which tries the orders in which threads can meet
+//! (`tests/loom.rs`). `Arc` is the standard library's in both.
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard, atomic};
+
+#[cfg(not(loom))]
+mod parker {
+    use std::io;
+    use std::sync::OnceLock;
+    use std::thread::{self, Thread};
+    use std::time::Duration;
+
+    /// Where one thread waits until others wake it. A wake that comes before is not lost.
+    #[derive(Debug, Default)]
+    pub(crate) struct Parker(OnceLock<Thread>);
+
+    impl Parker {
+        /// Starts the thread that will wait here.
+        pub(crate) fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+            let handle = thread::Builder::new().name(name.into()).spawn(run)?;
+            // The only `set`; before it there is no one who could want to wake the thread.
+            let _ = self.0.set(handle.thread().clone());
+            Ok(())
+        }
+
+        pub(crate) fn wake(&self) {
+            if let Some(thread) = self.0.get() {
+                thread.unpark();
+            }
+        }
+
+        /// Waits until it is woken, or for no reason.
+        pub(crate) fn wait(&self) {
+            thread::park();
+        }
+
+        /// As [`wait`](Self::wait), but not for longer than this.
+        pub(crate) fn wait_timeout(&self, patience: Duration) {
+            thread::park_timeout(patience);
+        }
+    }
+}
+
+/// The same of a lock and a condition: loom's own `unpark` also lets a thread go that waits for a lock.
+#[cfg(loom)]
+mod parker {
+    use std::io;
+    use std::sync::PoisonError;
+    use std::time::Duration;
+
+    use super::{Condvar, Mutex};
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Parker {
+        woken: Mutex<bool>,
+        wake: Condvar,
+    }
+
+    impl Parker {
+        pub(crate) fn start(&self, _: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+            loom::thread::spawn(run);
+            Ok(())
+        }
+
+        pub(crate) fn wake(&self) {
+            *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.wake.notify_one();
+        }
+
+        pub(crate) fn wait(&self) {
+            let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*woken {
+                woken = self.wake.wait(woken).unwrap_or_else(PoisonError::into_inner);
+            }
+            *woken = false;
+        }
+
+        /// Time does not pass in a model: others run instead.
+        pub(crate) fn wait_timeout(&self, _: Duration) {
+            loom::thread::yield_now();
+        }
+    }
+}
+
+pub(crate) use parker::Parker;
