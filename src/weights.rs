@@ -175,11 +175,9 @@ impl Weights {
     ///
     /// # Errors
     /// When a tensor is held, or a part of one.
-    pub fn try_close(mut self) -> std::result::Result<Closed, Box<StillHeld<Self>>> {
-        let held = self.tensors.iter_mut().filter_map(|(name, tensor)| {
-            let bytes = tensor.nbytes();
-            tensor.get_mut().is_none().then(|| Held { name: Arc::clone(name), bytes })
-        });
+    pub fn try_close(self) -> std::result::Result<Closed, Box<StillHeld<Self>>> {
+        let held = self.tensors.iter().filter(|(_, tensor)| tensor.is_shared());
+        let held = held.map(|(name, tensor)| Held { name: Arc::clone(name), bytes: tensor.nbytes() });
         let held: Vec<Held> = held.collect();
         if held.is_empty() {
             // No one can become an owner but through these weights.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
+use crate::memory::MemoryError;
 use crate::offsets::Request;
 use crate::shared::{Block, Books, Entry, Home, Shared};
 use crate::sync::MutexGuard;
@@ -46,6 +47,12 @@ impl Dropped {
     fn wait_for(&mut self, entry: Entry, uses: Vec<Recorded>) {
         self.last += 1;
         self.pending.push(Pending { number: self.last, entry, uses });
+    }
+
+    /// What waited under this number.
+    fn stop_waiting(&mut self, number: u64) -> Option<Entry> {
+        let index = self.pending.iter().position(|pending| pending.number == number)?;
+        Some(self.pending.swap_remove(index).entry)
     }
 
     pub(crate) fn is_waiting(&self) -> bool {
@@ -114,34 +121,39 @@ impl Shared {
     pub(crate) fn free_passed(&self, wait: bool) {
         // Without the lock: fences may belong to a driver.
         let waiting = self.books().dropped.waiting();
-        let mut synchronized = None;
-        let mut ended = |use_: &Recorded| {
-            let passed = match wait {
-                true => use_.fence.wait().map(|()| true),
-                false => use_.fence.has_passed(),
-            };
-            passed.unwrap_or_else(|error| {
-                tracing::warn!(pool = self.name, %error, "a fence cannot be asked: the memory is synchronized instead");
-                *synchronized.get_or_insert_with(|| self.memory.synchronize().is_ok())
-            })
+        if waiting.is_empty() {
+            return;
+        }
+        let ended = |use_: &Recorded| match wait {
+            true => use_.fence.wait().map(|()| true),
+            false => use_.fence.has_passed(),
         };
-        let passed: Vec<u64> = waiting
-            .iter()
-            .filter(|(_, uses)| uses.iter().all(&mut ended))
-            .map(|(number, _)| *number)
-            .collect();
+        let (mut passed, mut failed) = (Vec::new(), Vec::new());
+        for (number, uses) in waiting {
+            let all: Result<Vec<bool>, MemoryError> = uses.iter().map(ended).collect();
+            match all.map(|all| all.into_iter().all(|ended| ended)) {
+                Ok(true) => passed.push(number),
+                Ok(false) => {}
+                Err(error) => failed.push((number, error)),
+            }
+        }
         let mut books = self.books();
-        let mut freed = Vec::new();
         for number in passed {
             // One that is not there has been taken for another use.
-            let index = books.dropped.pending.iter().position(|pending| pending.number == number);
-            freed.extend(index.map(|index| books.dropped.pending.swap_remove(index)));
-        }
-        for pending in &freed {
-            books.dropped.bytes -= pending.entry.bytes;
-            books.free(&pending.entry);
+            let Some(entry) = books.dropped.stop_waiting(number) else { continue };
+            books.dropped.bytes -= entry.bytes;
+            books.free(&entry);
         }
         books.log_gone();
+        // Those whose fences cannot be asked are as those whose uses are not known.
+        for (number, _) in &failed {
+            let entry = books.dropped.stop_waiting(*number);
+            books.dropped.exposed.extend(entry);
+        }
+        drop(books);
+        for (_, error) in failed {
+            tracing::warn!(pool = self.name, %error, "a fence cannot be asked: the memory is synchronized instead");
+        }
     }
 
     /// As [`Pool::place_on`](crate::Pool::place_on).
@@ -213,7 +225,7 @@ impl Shared {
         Ok(vec![Recorded { stream: id, fence: stream.record().map_err(refused)? }])
     }
 
-    fn refused(&self, request: Request, source: crate::memory::MemoryError) -> Error {
+    fn refused(&self, request: Request, source: MemoryError) -> Error {
         Error::Stream { pool: self.name.clone(), bytes: request.size, source }
     }
 

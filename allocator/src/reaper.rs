@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{io, mem};
 
-use crate::shared::{Books, Entry, Region, Shared};
+use crate::shared::{Books, Region, Shared};
 use crate::sync::atomic::Ordering;
 
 /// How soon a range is free after its fences have passed, when no one waits for it. A fence tells no one that it has passed.
@@ -23,16 +23,15 @@ pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
 
 fn run(shared: &Shared) {
     loop {
-        let (asked, patient, idle, exposed) = {
+        let (asked, patient, any) = {
             let mut books = shared.books();
             // Read before the queue is taken: whatever was retired before the asking is then in this pass.
             let (asked, patient) = (books.asked, books.patient > books.made);
             let any = shared.sort_retired(&mut books);
-            let exposed = mem::take(&mut books.dropped.exposed);
-            (asked, patient, !any && exposed.is_empty(), exposed)
+            (asked, patient, any || !books.dropped.exposed.is_empty())
         };
-        free_exposed(shared, exposed);
         shared.free_passed(patient);
+        free_exposed(shared);
         give_back_parts(shared);
         release_empty_regions(shared, asked);
 
@@ -52,7 +51,7 @@ fn run(shared: &Shared) {
         if ended {
             return;
         }
-        match (idle && up_to_date, waits) {
+        match (!any && up_to_date, waits) {
             (true, true) => shared.reaper.wait_timeout(FENCES_ARE_ASKED_EVERY),
             (true, false) => shared.reaper.wait(),
             (false, _) => {}
@@ -61,7 +60,8 @@ fn run(shared: &Shared) {
 }
 
 /// Frees ranges whose addresses were given out, once nothing can touch them.
-fn free_exposed(shared: &Shared, exposed: Vec<Entry>) {
+fn free_exposed(shared: &Shared) {
+    let exposed = mem::take(&mut shared.books().dropped.exposed);
     if exposed.is_empty() {
         return;
     }

@@ -103,6 +103,11 @@ impl Tensor {
         unsafe { self.bytes.assume_unused() };
     }
 
+    /// Whether there are other owners. If not, none can come but through this one.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.bytes.owners() > 1
+    }
+
     /// Drops this owner and says whether it was the last.
     pub(crate) fn release(self) -> bool {
         self.bytes.release()

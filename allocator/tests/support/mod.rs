@@ -88,6 +88,15 @@ impl Stream {
         self.moved.notify_all();
     }
 
+    /// The streams whose work this one's comes after.
+    pub fn waits_for(&self) -> Vec<u64> {
+        self.state.lock().unwrap().after.keys().copied().collect()
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// The work so far has failed: its fences can no longer be asked.
     pub fn fail(&self) {
         self.state.lock().unwrap().failed = true;
