@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::process;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::error::Result;
 use crate::fence::OrderedStream;
@@ -133,6 +133,12 @@ impl Fragment {
 
     pub(crate) fn pool_name(&self) -> &str {
         &self.record().shared.name
+    }
+
+    /// Leaves an owner of the range with the pool, where it stays.
+    pub(crate) fn keep_for_good(&self) {
+        let mut kept = self.record().shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(self.clone());
     }
 
     fn is_only_owner(&self) -> bool {

@@ -12,7 +12,7 @@ use slab::Slab;
 use crate::error::{Error, Result};
 use crate::events::Recorder;
 use crate::fork::Process;
-use crate::fragment::Record;
+use crate::fragment::{Fragment, Record};
 use crate::memory::{Memory, RawRegion};
 use crate::offsets::{Allocation, Key, Policy, Request, Space, align_up};
 use crate::parts::Backing;
@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     /// Notified after each pass of the reaper.
     pub(crate) passed: Condvar,
     pub(crate) retired: RetireQueue,
+    /// Ranges that are never given back: a use of theirs could not be recorded. They keep the pool, and its reaper.
+    pub(crate) kept: Mutex<Vec<Fragment>>,
     /// Set once: no new placements, and the reaper ends when nothing is left (R2).
     pub(crate) closing: AtomicBool,
     pub(crate) reaper: Parker,
@@ -167,6 +169,7 @@ impl Shared {
             books: Mutex::default(),
             passed: Condvar::new(),
             retired: RetireQueue::default(),
+            kept: Mutex::default(),
             closing: AtomicBool::new(false),
             reaper: Parker::default(),
             process: Process::current(),

@@ -139,8 +139,8 @@ impl<'a> StreamUse<'a> {
                 Ok(())
             }
             Err(source) => {
-                // I1: an owner that is never dropped.
-                mem::forget(self.fragment.clone());
+                // I1: what uses it, and for how long, is not known.
+                self.fragment.keep_for_good();
                 Err(failed(self.fragment, source))
             }
         }
