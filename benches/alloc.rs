@@ -9,6 +9,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use safetensors::tensor::TensorView;
+use tensorhold::{Device, Loader};
 use tensorhold_allocator::offsets::{Allocation, BestFit, lay_out};
 use tensorhold_allocator::{HostMemory, Pool, Request};
 
@@ -132,5 +134,29 @@ fn pool(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, offsets, pool);
+/// Tensors of 290 weights, by name.
+fn weights(c: &mut Criterion) {
+    let names: Vec<String> = (0..290).map(|index| format!("model.layers.{index}.mlp.weight")).collect();
+    let bytes = [0; 256];
+    let tensor = || TensorView::new(safetensors::Dtype::U8, vec![256], &bytes).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    safetensors::serialize_to_file(names.iter().map(|name| (name, tensor())), None, &path).unwrap();
+    let weights = Loader::new(Device::host()).files([&path]).load().unwrap();
+
+    let mut group = c.benchmark_group("weights");
+    let mut next = (0..names.len()).cycle();
+    group.bench_function("view_by_name", |b| {
+        b.iter(|| {
+            let view = weights.view(&names[next.next().unwrap()]).unwrap();
+            assert_eq!(view.nbytes(), 256);
+            view
+        });
+    });
+    let held = weights.tensor(&names[0]).unwrap();
+    group.bench_function("tensor_clone_and_drop", |b| b.iter(|| black_box(&held).clone()));
+    group.finish();
+}
+
+criterion_group!(benches, offsets, pool, weights);
 criterion_main!(benches);

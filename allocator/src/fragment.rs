@@ -12,11 +12,9 @@ use std::process;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, PoisonError};
 
-use crate::error::Result;
-use crate::fence::OrderedStream;
 use crate::shared::Shared;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
-use crate::uses::{StreamUse, StreamUseMut, Uses};
+use crate::uses::Uses;
 
 /// What the fragments of one range share. Made by the pool, freed by the reaper (R1).
 #[derive(Debug)]
@@ -92,28 +90,6 @@ impl Fragment {
         FragmentView { address: self.address, bytes: self.bytes, owner: PhantomData }
     }
 
-    /// Uses the range on a stream: what is enqueued there until the guard ends is waited for before the range is used again or given
-    /// back, and nothing else is. So a range that is only used through guards can be used again at once on the same
-    /// stream, and elsewhere as soon as the work has ended.
-    ///
-    /// # Errors
-    /// When uses on the stream cannot be recorded, as while it is captured.
-    pub fn use_on<'a>(&'a self, stream: &'a dyn OrderedStream) -> Result<StreamUse<'a>> {
-        StreamUse::new(self, stream)
-    }
-
-    /// Uses the range on a stream for writing, if this fragment is its only owner; `None` otherwise. As [`use_on`](Self::use_on); that
-    /// the writing comes after earlier uses on other streams is for the caller to see to.
-    ///
-    /// # Errors
-    /// When uses on the stream cannot be recorded, as while it is captured.
-    pub fn use_mut_on<'a>(&'a mut self, stream: &'a dyn OrderedStream) -> Result<Option<StreamUseMut<'a>>> {
-        if !self.is_only_owner() {
-            return Ok(None);
-        }
-        StreamUseMut::new(self, stream).map(Some)
-    }
-
     /// Says that no use of an address that was given out is under way or will come, so that what is recorded is all that is waited
     /// for.
     ///
@@ -141,7 +117,7 @@ impl Fragment {
         kept.push(self.clone());
     }
 
-    fn is_only_owner(&self) -> bool {
+    pub(crate) fn is_only_owner(&self) -> bool {
         // Acquire pairs with the Release of the drop that left this fragment alone: its reads are over. No one can
         // make a second owner meanwhile, for that takes a reference to this one, which the callers borrow mutably.
         self.record().references.load(Ordering::Acquire) == 1

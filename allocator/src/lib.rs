@@ -58,8 +58,10 @@ mod pool;
 mod reaper;
 pub mod replay;
 mod retire;
+mod reuse;
 mod shared;
 mod stats;
+mod stream_use;
 mod sync;
 mod uses;
 
@@ -74,7 +76,7 @@ pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};
 pub use offsets::Request;
 pub use pool::{Placed, Pool, PoolBuilder, RegionParts, Reserved};
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
-pub use uses::{StreamUse, StreamUseMut};
+pub use stream_use::{StreamUse, StreamUseMut};
 
 // Offsets and lengths are u64 and go in and out of pointers.
 const _: () = assert!(size_of::<usize>() == 8, "tensorhold needs a 64-bit target");

@@ -8,16 +8,11 @@
 //! Whoever holds the lock of the books sorts the queue; only the reaper synchronizes, asks fences, and frees.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::fence::OrderedStream;
-use crate::fragment::Fragment;
 use crate::memory::MemoryError;
 use crate::offsets::Request;
-use crate::shared::{Block, Books, Entry, Home, Shared};
-use crate::sync::MutexGuard;
-use crate::uses::{Recorded, Uses};
+use crate::shared::{Books, Entry, Home, Shared};
+use crate::uses::Recorded;
 
 /// What has been dropped.
 #[derive(Debug, Default)]
@@ -33,18 +28,18 @@ pub(crate) struct Dropped {
 
 /// A dropped range that waits for fences.
 #[derive(Debug)]
-struct Pending {
+pub(crate) struct Pending {
     /// Never that of another.
     number: u64,
-    entry: Entry,
-    uses: Vec<Recorded>,
+    pub(crate) entry: Entry,
+    pub(crate) uses: Vec<Recorded>,
 }
 
 /// Fences to ask or wait for, by the number of what waits for them.
 pub(crate) type Waiting = Vec<(u64, Vec<Recorded>)>;
 
 impl Dropped {
-    fn wait_for(&mut self, entry: Entry, uses: Vec<Recorded>) {
+    pub(crate) fn wait_for(&mut self, entry: Entry, uses: Vec<Recorded>) {
         self.last += 1;
         self.pending.push(Pending { number: self.last, entry, uses });
     }
@@ -65,7 +60,7 @@ impl Dropped {
     }
 
     /// The smallest range that holds the request; of those whose uses were on this stream alone, if there is one.
-    fn take(
+    pub(crate) fn take(
         &mut self,
         request: Request,
         stream: u64,
@@ -154,91 +149,5 @@ impl Shared {
         for (_, error) in failed {
             tracing::warn!(pool = self.name, %error, "a fence cannot be asked: the memory is synchronized instead");
         }
-    }
-
-    /// As [`Pool::place_on`](crate::Pool::place_on).
-    pub(crate) fn place_on(
-        self: &Arc<Self>,
-        label: Arc<str>,
-        request: Request,
-        stream: &dyn OrderedStream,
-    ) -> Result<Fragment> {
-        stream.check().map_err(|source| self.refused(request, source))?;
-        let mut books = self.open_books(&label)?;
-        self.sort_retired(&mut books);
-        if let Some(block) = books.fit(request) {
-            return Ok(self.enter(books, label, request, block, Uses::default()));
-        }
-        let Books { dropped, regions, .. } = &mut *books;
-        // Of a region that is backed in parts, a range is not used again.
-        let whole = |home: Home| regions.get(home.region).filter(|region| region.backing.is_none());
-        let address = |home: Home| Some(whole(home)?.address(home.offset));
-        let Some(pending) = dropped.take(request, stream.id(), address) else {
-            drop(books);
-            self.wake_reaper();
-            let (books, block) = self.take_block(&label, request, self.options.region_bytes)?;
-            return Ok(self.enter(books, label, request, block, Uses::default()));
-        };
-        drop(books);
-        // Whatever else was sorted is the reaper's to see to.
-        self.wake_reaper();
-        let Pending { entry, uses, .. } = pending;
-        let after = self.come_after(stream, &uses);
-        let mut books = self.books();
-        let split = after.and_then(|after| {
-            let split = books.split(&entry, request, self.options.granule);
-            split.map(|split| (after, split)).map_err(|problem| self.broken_batch(1, problem))
-        });
-        match split {
-            Ok((after, (block, left))) => {
-                books.dropped.bytes -= entry.bytes;
-                // In the log it goes, and comes anew as what it was divided into.
-                books.log_reap(entry.number, true);
-                books.log_gone();
-                if let Some(mut left) = left {
-                    books.log_left(&mut left);
-                    books.dropped.bytes += left.bytes;
-                    books.dropped.wait_for(left, uses);
-                }
-                Ok(self.enter(books, label, request, block, Uses::new(false, after)))
-            }
-            Err(error) => {
-                books.dropped.wait_for(entry, uses);
-                drop(books);
-                self.wake_reaper();
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes a stream wait for the uses on others, and returns what then stands for all of them.
-    fn come_after(&self, stream: &dyn OrderedStream, uses: &[Recorded]) -> Result<Vec<Recorded>> {
-        let id = stream.id();
-        let refused = |source| self.refused(Request::new(0, 1), source);
-        if uses.iter().all(|use_| use_.stream == id) {
-            return Ok(uses.to_vec());
-        }
-        for use_ in uses.iter().filter(|use_| use_.stream != id) {
-            stream.wait_for(&use_.fence).map_err(refused)?;
-        }
-        // By O3 and O2 it passes after all of them.
-        Ok(vec![Recorded { stream: id, fence: stream.record().map_err(refused)? }])
-    }
-
-    fn refused(&self, request: Request, source: MemoryError) -> Error {
-        Error::Stream { pool: self.name.clone(), bytes: request.size, source }
-    }
-
-    fn enter(
-        self: &Arc<Self>,
-        mut books: MutexGuard<'_, Books>,
-        label: Arc<str>,
-        request: Request,
-        block: Block,
-        uses: Uses,
-    ) -> Fragment {
-        let slot = books.enter(label, request.size, Some(block.home));
-        books.log_alloc(slot, request.align);
-        Fragment::new(block.address, request.size, Arc::clone(self), slot, uses)
     }
 }

@@ -5,9 +5,7 @@ use std::fmt;
 use std::mem;
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use crate::error::{Error, Result};
-use crate::fence::{Fence, OrderedStream};
-use crate::fragment::Fragment;
+use crate::fence::Fence;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -55,7 +53,8 @@ impl Uses {
         self.exposed.store(false, Ordering::Relaxed);
     }
 
-    fn add(&self, stream: u64, fence: Arc<dyn Fence>) {
+    /// A use on a stream that ends with the fence.
+    pub(crate) fn add(&self, stream: u64, fence: Arc<dyn Fence>) {
         let mut recorded = self.recorded();
         // A stream's later fence passes after its earlier ones (O2).
         let earlier = match recorded.iter_mut().find(|use_| use_.stream == stream) {
@@ -90,114 +89,4 @@ impl Uses {
         let recorded = self.recorded.get_or_init(Box::default);
         recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A fragment in use on a stream; see [`Fragment::use_on`].
-#[must_use = "the use ends with the guard: keep it until the work has been enqueued"]
-pub struct StreamUse<'a> {
-    fragment: &'a Fragment,
-    stream: &'a dyn OrderedStream,
-}
-
-impl<'a> StreamUse<'a> {
-    pub(crate) fn new(fragment: &'a Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
-        match stream.check() {
-            Ok(()) => Ok(Self { fragment, stream }),
-            Err(source) => Err(failed(fragment, source)),
-        }
-    }
-
-    /// First address, for work that is enqueued on the stream before the guard ends.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.fragment.address()
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> u64 {
-        self.fragment.len()
-    }
-
-    /// Whether the length is 0.
-    pub fn is_empty(&self) -> bool {
-        self.fragment.is_empty()
-    }
-
-    /// Ends the use: its range goes back, once it is dropped, when what has been enqueued so far has ended. A drop of the guard does the
-    /// same, and logs an error.
-    ///
-    /// # Errors
-    /// When the stream records no event, as while it is captured. Its uses cannot be known then, and the range is never
-    /// given back.
-    pub fn end(self) -> Result<()> {
-        mem::ManuallyDrop::new(self).record()
-    }
-
-    fn record(&self) -> Result<()> {
-        match self.stream.record() {
-            Ok(fence) => {
-                self.fragment.uses().add(self.stream.id(), fence);
-                Ok(())
-            }
-            Err(source) => {
-                // I1: what uses it, and for how long, is not known.
-                self.fragment.keep_for_good();
-                Err(failed(self.fragment, source))
-            }
-        }
-    }
-}
-
-impl Drop for StreamUse<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.record() {
-            tracing::error!(%error, "a use was not recorded: its memory is never given back");
-        }
-    }
-}
-
-impl fmt::Debug for StreamUse<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StreamUse")
-            .field("fragment", &self.fragment)
-            .field("stream", &self.stream.id())
-            .finish()
-    }
-}
-
-/// The only owner of a range, in use on a stream for writing; see [`Fragment::use_mut_on`].
-#[derive(Debug)]
-#[must_use = "the use ends with the guard: keep it until the work has been enqueued"]
-pub struct StreamUseMut<'a>(StreamUse<'a>);
-
-impl<'a> StreamUseMut<'a> {
-    pub(crate) fn new(fragment: &'a mut Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
-        StreamUse::new(fragment, stream).map(Self)
-    }
-
-    /// First address, for work that is enqueued on the stream before the guard ends.
-    pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.0.as_ptr().cast_mut()
-    }
-
-    /// As [`StreamUse::len`].
-    pub fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// Whether the length is 0.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// As [`StreamUse::end`].
-    ///
-    /// # Errors
-    /// As [`StreamUse::end`].
-    pub fn end(self) -> Result<()> {
-        self.0.end()
-    }
-}
-
-fn failed(fragment: &Fragment, source: crate::memory::MemoryError) -> Error {
-    Error::Stream { pool: fragment.pool_name().into(), bytes: fragment.len(), source }
 }

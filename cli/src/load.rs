@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::Serialize;
-use tensorhold::allocator::{Bytes, PoolBuilder};
-use tensorhold::{Device, Loader, Pool, Report, Weights};
+use tensorhold::allocator::Bytes;
+use tensorhold::{Loader, Pool, Report, Weights};
 
 use crate::args::{LoadArgs, LoadOptions};
 use crate::device::{self, Chosen};
 use crate::output::{self, count, rate};
-use crate::record::Recording;
+use crate::pool::{self, Recording};
 
 pub(crate) fn run(args: &LoadArgs) -> anyhow::Result<()> {
     let chosen = device::choose(args.options.device)?;
@@ -51,12 +51,6 @@ pub(crate) fn load(path: &Path, options: &LoadOptions, chosen: Chosen) -> anyhow
     load_into(path, options, chosen, None)
 }
 
-/// A pool for the tensors of a load.
-pub(crate) fn pool_builder(device: &Device, options: &LoadOptions) -> PoolBuilder {
-    let builder = Pool::builder(device.memory()).name(device.name());
-    builder.region_parts(options.parts.unwrap_or_default())
-}
-
 /// As [`load`], into a pool, if one is given.
 fn load_into(
     path: &Path,
@@ -65,7 +59,7 @@ fn load_into(
     pool: Option<&Pool>,
 ) -> anyhow::Result<Loaded> {
     let own = match pool.is_none() && options.parts.is_some() {
-        true => Some(pool_builder(&chosen.device, options).build()?),
+        true => Some(pool::builder(&chosen.device, options).build()?),
         false => None,
     };
     let mut loader = Loader::new(chosen.device).checkpoint(path)?;

@@ -13,7 +13,7 @@ mod inspect;
 mod load;
 mod map;
 mod output;
-mod record;
+mod pool;
 mod replay;
 mod trace;
 mod verify;

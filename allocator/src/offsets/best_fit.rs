@@ -3,16 +3,9 @@
 use super::Request;
 use super::bins::class_of;
 use super::blocks::Blocks;
-use super::policy::Search;
-use super::space::Space;
+use super::search::Search;
 
-/// A space with exact best fit: of the free blocks that hold a request, the smallest; of equal ones, the lowest.
-///
-/// The search begins at the size class of the request and looks at every block of a class: O(free blocks) at worst, and
-/// a few of them as a rule. Exactness is paid for within the classes, and few large blocks make it cheap.
-pub type BestFit = Space<ByBestFit>;
-
-/// The policy of [`BestFit`].
+/// The policy of [`BestFit`](super::BestFit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ByBestFit;
 

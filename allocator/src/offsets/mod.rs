@@ -15,17 +15,19 @@ mod planned;
 #[cfg(test)]
 mod planned_tests;
 mod policy;
+mod search;
 mod segregated;
 mod space;
 #[cfg(test)]
 mod space_tests;
 
-pub use best_fit::{BestFit, ByBestFit};
+pub use best_fit::ByBestFit;
 pub use keys::{Allocation, Block, CarveError, Key, StaleKey};
 pub use planned::{Bump, Layout, LayoutError, Placement, RegionShape, lay_out};
-pub use policy::{Policy, Search};
-pub use segregated::{BySegregatedFit, Segregated};
-pub use space::Space;
+pub use policy::Policy;
+pub use search::Search;
+pub use segregated::BySegregatedFit;
+pub use space::{BestFit, Segregated, Space};
 
 /// What is asked of a space: bytes, and a power of two that the offset is to be a multiple of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,19 +8,9 @@ use super::Request;
 use super::best_fit::ByBestFit;
 use super::bins::class_of;
 use super::blocks::Blocks;
-use super::policy::Search;
-use super::space::Space;
+use super::search::Search;
 
-/// A space with two-level segregated fit, a good fit in constant time: whatever the number of free blocks, the search
-/// looks at three.
-///
-/// A request goes to the first block of its own size class if that holds it, or else to a block of the next class that
-/// has any. So no nearer class is passed over but the request's own, whose other blocks, which may be large enough, are
-/// not looked at. Only when none of the three holds the request, because the space is nearly full or the request aligned
-/// to more than the blocks are, is the best fit searched for, as [`BestFit`](super::BestFit) does.
-pub type Segregated = Space<BySegregatedFit>;
-
-/// The policy of [`Segregated`].
+/// The policy of [`Segregated`](super::Segregated).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BySegregatedFit;
 

@@ -4,9 +4,12 @@ use std::iter;
 use std::num::NonZeroU64;
 
 use super::Request;
+use super::best_fit::ByBestFit;
 use super::blocks::{Blocks, Node, RING};
 use super::keys::{Allocation, Block, CarveError, Key, StaleKey};
-use super::policy::{Policy, Search};
+use super::policy::Policy;
+use super::search::Search;
+use super::segregated::BySegregatedFit;
 
 /// One space, `0..capacity`. The policy `P` says which free block a request goes to: [`BestFit`](super::BestFit) and
 /// [`Segregated`](super::Segregated) are spaces of one policy, a `Space<Policy>` has one that is chosen at run time.
@@ -25,6 +28,21 @@ pub struct Space<P = Policy> {
     /// Live blocks, empty ones included.
     live: usize,
 }
+
+/// A space with exact best fit: of the free blocks that hold a request, the smallest; of equal ones, the lowest.
+///
+/// The search begins at the size class of the request and looks at every block of a class: O(free blocks) at worst, and
+/// a few of them as a rule. Exactness is paid for within the classes, and few large blocks make it cheap.
+pub type BestFit = Space<ByBestFit>;
+
+/// A space with two-level segregated fit, a good fit in constant time: whatever the number of free blocks, the search
+/// looks at three.
+///
+/// A request goes to the first block of its own size class if that holds it, or else to a block of the next class that
+/// has any. So no nearer class is passed over but the request's own, whose other blocks, which may be large enough, are
+/// not looked at. Only when none of the three holds the request, because the space is nearly full or the request aligned
+/// to more than the blocks are, is the best fit searched for, as [`BestFit`](super::BestFit) does.
+pub type Segregated = Space<BySegregatedFit>;
 
 impl<P: Search + Default> Space<P> {
     /// An empty space. Blocks are rounded up to a multiple of `granule` (itself rounded up to a power of two), but for

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUresult};
 
+use super::events::Events;
 use super::library::Library;
-use super::ordered::Events;
 use super::status::check;
 use crate::device::idle::IdleStreams;
 use crate::device::numa::Node;

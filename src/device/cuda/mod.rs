@@ -10,6 +10,7 @@
 
 mod context;
 mod driver;
+mod events;
 mod library;
 mod memory;
 mod ordered;

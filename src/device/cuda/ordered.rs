@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::sys::{
     self, CUcontext, CUevent, CUevent_flags, CUresult, CUstream, CUstreamCaptureStatus,
@@ -103,35 +103,6 @@ unsafe impl OrderedStream for AppStream {
         // SAFETY: C1, C3; the event lives, and the driver takes its state now: it may be recorded anew after the call.
         let status = unsafe { sys::cuStreamWaitEvent(self.raw, event.raw, 0) };
         Ok(check(&self.context.name, "wait for an event on a stream", status)?)
-    }
-}
-
-/// Events of a context that are not recorded by anyone, for whoever needs one next.
-#[derive(Debug, Default)]
-pub(super) struct Events(Mutex<Vec<EventHandle>>);
-
-#[derive(Debug)]
-struct EventHandle(CUevent);
-
-// SAFETY: the driver API may be called with the handle from any thread.
-unsafe impl Send for EventHandle {}
-
-/// More events than this are destroyed when they are done with.
-const KEPT_EVENTS: usize = 1024;
-
-impl Events {
-    fn take(&self) -> Option<CUevent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().map(|event| event.0)
-    }
-
-    /// Keeps an event; gives it back where there are enough.
-    fn keep(&self, event: CUevent) -> Option<CUevent> {
-        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if events.len() >= KEPT_EVENTS {
-            return Some(event);
-        }
-        events.push(EventHandle(event));
-        None
     }
 }
 

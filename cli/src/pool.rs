@@ -1,4 +1,4 @@
-//! `tensorhold load --events`: the load's pool, and the file that its events go to.
+//! The pool that a load places its tensors in, and the file that its events go to, where they are recorded (`load --events`).
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tensorhold::Device;
-use tensorhold::allocator::Pool;
 use tensorhold::allocator::events::{self, EventLog};
+use tensorhold::allocator::{Pool, PoolBuilder};
 
 use crate::args::LoadOptions;
-use crate::load;
+
+/// A pool for the tensors of a load.
+pub(crate) fn builder(device: &Device, options: &LoadOptions) -> PoolBuilder {
+    let builder = Pool::builder(device.memory()).name(device.name());
+    builder.region_parts(options.parts.unwrap_or_default())
+}
 
 /// A pool that is recorded.
 #[derive(Debug)]
@@ -27,7 +32,7 @@ impl Recording {
         let file = File::create(path).with_context(|| format!("create {path:?}"))?;
         // A load has an event or two for each tensor, and those are in memory anyway.
         let (recorder, log) = events::recorder(usize::MAX);
-        let pool = load::pool_builder(device, options).events(recorder).build()?;
+        let pool = builder(device, options).events(recorder).build()?;
         Ok(Self { pool, log, file, path: path.to_owned() })
     }
 

@@ -1,0 +1,12 @@
+//! Which free block a request goes to: what a policy is.
+
+use super::Request;
+use super::blocks::Blocks;
+
+/// How a space searches. Closed: a policy lives in this module, where it is compared with an oracle.
+pub trait Search: Copy {
+    /// The free block that a request goes to, and where in it the request starts; `None` only if no free block holds
+    /// the request. The request has bytes, its alignment is a power of two, and some bin has a block.
+    #[doc(hidden)]
+    fn search(self, blocks: &Blocks, request: Request) -> Option<(u32, u64)>;
+}
