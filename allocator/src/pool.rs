@@ -170,6 +170,7 @@ impl Pool {
         };
         let slot = books.enter(label, request.size, home);
         books.log_alloc(slot, request.align);
+        drop(books);
         Ok(Fragment::new(address, request.size, Arc::clone(shared), slot, Uses::default()))
     }
 

@@ -29,8 +29,8 @@ impl RetireQueue {
     /// Pushes a record, and says whether the queue was empty, in which case the caller wakes the reaper.
     ///
     /// # Safety
-    /// `record` is live, is in no queue, and belongs to the caller, who gives it up: after this call only the reaper
-    /// may touch it (R1).
+    /// `record` is live, is in no queue, and belongs to the caller, who gives it up: after this call only whoever takes it off
+    /// the queue may touch it (R1).
     pub(crate) unsafe fn push(&self, record: NonNull<Record>) -> bool {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {

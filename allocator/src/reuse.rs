@@ -96,6 +96,7 @@ impl Shared {
     ) -> Fragment {
         let slot = books.enter(label, request.size, Some(block.home));
         books.log_alloc(slot, request.align);
+        drop(books);
         Fragment::new(block.address, request.size, Arc::clone(self), slot, uses)
     }
 }
