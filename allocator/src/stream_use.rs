@@ -42,7 +42,10 @@ pub struct StreamUse<'a> {
 impl<'a> StreamUse<'a> {
     fn new(fragment: &'a Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
         match stream.check() {
-            Ok(()) => Ok(Self { fragment, stream }),
+            Ok(()) => {
+                fragment.uses().begin();
+                Ok(Self { fragment, stream })
+            }
             Err(source) => Err(failed(fragment, source)),
         }
     }
@@ -73,7 +76,9 @@ impl<'a> StreamUse<'a> {
     }
 
     fn record(&self) -> Result<()> {
-        match self.stream.record() {
+        let recorded = self.stream.record();
+        self.fragment.uses().end();
+        match recorded {
             Ok(fence) => {
                 self.fragment.uses().add(self.stream.id(), fence);
                 Ok(())

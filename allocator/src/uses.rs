@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use crate::fence::Fence;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
 /// A recorded use: it ends with the fence.
@@ -27,13 +27,15 @@ impl fmt::Debug for Recorded {
 pub(crate) struct Uses {
     /// Its address was given out: after the last drop the memory is synchronized, whatever was recorded.
     exposed: AtomicBool,
+    /// Guards of uses that have not ended. Those of a range without owners were forgotten, and their uses are not known.
+    open: AtomicU32,
     /// The latest use on each stream. Most ranges have none, and a load makes very many ranges.
     recorded: OnceLock<Box<Mutex<Vec<Recorded>>>>,
 }
 
 impl Uses {
     pub(crate) fn new(exposed: bool, recorded: Vec<Recorded>) -> Self {
-        let uses = Self { exposed: AtomicBool::new(exposed), recorded: OnceLock::new() };
+        let uses = Self { exposed: AtomicBool::new(exposed), ..Self::default() };
         if !recorded.is_empty() {
             *uses.recorded() = recorded;
         }
@@ -53,6 +55,15 @@ impl Uses {
         self.exposed.store(false, Ordering::Relaxed);
     }
 
+    /// A use begins; [`end`](Self::end) is its end.
+    pub(crate) fn begin(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// A use on a stream that ends with the fence.
     pub(crate) fn add(&self, stream: u64, fence: Arc<dyn Fence>) {
         let mut recorded = self.recorded();
@@ -69,8 +80,11 @@ impl Uses {
         drop(earlier);
     }
 
-    /// Whether all recorded uses are known to have ended.
+    /// Whether all uses through guards are known to have ended.
     pub(crate) fn have_ended(&self) -> bool {
+        if self.open.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
         if self.recorded.get().is_none() {
             return true;
         }
@@ -82,7 +96,8 @@ impl Uses {
     pub(crate) fn into_parts(self) -> (bool, Vec<Recorded>) {
         let recorded = self.recorded.into_inner().map(|recorded| recorded.into_inner());
         let recorded = recorded.map(|recorded| recorded.unwrap_or_else(PoisonError::into_inner));
-        (self.exposed.load(Ordering::Relaxed), recorded.unwrap_or_default())
+        let exposed = self.exposed.load(Ordering::Relaxed) || self.open.load(Ordering::Relaxed) > 0;
+        (exposed, recorded.unwrap_or_default())
     }
 
     fn recorded(&self) -> MutexGuard<'_, Vec<Recorded>> {

@@ -117,6 +117,18 @@ fn a_range_whose_address_was_given_out_waits_for_the_whole_memory() {
 }
 
 #[test]
+fn a_use_whose_guard_is_forgotten_waits_for_the_whole_memory() {
+    let (memory, pool) = device();
+    let [stream] = streams();
+    let fragment = place(&pool, 4096);
+    std::mem::forget(fragment.use_on(&stream).unwrap());
+    stream.0.enqueue();
+    drop(fragment);
+    assert_empty(&pool);
+    assert_eq!(memory.synchronized.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn a_batch_is_synchronized_unless_its_writer_says_that_it_has_ended() {
     let (memory, pool) = device();
     let mut before = 0;
