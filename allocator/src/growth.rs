@@ -35,16 +35,13 @@ impl Shared {
     }
 
     /// As [`take_block`](Self::take_block), in a new region that is backed in these parts: a range of addresses without memory.
-    pub(crate) fn take_parts(
-        &self,
+    pub(crate) fn take_parts<'a>(
+        &'a self,
         label: &str,
         request: Request,
         parts: &[Part],
-    ) -> Result<(Block, Arc<Backing>)> {
-        let (books, block) =
-            self.attempt(label, request).under_pressure(|attempt| attempt.grow_in_parts(parts))?;
-        let backing = books.regions.get(block.home.region).and_then(|region| region.backing.clone());
-        Ok((block, backing.ok_or_else(|| self.broken_batch(0, "a region in parts has none"))?))
+    ) -> Result<(MutexGuard<'a, Books>, Block)> {
+        self.attempt(label, request).under_pressure(|attempt| attempt.grow_in_parts(parts))
     }
 
     fn attempt<'a, 'l>(&'a self, label: &'l str, request: Request) -> Attempt<'a, 'l> {

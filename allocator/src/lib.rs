@@ -31,8 +31,8 @@
 //!
 //! # Giving memory back
 //! Dropping the last fragment of a range, on any thread, pushes it onto a lock-free queue: no lock of the allocator,
-//! no driver call, no wait. The pool's reaper thread synchronizes the memory, returns the range, and releases
-//! regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
+//! no driver call, no wait. The pool's reaper thread waits for what may still use the range (recorded uses, or the whole memory),
+//! returns it, and releases regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
 //! In a forked child, where there is no reaper, drops do nothing.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]

@@ -32,7 +32,8 @@ pub(crate) struct Part {
 /// The longest part that fragments share, where units are not longer.
 const SHARED_BYTES: u64 = 32 << 20;
 
-/// Cuts a region whose fragments lie at these offsets, ascending, and are so long (more than 0), into parts of whole units.
+/// Cuts a region of so many bytes, a multiple of the unit, whose fragments lie at these offsets, ascending, and are so long (more
+/// than 0), into parts of whole units.
 pub(crate) fn cut(
     fragments: impl IntoIterator<Item = (u64, u64)>,
     region_bytes: u64,
@@ -57,7 +58,7 @@ pub(crate) fn cut(
             done = end;
         }
     }
-    share(&mut parts, done, region_bytes.next_multiple_of(unit));
+    share(&mut parts, done, region_bytes);
     parts
 }
 
@@ -256,12 +257,15 @@ mod tests {
     fn what_a_fragment_has_to_itself_is_a_part_and_the_rest_is_shared() {
         let fragments = [(0, 5 * UNIT + 1000), (5 * UNIT + 1024, 8192), (5 * UNIT + 9216, 3 * UNIT)];
         let bytes = 8 * UNIT + 9216;
-        assert_eq!(ends(&cut(fragments, bytes, UNIT)), [(0, 5), (5, 6), (6, 8), (8, 9)]);
+        assert_eq!(
+            ends(&cut(fragments, bytes.next_multiple_of(UNIT), UNIT)),
+            [(0, 5), (5, 6), (6, 8), (8, 9)]
+        );
         // Aligned tensors share nothing.
         assert_eq!(ends(&cut([(0, UNIT), (UNIT, 4 * UNIT)], 5 * UNIT, UNIT)), [(0, 1), (1, 5)]);
         // Small ones share parts of at most 32 MiB.
         let small = (0..4000).map(|n| (n * 20_480, 20_480));
-        assert_eq!(ends(&cut(small, 4000 * 20_480, UNIT)), [(0, 16), (16, 32), (32, 40)]);
+        assert_eq!(ends(&cut(small, 40 * UNIT, UNIT)), [(0, 16), (16, 32), (32, 40)]);
     }
 
     proptest! {
@@ -276,7 +280,7 @@ mod tests {
                 end = offset + bytes;
                 (offset, bytes)
             }).collect();
-            let parts = cut(fragments.iter().copied(), end, unit);
+            let parts = cut(fragments.iter().copied(), end.next_multiple_of(unit), unit);
             let mut at = 0;
             for part in &parts {
                 prop_assert_eq!(part.offset, at);

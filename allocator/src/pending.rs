@@ -5,7 +5,8 @@
 //!                    └──> pending ── its fences have passed ──────┼─> free
 //!                            └────── Pool::place_on: in use again on a stream that comes after the fences
 //! ```
-//! Whoever holds the lock of the books sorts the queue; only the reaper synchronizes, asks fences, and frees.
+//! Whoever holds the lock of the books sorts the queue, and frees what nothing can be using; only the reaper synchronizes and asks
+//! fences.
 
 use std::ptr::NonNull;
 
@@ -92,18 +93,15 @@ impl Shared {
                 numbers.push(entry.number);
             }
             let (exposed, uses) = record.uses.into_parts();
-            match entry.home {
-                // It lies nowhere.
-                None => free.push(entry),
-                Some(_) if !exposed && uses.is_empty() => free.push(entry),
-                Some(_) if !exposed => {
-                    books.dropped.bytes += entry.bytes;
-                    books.dropped.wait_for(entry, uses);
-                }
-                Some(_) => {
-                    books.dropped.bytes += entry.bytes;
-                    books.dropped.exposed.push(entry);
-                }
+            // One without a home lies nowhere.
+            if entry.home.is_none() || !exposed && uses.is_empty() {
+                free.push(entry);
+                continue;
+            }
+            books.dropped.bytes += entry.bytes;
+            match exposed {
+                true => books.dropped.exposed.push(entry),
+                false => books.dropped.wait_for(entry, uses),
             }
         }
         books.log_retire(numbers);

@@ -246,17 +246,20 @@ impl Pool {
         let mut backings = SmallVec::<[_; 4]>::new();
         for (region, shape) in layout.regions.iter().enumerate() {
             let request = Request::new(shape.size, shape.align);
-            let (block, backing) = match unit.filter(|unit| shape.size < u64::MAX - *unit) {
+            let (mut books, block) = match unit {
                 Some(unit) => {
-                    let parts = parts::cut(fragments_of(layout, region), shape.size, unit);
-                    let (block, backing) = shared.take_parts(&reserved.label, request, &parts)?;
-                    (block, Some(backing))
+                    let too_large =
+                        || shared.broken_batch(layout.placements.len(), "a region is too large for parts");
+                    let bytes = shape.size.checked_next_multiple_of(unit).ok_or_else(too_large)?;
+                    let parts = parts::cut(fragments_of(layout, region), bytes, unit);
+                    shared.take_parts(&reserved.label, request, &parts)?
                 }
-                None => (shared.take_block(&reserved.label, request, 0)?.1, None),
+                None => shared.take_block(&reserved.label, request, 0)?,
             };
-            shared.books().log_take(&reserved.label, request, &block);
+            books.log_take(&reserved.label, request, &block);
+            backings.push(books.regions.get(block.home.region).and_then(|region| region.backing.clone()));
+            drop(books);
             reserved.blocks.push((block, shape.size));
-            backings.push(backing);
         }
         let addresses = reserved.blocks.iter().map(|(block, _)| block.address);
         reserved.bases = Bases::new(&shared.name, &reserved.label, addresses.zip(backings));

@@ -1,4 +1,4 @@
-//! The reaper: one thread for each pool, the only one that gives memory back.
+//! The reaper: one thread for each pool, the only one that waits for devices and gives memory back to them.
 //!
 //! A pass takes all that was retired, waits for the memory's work to end if addresses of it were given out (I1), returns
 //! the ranges to their regions' free lists, those that wait for fences when these have passed, and releases the regions that are

@@ -40,7 +40,7 @@ impl Shared {
         // Whatever else was sorted is the reaper's to see to.
         self.wake_reaper();
         let Pending { entry, uses, .. } = pending;
-        let after = self.come_after(stream, &uses);
+        let after = self.come_after(stream, &uses, request);
         let mut books = self.books();
         let split = after.and_then(|after| {
             let split = books.split(&entry, request, self.options.granule);
@@ -69,9 +69,14 @@ impl Shared {
     }
 
     /// Makes a stream wait for the uses on others, and returns what then stands for all of them.
-    fn come_after(&self, stream: &dyn OrderedStream, uses: &[Recorded]) -> Result<Vec<Recorded>> {
+    fn come_after(
+        &self,
+        stream: &dyn OrderedStream,
+        uses: &[Recorded],
+        request: Request,
+    ) -> Result<Vec<Recorded>> {
         let id = stream.id();
-        let refused = |source| self.refused(Request::new(0, 1), source);
+        let refused = |source| self.refused(request, source);
         if uses.iter().all(|use_| use_.stream == id) {
             return Ok(uses.to_vec());
         }

@@ -256,6 +256,14 @@ fn what_is_dropped_while_memory_is_brought_up_gives_all_of_it_back() {
 }
 
 #[test]
+fn a_region_too_large_for_whole_parts_is_an_error() {
+    let (_memory, pool) = parted();
+    let layout = pool.lay_out([Request::new(u64::MAX - 1, 256)]).unwrap();
+    assert!(matches!(pool.reserve_planned(&layout, "batch"), Err(Error::Batch { .. })));
+    assert_eq!((pool.stats().reserved_bytes, pool.stats().regions), (0, 0));
+}
+
+#[test]
 fn bringing_up_can_be_stopped_and_who_waits_is_told() {
     let (memory, pool) = parted();
     let layout = pool.lay_out([Request::new(4 * UNIT, 256); 3]).unwrap();

@@ -1,7 +1,6 @@
 //! Facts about pools, fragments and the reaper.
 
 use std::num::NonZeroU64;
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread::{self, ThreadId};
@@ -350,34 +349,6 @@ fn closing_releases_what_is_free_names_what_is_held_and_refuses_the_rest() {
     // Nothing is left, so the reaper has ended; waiting for it still returns.
     other.trim();
     assert_eq!(other.close(), tensorhold_allocator::Closed::default());
-}
-
-#[test]
-fn who_makes_room_under_pressure_is_asked_as_often_as_room_was_made() {
-    let kept: Arc<Mutex<Vec<Fragment>>> = Arc::default();
-    let asked: Arc<Mutex<Vec<u32>>> = Arc::default();
-    let (theirs, numbers) = (Arc::clone(&kept), Arc::clone(&asked));
-    let on_pressure = move |refusal: &Error, number: u32| {
-        assert!(matches!(refusal, Error::LimitReached { limit: 1_048_576, .. }), "{refusal}");
-        numbers.lock().unwrap().push(number);
-        match theirs.lock().unwrap().pop() {
-            Some(_) => ControlFlow::Continue(()),
-            None => ControlFlow::Break(()),
-        }
-    };
-    let memory: Arc<dyn Memory> = Arc::new(HostMemory::new());
-    let pool =
-        Pool::builder(memory).limit_bytes(1 << 20).region_bytes(1).on_pressure(on_pressure).build().unwrap();
-    kept.lock().unwrap().extend((0..4).map(|n| place(&pool, &format!("t{n}"), 256 << 10)));
-    assert!(asked.lock().unwrap().is_empty());
-    // Room for two: two are given up, one after the other, and two stay.
-    let large = place(&pool, "large", 512 << 10);
-    assert_eq!((&asked.lock().unwrap()[..], kept.lock().unwrap().len()), (&[1, 2][..], 2));
-    // A batch asks too; when nothing is left to give up, the refusal is returned, and nothing is lost.
-    assert!(matches!(place_batch(&pool, &[800 << 10]), Err(Error::LimitReached { .. })));
-    assert_eq!((&asked.lock().unwrap()[2..], pool.stats().fragments), (&[1, 2, 3][..], 1));
-    drop(large);
-    assert_eq!(place_batch(&pool, &[800 << 10]).unwrap().fragments.len(), 1);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! hatched. A pointer that rests on a fragment is told its name, size and offset.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::{self, Write};
 
 use anyhow::Context;
 use tensorhold::allocator::{Bytes, RegionSnapshot, Snapshot};
@@ -27,10 +27,7 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
             loaded.weights.pool().snapshot()
         }
     };
-    let Some(file) = &args.out else { return output::print(|out| draw(out, &snapshot)) };
-    let created = File::create(file).with_context(|| format!("create {file:?}"))?;
-    let mut out = BufWriter::new(created);
-    draw(&mut out, &snapshot).and_then(|()| out.flush()).with_context(|| format!("write {file:?}"))
+    output::print_to(args.out.as_deref(), |out| draw(out, &snapshot))
 }
 
 const WIDTH: f64 = 1200.0;

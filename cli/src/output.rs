@@ -4,7 +4,9 @@
 //! binary units, as it is asked for.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
 
 use anyhow::Context;
 use bytesize::ByteSize;
@@ -18,6 +20,17 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> any
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("write to the standard output"),
     }
+}
+
+/// Writes a result to a file or, without one, to standard output.
+pub(crate) fn print_to(
+    file: Option<&Path>,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    let Some(file) = file else { return print(write) };
+    let created = File::create(file).with_context(|| format!("create {file:?}"))?;
+    let mut out = BufWriter::new(created);
+    write(&mut out).and_then(|()| out.flush()).with_context(|| format!("write {file:?}"))
 }
 
 /// Writes `value` as JSON, with a newline at its end.

@@ -8,11 +8,9 @@
 //! Fragments without a byte lie nowhere and are left out.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 
-use anyhow::Context;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tensorhold::allocator::Bytes;
@@ -23,10 +21,7 @@ use crate::{output, replay};
 
 pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
     let log = replay::read(&args.log)?;
-    let Some(file) = &args.out else { return output::print(|out| write(out, &log)) };
-    let created = File::create(file).with_context(|| format!("create {file:?}"))?;
-    let mut out = BufWriter::new(created);
-    write(&mut out, &log).and_then(|()| out.flush()).with_context(|| format!("write {file:?}"))
+    output::print_to(args.out.as_deref(), |out| write(out, &log))
 }
 
 /// The pool's process; regions follow. Viewers take process 0 for the system's idle one.

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUresult};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUresult};
 
 use super::events::Events;
 use super::library::Library;
@@ -126,6 +126,16 @@ impl Context {
     /// The driver's number of the device.
     pub(super) fn device_number(&self) -> i32 {
         self.device
+    }
+
+    /// A new event, for waiting without spinning.
+    pub(super) fn create_event(&self, _: &Current) -> Result<CUevent> {
+        let flags =
+            CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        let mut event = ptr::null_mut();
+        // SAFETY: C1, C3; `event` is valid for the write.
+        check(&self.name, "create an event", unsafe { sys::cuEventCreate(&mut event, flags) })?;
+        Ok(event)
     }
 
     /// Whether it is this context.

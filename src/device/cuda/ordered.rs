@@ -5,9 +5,7 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{
-    self, CUcontext, CUevent, CUevent_flags, CUresult, CUstream, CUstreamCaptureStatus,
-};
+use cudarc::driver::sys::{self, CUcontext, CUevent, CUresult, CUstream, CUstreamCaptureStatus};
 use tensorhold_allocator::{Fence, MemoryError, OrderedStream};
 
 use super::context::{Context, Current};
@@ -119,15 +117,8 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    fn take(context: &'static Context, _: &Current) -> Result<Self> {
-        if let Some(raw) = context.events.take() {
-            return Ok(Self { context, raw });
-        }
-        let flags =
-            CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-        let mut raw = ptr::null_mut();
-        // SAFETY: C1, C3; `raw` is valid for the write.
-        check(&context.name, "create an event", unsafe { sys::cuEventCreate(&mut raw, flags) })?;
+    fn take(context: &'static Context, current: &Current) -> Result<Self> {
+        let raw = context.events.take().map_or_else(|| context.create_event(current), Ok)?;
         Ok(Self { context, raw })
     }
 }

@@ -3,7 +3,7 @@
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUevent_flags, CUresult, CUstream, CUstream_flags};
+use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUresult, CUstream, CUstream_flags};
 
 use super::context::{Context, Current};
 use super::status::check;
@@ -28,24 +28,15 @@ unsafe impl Sync for CudaStream {}
 
 impl CudaStream {
     pub(super) fn new(context: &'static Context) -> Result<Self> {
-        let _current = context.enter()?;
+        let current = context.enter()?;
         let mut raw = ptr::null_mut();
         // SAFETY: C1, C3; `raw` is valid for the write.
         let status = unsafe { sys::cuStreamCreate(&mut raw, CUstream_flags::CU_STREAM_NON_BLOCKING as u32) };
         check(&context.name, "create a stream", status)?;
         // From here on the drop cleans up.
         let mut stream = Self { context, raw, events: Mutex::default(), end: ptr::null_mut() };
-        stream.end = stream.create_event()?;
+        stream.end = context.create_event(&current)?;
         Ok(stream)
-    }
-
-    fn create_event(&self) -> Result<CUevent> {
-        let flags =
-            CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-        let mut event = ptr::null_mut();
-        // SAFETY: C1, C3: the callers have entered the context; `event` is valid for the write.
-        check(&self.context.name, "create an event", unsafe { sys::cuEventCreate(&mut event, flags) })?;
-        Ok(event)
     }
 
     fn events(&self) -> MutexGuard<'_, Vec<CUevent>> {
@@ -92,7 +83,7 @@ impl Stream for CudaStream {
             events.resize(event + 1, ptr::null_mut());
         }
         if events[event].is_null() {
-            events[event] = self.create_event()?;
+            events[event] = self.context.create_event(&current)?;
         }
         let event = events[event];
         drop(events);
