@@ -152,7 +152,7 @@ impl<R: BufRead> Lines<R> {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use tensorhold_allocator::events::{self, Log, LogWriter};
+/// use tensorhold_allocator::events::{self, Event, Log, LogWriter};
 /// use tensorhold_allocator::{HostMemory, Pool, Request};
 ///
 /// let (recorder, log) = events::recorder(1000);
@@ -163,7 +163,8 @@ impl<R: BufRead> Lines<R> {
 ///     writer.write(&log.take()).map(|()| fragment)
 /// });
 /// let file = writer.finish()?;
-/// assert_eq!(Log::read(&file[..])?.events.len(), 4); // a region, and what was placed in it
+/// let log = Log::read(&file[..])?;
+/// assert_eq!(log.events.iter().filter(|(_, event)| matches!(event, Event::Alloc { .. })).count(), 3);
 /// # drop(fragments);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
