@@ -39,6 +39,7 @@ mod error;
 mod format;
 mod io;
 mod loader;
+mod names;
 mod report;
 pub mod settings;
 mod shape;

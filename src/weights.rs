@@ -1,22 +1,54 @@
 //! [`Weights`]: what a load returns.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
-use indexmap::IndexMap;
 use tensorhold_allocator::{Closed, Held, Pool, StillHeld};
 
 use crate::error::{Error, Result};
+use crate::names::Names;
 use crate::report::Report;
 use crate::tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 
 /// The free-form strings that a safetensors file may carry in its header.
 pub type Metadata = BTreeMap<String, String>;
 
-/// Tensors by name, in their order.
-pub(crate) type Named = IndexMap<Arc<str>, Tensor, RandomState>;
+/// Tensors in their order, and by name.
+#[derive(Debug, Clone)]
+pub(crate) struct Named {
+    tensors: Vec<Tensor>,
+    names: Names,
+}
+
+impl Named {
+    /// `names` has the numbers of the tensors.
+    pub(crate) fn new(tensors: Vec<Tensor>, names: Names) -> Self {
+        Self { tensors, names }
+    }
+
+    fn number(&self, name: &str) -> Option<usize> {
+        self.names.find(name, |number| self.tensors[number].name())
+    }
+
+    fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(self.number(name)?)
+    }
+
+    fn get_mut(&mut self, name: &str) -> Option<&mut Tensor> {
+        let number = self.number(name)?;
+        self.tensors.get_mut(number)
+    }
+}
+
+impl Deref for Named {
+    type Target = [Tensor];
+
+    fn deref(&self) -> &[Tensor] {
+        &self.tensors
+    }
+}
 
 /// The loaded tensors of a checkpoint.
 ///
@@ -62,8 +94,8 @@ impl Weights {
     /// When a replacement has no namesake here, or one of another type or shape.
     pub(crate) fn with(&self, some: Weights) -> Result<Weights> {
         let mut tensors = self.tensors.clone();
-        for (name, tensor) in some.tensors {
-            let old = tensors.get_mut(&name).ok_or_else(|| self.unknown(&name))?;
+        for tensor in some.tensors.tensors {
+            let old = tensors.get_mut(tensor.name()).ok_or_else(|| self.unknown(tensor.name()))?;
             if (old.dtype(), old.shape()) != (tensor.dtype(), tensor.shape()) {
                 let (got, expected) = (tensor.info().spelled(), old.info().spelled());
                 return Err(old.view().error(
@@ -92,17 +124,17 @@ impl Weights {
 
     /// The names, file by file in the order of their bytes.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.tensors.keys().map(|name| &**name)
+        self.tensors.iter().map(Tensor::name)
     }
 
     /// The tensors, in the order of [`names`](Self::names).
     pub fn iter(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
-        self.tensors.values().map(Tensor::view)
+        self.tensors.iter().map(Tensor::view)
     }
 
     /// What a tensor is, if there is one of that name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        Some(self.tensors.get(name)?.info())
+        self.tensors.get(name).map(Tensor::info)
     }
 
     /// Borrows a tensor.
@@ -126,8 +158,8 @@ impl Weights {
     /// # Errors
     /// When there is none of that name; the error names the nearest.
     pub fn get_mut(&mut self, name: &str) -> Result<Option<TensorViewMut<'_>>> {
-        match self.tensors.get_index_of(name) {
-            Some(index) => Ok(self.tensors[index].get_mut()),
+        match self.tensors.number(name) {
+            Some(number) => Ok(self.tensors.tensors[number].get_mut()),
             None => Err(self.unknown(name)),
         }
     }
@@ -154,12 +186,11 @@ impl Weights {
     /// the regions that what is held keeps reserved, and `pending_bytes` what a device may still be using; both 0 with a pool that other weights share.
     pub fn close(self) -> Closed {
         let mut closed = Closed::default();
-        for (name, tensor) in self.tensors {
+        for tensor in self.tensors.tensors {
             let bytes = tensor.nbytes();
-            if tensor.release() {
-                closed.released_bytes += bytes;
-            } else {
-                closed.held.push(Held { name, bytes });
+            match tensor.release() {
+                None => closed.released_bytes += bytes,
+                Some(held) => closed.held.push(Held { name: Arc::clone(&held.info.name), bytes }),
             }
         }
         if self.owns_pool {
@@ -176,8 +207,8 @@ impl Weights {
     /// # Errors
     /// When a tensor is held, or a part of one.
     pub fn try_close(self) -> std::result::Result<Closed, Box<StillHeld<Self>>> {
-        let held = self.tensors.iter().filter(|(_, tensor)| tensor.is_shared());
-        let held = held.map(|(name, tensor)| Held { name: Arc::clone(name), bytes: tensor.nbytes() });
+        let held = self.tensors.iter().filter(|tensor| tensor.is_shared()).map(Tensor::info);
+        let held = held.map(|info| Held { name: Arc::clone(&info.name), bytes: info.nbytes });
         let held: Vec<Held> = held.collect();
         if held.is_empty() {
             // No one can become an owner but through these weights.

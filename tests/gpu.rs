@@ -251,7 +251,7 @@ fn out_of_memory_is_an_error_and_loses_nothing() -> Result<(), Failed> {
     let error = Loader::new(device.clone()).files([path]).pool(&pool).load().unwrap_err();
     let reason = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
     assert!(
-        error.to_string().contains("\"t\"") && reason.contains("out of memory: asked for"),
+        error.to_string().contains("vast.safetensors") && reason.contains("out of memory: asked for"),
         "{error}: {reason}"
     );
     assert_all_back(&pool);

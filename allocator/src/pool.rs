@@ -1,11 +1,11 @@
 //! [`Pool`]: regions that grow and go, and fragments placed in them.
 
 use std::borrow::Borrow;
+use std::mem;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::{iter, mem};
 
 use smallvec::SmallVec;
 
@@ -220,7 +220,7 @@ impl Pool {
         let bases = reserved.bases();
         bases.bring_up(|| false);
         bases.wait_for_all()?;
-        reserved.place(layout, labels)
+        reserved.place(layout, labels.to_vec())
     }
 
     /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by the
@@ -299,13 +299,8 @@ impl Reserved {
     /// # Errors
     /// When there is not one label for each fragment, the layout is not the one that the memory was reserved for, the memory
     /// has been cut already, or the pool is closed. The memory stays here then, whole.
-    pub fn place<'a>(
-        &mut self,
-        layout: &Layout,
-        labels: impl IntoIterator<Item = &'a Arc<str>, IntoIter: Clone>,
-    ) -> Result<Placed> {
-        let (shared, labels) = (Arc::clone(self.pool.shared()), labels.into_iter());
-        let count = labels.clone().count();
+    pub fn place(&mut self, layout: &Layout, labels: Vec<Arc<str>>) -> Result<Placed> {
+        let (shared, count) = (Arc::clone(self.pool.shared()), labels.len());
         let broken = |problem: String| shared.broken_batch(count, problem);
         check_layout(layout, count).map_err(broken)?;
         if !layout.regions.iter().map(|shape| shape.size).eq(self.blocks.iter().map(|(_, size)| *size)) {
@@ -341,8 +336,6 @@ impl Reserved {
             // Who has the bases may be writing there.
             Fragment::new(address, bytes, Arc::clone(&shared), slot, Uses::new(true, Vec::new()))
         };
-        // Where an iterator ends sooner than its clone, fragments go by the label of the batch: none is left out.
-        let labels = labels.cloned().chain(iter::repeat_with(|| Arc::clone(&self.label)));
         let fragments = layout.placements.iter().zip(labels).map(place).collect();
         books.log_cut(&blocks);
         Ok(Placed { fragments, bases })

@@ -213,7 +213,7 @@ fn memory_is_brought_up_while_others_wait_for_what_they_need() {
         go.send(()).unwrap();
         second.join().unwrap().unwrap();
     });
-    let placed = reserved.place(&layout, &["a".into(), "b".into()]).unwrap();
+    let placed = reserved.place(&layout, vec!["a".into(), "b".into()]).unwrap();
     drop((reserved, placed));
     pool.trim();
     assert_eq!(memory.committed_bytes(), 0);

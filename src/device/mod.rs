@@ -13,6 +13,8 @@
 
 #[cfg(feature = "cuda-external")]
 mod cuda;
+#[cfg(feature = "cuda-external")]
+mod descriptors;
 mod host;
 mod idle;
 #[cfg(feature = "cuda-external")]

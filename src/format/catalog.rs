@@ -1,31 +1,32 @@
 //! Which tensor is in which file, over all files of a load.
 
-use std::collections::HashMap;
 use std::path::Path;
-
-use foldhash::fast::RandomState;
 
 use super::problem::Problem;
 use crate::error::{Error, Result};
+use crate::names::Names;
 
 /// Tensors by name, each with its file.
 pub(crate) struct Catalog<'a> {
     /// By number.
     files: Vec<&'a Path>,
-    tensors: HashMap<&'a str, Place, RandomState>,
+    /// By number.
+    tensors: Vec<Known<'a>>,
+    names: Names,
     /// How many indexes have been compared.
     indexes: u32,
 }
 
-/// Where a tensor is.
-struct Place {
+/// A tensor that is there.
+struct Known<'a> {
+    name: &'a str,
     file: u32,
     /// The number of the last index that named it.
     named: u32,
 }
 
 /// What a catalog knows of a tensor that an index names.
-pub(super) enum Known {
+pub(super) enum Found {
     /// It is in the file of that number.
     In(usize),
     /// The index has named it before.
@@ -35,7 +36,7 @@ pub(super) enum Known {
 }
 
 impl<'a> Catalog<'a> {
-    /// The catalog of so many tensors, each with its file's number.
+    /// The catalog of so many tensors, each with its file's number. They are numbered as they come.
     ///
     /// # Errors
     /// When two tensors, of one file or of two, have the same name.
@@ -44,18 +45,20 @@ impl<'a> Catalog<'a> {
         count: usize,
         tensors: impl Iterator<Item = (usize, &'a str)>,
     ) -> Result<Self> {
-        let mut known: HashMap<&str, Place, _> =
-            HashMap::with_capacity_and_hasher(count, RandomState::default());
+        let mut known: Vec<Known<'_>> = Vec::with_capacity(count);
+        let mut names = Names::with_capacity(count);
         for (file, name) in tensors {
-            if let Some(first) = known.insert(name, Place { file: file as u32, named: 0 }) {
-                if first.file as usize == file {
+            if let Some(first) = names.insert(name, known.len(), |number| known[number].name) {
+                let first = known[first].file as usize;
+                if first == file {
                     return Err(Problem::Duplicate { key: name.into() }.of(files[file]));
                 }
-                let (first, second) = (files[first.file as usize].into(), files[file].into());
+                let (first, second) = (files[first].into(), files[file].into());
                 return Err(Error::DuplicateTensor { name: name.into(), first, second });
             }
+            known.push(Known { name, file: file as u32, named: 0 });
         }
-        Ok(Self { files, tensors: known, indexes: 0 })
+        Ok(Self { files, tensors: known, names, indexes: 0 })
     }
 
     /// Begins to compare another index.
@@ -64,13 +67,15 @@ impl<'a> Catalog<'a> {
     }
 
     /// What is known of a tensor that the index names.
-    pub(super) fn named(&mut self, tensor: &str) -> Known {
-        match self.tensors.get_mut(tensor) {
-            None => Known::Nowhere,
-            Some(place) if place.named == self.indexes => Known::Named,
-            Some(place) => {
-                place.named = self.indexes;
-                Known::In(place.file as usize)
+    pub(super) fn named(&mut self, tensor: &str) -> Found {
+        let tensors = &mut self.tensors;
+        let number = self.names.find(tensor, |number| tensors[number].name);
+        match number.map(|number| &mut tensors[number]) {
+            None => Found::Nowhere,
+            Some(known) if known.named == self.indexes => Found::Named,
+            Some(known) => {
+                known.named = self.indexes;
+                Found::In(known.file as usize)
             }
         }
     }
@@ -83,5 +88,10 @@ impl<'a> Catalog<'a> {
     /// The file of a number.
     pub(super) fn path_of(&self, number: usize) -> Option<&'a Path> {
         self.files.get(number).copied()
+    }
+
+    /// The numbers of the tensors, by name.
+    pub(crate) fn into_names(self) -> Names {
+        self.names
     }
 }

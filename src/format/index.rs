@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
-use super::catalog::{Catalog, Known};
+use super::catalog::{Catalog, Found};
 use super::json::for_each_pair_of;
 use crate::error::{Error, Result};
 
@@ -108,13 +108,13 @@ impl Index {
                 }
             };
             let actual = match catalog.named(&tensor) {
-                Known::In(actual) if Some(actual) == number => return,
-                Known::Named => {
+                Found::In(actual) if Some(actual) == number => return,
+                Found::Named => {
                     wrong = Some(format!("the key {tensor:?} is there twice, expected once; fetch it again"));
                     return;
                 }
-                Known::In(actual) => format!("in {:?}", catalog.path_of(actual).unwrap_or(Path::new(""))),
-                Known::Nowhere => "in no file".into(),
+                Found::In(actual) => format!("in {:?}", catalog.path_of(actual).unwrap_or(Path::new(""))),
+                Found::Nowhere => "in no file".into(),
             };
             wrong = Some(format!(
                 "it says that tensor {tensor:?} is in {file:?}, but it is {actual}; \

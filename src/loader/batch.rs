@@ -3,16 +3,13 @@
 use std::sync::Arc;
 
 use tensorhold_allocator::offsets::Layout;
-use tensorhold_allocator::{Pool, Reserved};
+use tensorhold_allocator::{Fragment, Pool, Reserved};
 
-use super::described::Described;
 use super::headers::Opened;
 use super::options::Readers;
 use super::plan::{Extent, Plan};
 use crate::error::Result;
 use crate::format::Place;
-use crate::tensor::Tensor;
-use crate::weights::Named;
 
 /// A load's tensors, in the order of the layout: file by file, in the order of their bytes.
 #[derive(Debug)]
@@ -55,26 +52,9 @@ impl Batch {
         Plan::new(self.extents(), &self.layout, readers.limits())
     }
 
-    /// Cuts the memory into the tensors, which are handed out when their bytes have arrived (I3). After an error the memory
-    /// is where it was.
-    ///
-    /// Tensors whose names others have too, which [`check`](Described::check) refuses, come beside the rest: dropped here,
-    /// their memory could be someone else's while it is still written to.
-    pub(super) fn place(
-        &self,
-        described: &Described,
-        reserved: &mut Reserved,
-    ) -> Result<(Named, Vec<Tensor>)> {
-        let descriptions = || described.tensors();
-        let placed =
-            reserved.place(&self.layout, descriptions().map(|description| &description.info.name))?;
-        let mut named = Named::with_capacity_and_hasher(self.len(), Default::default());
-        let mut displaced = Vec::new();
-        for (description, bytes) in descriptions().zip(placed.fragments) {
-            let tensor = Tensor::new(bytes, Arc::clone(description));
-            displaced.extend(named.insert(Arc::clone(&description.info.name), tensor));
-        }
-        Ok((named, displaced))
+    /// Cuts the memory into that of the tensors, which have these labels. After an error the memory is where it was.
+    pub(super) fn place(&self, reserved: &mut Reserved, labels: Vec<Arc<str>>) -> Result<Vec<Fragment>> {
+        Ok(reserved.place(&self.layout, labels)?.fragments)
     }
 }
 

@@ -3,10 +3,38 @@
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 /// Walks over fewer tensors than this are shorter than a thread's start.
 const WORTH_A_THREAD: usize = 2000;
+
+/// Something that is being done on a thread of its own, and is waited for when this goes: nothing is left behind (I4).
+#[derive(Debug)]
+pub(super) struct Ahead<T>(Option<JoinHandle<T>>);
+
+impl<T: Send + 'static> Ahead<T> {
+    /// Begins; `None` where no thread can be had.
+    pub(super) fn begin(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Option<Self> {
+        let thread = thread::Builder::new().name(name.into()).spawn(work);
+        thread.ok().map(|thread| Self(Some(thread)))
+    }
+}
+
+impl<T> Ahead<T> {
+    /// Waits for what comes of it; `None` when that has been taken.
+    pub(super) fn take(&mut self) -> Option<T> {
+        self.0.take().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+}
+
+impl<T> Drop for Ahead<T> {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // What it panicked with is no one's any more.
+            let _ = thread.join();
+        }
+    }
+}
 
 /// Does both, for so many tensors: the first on a thread of its own if that is worth it and can be had.
 pub(super) fn beside<A: Send, B>(
@@ -57,4 +85,30 @@ pub(super) fn each<T: Send>(
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+
+    use super::Ahead;
+
+    #[test]
+    fn what_goes_on_ahead_is_taken_once_or_ended_with_its_owner() {
+        let mut ahead = Ahead::begin("ahead", || 7).unwrap();
+        assert_eq!((ahead.take(), ahead.take()), (Some(7), None));
+
+        let ended = Arc::new(AtomicBool::new(false));
+        let (go, told) = mpsc::channel::<()>();
+        let ends = Arc::clone(&ended);
+        let ahead = Ahead::begin("ahead", move || {
+            let _ = told.recv();
+            ends.store(true, Ordering::Relaxed);
+        });
+        drop(go);
+        drop(ahead);
+        assert!(ended.load(Ordering::Relaxed));
+    }
 }

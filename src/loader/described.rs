@@ -3,15 +3,16 @@
 //! A load begins with where its tensors' bytes are. What else their headers say, and long indexes, may be read beside the reading
 //! of the bytes ([`Told::read`]): then it is found out late that something is wrong, but before anything is handed out (I3).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::{mem, thread};
 
-use super::beside::{beside, each};
-use super::headers::{self, Header, Indexed, Opened};
+use super::beside::each;
+use super::headers::{self, Header, Indexed, Opened, Said};
 use super::options::Select;
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::{Catalog, Index};
+use crate::names::Names;
 use crate::tensor::{Description, TensorInfo};
 use crate::weights::Metadata;
 
@@ -28,10 +29,8 @@ pub(super) struct Told {
 /// The same, when all of it has been read.
 #[derive(Debug)]
 pub(super) struct Described {
-    /// By file: the tensors of the batch.
-    tensors: Vec<Vec<Arc<Description>>>,
-    /// By file: the free-form strings.
-    pub(super) metadata: Vec<Metadata>,
+    /// By file: of the tensors of the batch.
+    said: Vec<Said>,
     others: Vec<(usize, Arc<Description>)>,
     indexes: Vec<Index>,
 }
@@ -56,55 +55,26 @@ impl Told {
     pub(super) fn read(self, files: &[Opened], device: &Device) -> Result<Described> {
         let Self { headers, others, indexes } = self;
         let unread = headers.iter().filter(|header| matches!(header, Header::Text(_))).count();
-        let read_indexes = || indexes.iter().map(|index| index.read(files)).collect::<Result<Vec<_>>>();
         let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).min(MAX_THREADS);
-        let read_headers = || {
-            each(headers.len(), threads.min(unread), "tensorhold-describe", |file| match &headers[file] {
-                Header::Text(text) => {
-                    let Opened { source, places, .. } = &files[file];
-                    let (said, descriptions, metadata) = headers::describe(text, source, device)?;
-                    // Memory is given to each by its place, and lent by its description.
-                    match said == *places {
-                        true => Ok(Some((descriptions, metadata))),
-                        false => {
-                            Err(source.changed("its header says two things of its tensors' places".into()))
-                        }
-                    }
-                }
-                Header::Read(..) => Ok(None),
-            })
-        };
-        let places = files.iter().map(|file| file.places.len()).sum();
-        let (read_later, read) = beside(places, "tensorhold-index", read_indexes, read_headers);
-        let indexes = indexes.into_iter().zip(read_later?).filter_map(|(index, read)| match index {
-            Indexed::Read(index) => Some(index),
-            Indexed::Guessed(..) => read,
-        });
-        let (tensors, metadata) = (Vec::with_capacity(files.len()), Vec::with_capacity(files.len()));
-        let mut described = Described { tensors, metadata, others, indexes: indexes.collect() };
-        for (header, read) in headers.into_iter().zip(read) {
-            let (tensors, metadata) = match (header, read?) {
-                (_, Some(read)) => read,
-                (Header::Read(descriptions, metadata), None) => (descriptions, metadata),
-                (Header::Text(_), None) => Default::default(),
+        // Taken one by one, so that each text goes when it has been read.
+        let headers: Vec<_> = headers.into_iter().map(Mutex::new).collect();
+        let read = each(headers.len(), threads.min(unread), "tensorhold-describe", |file| {
+            let header = mem::take(&mut *headers[file].lock().unwrap_or_else(PoisonError::into_inner));
+            let text = match header {
+                Header::Read(said) => return Ok(said),
+                Header::Text(text) => text,
             };
-            described.tensors.push(tensors);
-            described.metadata.push(metadata);
-        }
-        Ok(described)
-    }
-}
-
-impl Indexed {
-    /// Reads the index, unless it has been read.
-    fn read(&self, files: &[Opened]) -> Result<Option<Index>> {
-        let Self::Guessed(path, taken) = self else { return Ok(None) };
-        let index = Index::read(path)?;
-        let taken = files.get(taken.clone()).unwrap_or_default();
-        match index.paths().eq(taken.iter().map(|file| &**file.source.path())) {
-            true => Ok(Some(index)),
-            false => Err(index.error("it names other files than those near it".into())),
-        }
+            let Opened { source, places, .. } = &files[file];
+            let (said_places, said) = headers::describe(&text, source, device)?;
+            // Memory is given to each by its place, and lent by its description.
+            match said_places == *places {
+                true => Ok(said),
+                false => Err(source.changed("its header says two things of its tensors' places".into())),
+            }
+        });
+        let indexes = indexes.into_iter().filter_map(|index| index.confirm(files).transpose());
+        let indexes = indexes.collect::<Result<_>>()?;
+        Ok(Described { said: read.into_iter().collect::<Result<_>>()?, others, indexes })
     }
 }
 
@@ -112,12 +82,14 @@ impl Indexed {
 fn leave_out(files: &mut [Opened], wanted: &Select) -> Vec<(usize, Arc<Description>)> {
     let mut others = Vec::new();
     for (number, file) in files.iter_mut().enumerate() {
-        let Header::Read(descriptions, _) = &mut file.header else { continue };
-        let all = mem::take(&mut file.places).into_iter().zip(mem::take(descriptions));
-        for (place, description) in all {
+        let Header::Read(said) = &mut file.header else { continue };
+        let (descriptions, labels) = (mem::take(&mut said.descriptions), mem::take(&mut said.labels));
+        let places = mem::take(&mut file.places);
+        for ((place, description), label) in places.into_iter().zip(descriptions).zip(labels) {
             if wanted(&description.info) {
                 file.places.push(place);
-                descriptions.push(description);
+                said.descriptions.push(description);
+                said.labels.push(label);
             } else {
                 others.push((number, description));
             }
@@ -128,8 +100,8 @@ fn leave_out(files: &mut [Opened], wanted: &Select) -> Vec<(usize, Arc<Descripti
 
 impl Described {
     /// The wanted tensors, in the order of the batch.
-    pub(super) fn tensors(&self) -> impl Iterator<Item = &Arc<Description>> + Clone {
-        self.tensors.iter().flatten()
+    fn tensors(&self) -> impl Iterator<Item = &Arc<Description>> {
+        self.said.iter().flat_map(|said| &said.descriptions)
     }
 
     /// What they are.
@@ -137,14 +109,40 @@ impl Described {
         self.tensors().map(|description| &description.info)
     }
 
-    /// Checks whether files and indexes, each right by itself, fit together.
-    pub(super) fn check(&self, files: &[Opened]) -> Result<()> {
+    /// Their names, for their memory. Taken once.
+    pub(super) fn take_labels(&mut self) -> Vec<Arc<str>> {
+        let count = self.said.iter().map(|said| said.labels.len()).sum();
+        let mut labels = Vec::with_capacity(count);
+        self.said.iter_mut().for_each(|said| labels.append(&mut mem::take(&mut said.labels)));
+        labels
+    }
+
+    /// Files' free-form strings, by file. Taken once.
+    pub(super) fn take_metadata(&mut self) -> Vec<Metadata> {
+        self.said.iter_mut().map(|said| mem::take(&mut said.metadata)).collect()
+    }
+
+    /// The wanted tensors' descriptions, in the order of the batch.
+    pub(super) fn into_descriptions(self) -> impl Iterator<Item = Arc<Description>> {
+        self.said.into_iter().flat_map(|said| said.descriptions)
+    }
+
+    /// Checks whether files and indexes, each right by itself, fit together. Returns the numbers of the wanted tensors in the
+    /// order of the batch, by name.
+    pub(super) fn check(&self, files: &[Opened]) -> Result<Names> {
         let paths = files.iter().map(|file| &**file.source.path()).collect();
-        let wanted = self.tensors.iter().enumerate();
-        let wanted = wanted.flat_map(|(file, tensors)| tensors.iter().map(move |tensor| (file, tensor)));
+        let wanted = self.said.iter().enumerate();
+        let wanted =
+            wanted.flat_map(|(file, said)| said.descriptions.iter().map(move |tensor| (file, tensor)));
         let all = wanted.chain(self.others.iter().map(|(file, tensor)| (*file, tensor)));
-        let count = self.tensors.iter().map(Vec::len).sum::<usize>() + self.others.len();
+        let wanted = self.said.iter().map(|said| said.descriptions.len()).sum::<usize>();
+        let count = wanted + self.others.len();
         let mut catalog = Catalog::new(paths, count, all.map(|(file, tensor)| (file, &*tensor.info.name)))?;
-        self.indexes.iter().try_for_each(|index| index.check(&mut catalog))
+        self.indexes.iter().try_for_each(|index| index.check(&mut catalog))?;
+        let mut names = catalog.into_names();
+        if !self.others.is_empty() {
+            names.truncate(wanted);
+        }
+        Ok(names)
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::beside::each;
+use super::beside::{Ahead, each};
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::{self, Entry, Index, Place, Shards};
@@ -28,13 +28,24 @@ pub(super) struct Opened {
 pub(super) enum Header {
     /// This, which no one has read yet.
     Text(Vec<u8>),
-    /// One description for each place, and the free-form strings.
-    Read(Vec<Arc<Description>>, Metadata),
+    Read(Said),
+}
+
+/// What a header says, when it has been read.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// One for each place.
+    pub(super) descriptions: Vec<Arc<Description>>,
+    /// The same tensors' names, for their memory. Counted here, where they are at hand: later that would take longer than
+    /// all else that is done for a tensor.
+    pub(super) labels: Vec<Arc<str>>,
+    /// The free-form strings.
+    pub(super) metadata: Metadata,
 }
 
 impl Default for Header {
     fn default() -> Self {
-        Self::Read(Vec::new(), Metadata::new())
+        Self::Read(Said::default())
     }
 }
 
@@ -53,8 +64,34 @@ pub(super) enum First {
 #[derive(Debug)]
 pub(super) enum Indexed {
     Read(Index),
-    /// It has not been read. So many files, from the first of these on, are those near it.
-    Guessed(PathBuf, Range<usize>),
+    /// It is being read. So many files, from the first of these on, are those near it.
+    Guessed(Ahead<Result<Index>>, Range<usize>),
+}
+
+impl Indexed {
+    /// Begins to read an index that probably names the files with these numbers.
+    fn begin(path: &Path, near: Range<usize>) -> Option<Self> {
+        let path = path.to_path_buf();
+        let reading = Ahead::begin("tensorhold-index", move || Index::read(&path))?;
+        Some(Self::Guessed(reading, near))
+    }
+
+    /// The index. Where it was guessed which files it names, the guess is confirmed.
+    ///
+    /// # Errors
+    /// When it is not as it should be, or names other files than those that were taken.
+    pub(super) fn confirm(self, files: &[Opened]) -> Result<Option<Index>> {
+        let (mut reading, taken) = match self {
+            Self::Read(index) => return Ok(Some(index)),
+            Self::Guessed(reading, taken) => (reading, taken),
+        };
+        let Some(index) = reading.take().transpose()? else { return Ok(None) };
+        let taken = files.get(taken).unwrap_or_default();
+        match index.paths().eq(taken.iter().map(|file| &**file.source.path())) {
+            true => Ok(Some(index)),
+            false => Err(index.error("it names other files than those near it".into())),
+        }
+    }
 }
 
 /// So much of headers is worth a thread, or so many files.
@@ -89,14 +126,19 @@ pub(super) fn open_all(
     for shards in checkpoints {
         match shards {
             Shards::Files(files) => paths.extend_from_slice(files),
-            Shards::Index { path, near } if first == First::PlacesNearby && is_guessable(shards) => {
-                indexes.push(Indexed::Guessed(path.clone(), paths.len()..paths.len() + near.len()));
-                paths.extend_from_slice(near);
-            }
-            Shards::Index { path, .. } => {
-                let index = Index::read(path)?;
-                paths.extend(index.paths());
-                indexes.push(Indexed::Read(index));
+            Shards::Index { path, near } => {
+                let guess = first == First::PlacesNearby && is_guessable(shards);
+                match guess.then(|| Indexed::begin(path, paths.len()..paths.len() + near.len())).flatten() {
+                    Some(index) => {
+                        indexes.push(index);
+                        paths.extend_from_slice(near);
+                    }
+                    None => {
+                        let index = Index::read(path)?;
+                        paths.extend(index.paths());
+                        indexes.push(Indexed::Read(index));
+                    }
+                }
             }
         }
     }
@@ -146,24 +188,22 @@ impl Begun {
         if outlines && let Some(places) = format::outline(&text, source.len()) {
             return Ok(Opened { source, places, header: Header::Text(text) });
         }
-        let (places, descriptions, metadata) = describe(&text, &source, device)?;
-        Ok(Opened { source, places, header: Header::Read(descriptions, metadata) })
+        let (places, said) = describe(&text, &source, device)?;
+        Ok(Opened { source, places, header: Header::Read(said) })
     }
 }
 
 /// Reads what a file's header says.
-pub(super) fn describe(
-    text: &[u8],
-    source: &FileSource,
-    device: &Device,
-) -> Result<(Vec<Place>, Vec<Arc<Description>>, Metadata)> {
+pub(super) fn describe(text: &[u8], source: &FileSource, device: &Device) -> Result<(Vec<Place>, Said)> {
     let (path, device) = (source.path(), Arc::new(device.clone()));
-    let (mut places, mut descriptions) = (Vec::new(), Vec::new());
+    let (mut places, mut said) = (Vec::new(), Said::default());
     let add = |Entry { name, dtype, shape, start, nbytes }| {
+        said.labels.push(Arc::clone(&name));
         let info = TensorInfo { name, dtype, shape, nbytes, file: Arc::clone(path) };
-        descriptions.push(Arc::new(Description { info, device: Arc::clone(&device) }));
+        said.descriptions.push(Arc::new(Description { info, device: Arc::clone(&device) }));
         places.push(Place { start, bytes: nbytes });
     };
     let metadata = format::parse(text, source.len(), add).map_err(|problem| problem.of(path))?;
-    Ok((places, descriptions, metadata))
+    said.metadata = metadata;
+    Ok((places, said))
 }

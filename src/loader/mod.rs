@@ -39,7 +39,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use std::{fmt, fs, mem};
+use std::{fmt, fs};
 
 use tensorhold_allocator::{Memory, Pool, Reserved};
 
@@ -271,7 +271,7 @@ impl Loader {
         let (mut files, indexes) = self.open_files(First::All)?;
         let mut described = Told::take(&mut files, indexes, None).read(&files, &self.device)?;
         described.check(&files)?;
-        let metadata = mem::take(&mut described.metadata);
+        let metadata = described.take_metadata();
         Ok(Inspection::new(files, metadata, described.infos(), self.options.select.as_ref()))
     }
 

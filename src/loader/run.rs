@@ -29,6 +29,7 @@ use super::work::{Arrivals, Control};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind};
+use crate::names::Names;
 use crate::report::{Choice, Report, Times};
 use crate::tensor::Tensor;
 use crate::weights::{Metadata, Named, Weights};
@@ -54,11 +55,11 @@ pub(super) struct Run {
     pub(super) times: Times,
 }
 
-/// Tensors, and whether the files that they are of fit together. Kept until nothing writes to the memory.
+/// Tensors, and their names if the files that they are of fit together. Kept until nothing writes to the memory.
 pub(super) struct Made {
-    tensors: Result<(Named, Vec<Tensor>)>,
+    tensors: Result<Vec<Tensor>>,
     metadata: BTreeMap<PathBuf, Metadata>,
-    checked: Result<()>,
+    names: Result<Names>,
 }
 
 /// What is handed out when its bytes have arrived.
@@ -70,8 +71,8 @@ pub(super) struct Ready {
 impl Made {
     /// The tensors, if all is well.
     pub(super) fn ready(self) -> Result<Ready> {
-        let (tensors, _) = self.checked.and(self.tensors)?;
-        Ok(Ready { tensors, metadata: self.metadata })
+        let names = self.names?;
+        Ok(Ready { tensors: Named::new(self.tensors?, names), metadata: self.metadata })
     }
 }
 
@@ -84,7 +85,7 @@ impl Run {
         let make = || {
             let made = self.make(&mut cut.lock().unwrap_or_else(PoisonError::into_inner));
             // What cannot be handed out need not be read.
-            if made.tensors.is_err() || made.checked.is_err() {
+            if made.tensors.is_err() || made.names.is_err() {
                 self.control.stop();
             }
             made
@@ -97,7 +98,7 @@ impl Run {
         let loaded = made.ready().and_then(|ready| Ok((ready, filled?)));
         if let Ok((ready, _)) = &loaded {
             // SAFETY: W2: all readers have ended without an error, and so has what they enqueued. No one has a tensor yet.
-            ready.tensors.values().for_each(|tensor| unsafe { tensor.landed() });
+            ready.tensors.iter().for_each(|tensor| unsafe { tensor.landed() });
         }
         self.finish(reserved, loaded)
     }
@@ -123,15 +124,24 @@ impl Run {
         let told = mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
         let mut described = match told.read(&self.batch.files, &self.device) {
             Ok(described) => described,
-            Err(error) => return Made { tensors: Err(error), metadata: BTreeMap::new(), checked: Ok(()) },
+            Err(error) => {
+                return Made { tensors: Err(error), metadata: BTreeMap::new(), names: Ok(Names::default()) };
+            }
         };
         self.confirmed.store(true, Ordering::Relaxed);
         let paths = self.batch.files.iter().map(|file| file.source.path().to_path_buf());
-        let metadata = paths.zip(mem::take(&mut described.metadata)).collect();
+        let metadata = paths.zip(described.take_metadata()).collect();
+        let labels = described.take_labels();
         let check = || described.check(&self.batch.files);
-        let place = || self.batch.place(&described, reserved);
-        let (checked, tensors) = beside(self.batch.len(), "tensorhold-check", check, place);
-        Made { tensors, metadata, checked }
+        let place = || self.batch.place(reserved, labels);
+        let (names, placed) = beside(self.batch.len(), "tensorhold-check", check, place);
+        let tensors = placed.map(|fragments| {
+            let mut tensors = Vec::with_capacity(fragments.len());
+            let described = fragments.into_iter().zip(described.into_descriptions());
+            tensors.extend(described.map(|(bytes, description)| Tensor::new(bytes, description)));
+            tensors
+        });
+        Made { tensors, metadata, names }
     }
 
     /// Makes weights of what has arrived (I3), or gives back what was reserved.

@@ -3,19 +3,18 @@
 //! The first slots are made ready on a thread of their own while the files are opened and the load is planned: making eight
 //! mebibytes ready takes a millisecond or two, which is a part of a short load.
 
-use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use tensorhold_allocator::{Fragment, Pool, Request};
 
+use super::beside::Ahead;
 use crate::device::Device;
 use crate::error::Result;
 
 pub(super) struct StagingMemory {
     pub(super) pool: Pool,
-    first: Mutex<Option<JoinHandle<Option<Fragment>>>>,
+    first: Mutex<Option<Ahead<Option<Fragment>>>>,
 }
 
 impl StagingMemory {
@@ -28,23 +27,15 @@ impl StagingMemory {
         let first = first_bytes.and_then(|bytes| {
             let pool = pool.clone();
             // A refusal is told when slots are asked for again.
-            let make = move || place(&pool, bytes).ok();
-            thread::Builder::new().name("tensorhold-stage".into()).spawn(make).ok()
+            Ahead::begin("tensorhold-stage", move || place(&pool, bytes).ok())
         });
         Ok(Self { pool, first: Mutex::new(first) })
     }
 
     /// The memory of the first slots, if it was asked for, could be had and was not taken before.
     pub(super) fn first(&self) -> Option<Fragment> {
-        let making = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        making.and_then(|making| making.join().unwrap_or_else(|panic| resume_unwind(panic)))
-    }
-}
-
-impl Drop for StagingMemory {
-    fn drop(&mut self) {
-        // Nothing is left behind (I4), a thread neither.
-        self.first();
+        let mut making = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        making.as_mut().and_then(Ahead::take).flatten()
     }
 }
 

@@ -42,7 +42,7 @@ impl TensorStream {
             Ok(ready) => ready,
             Err(error) => return Err(run.failed(reserved, error)),
         };
-        let tensors = ready.tensors.values().cloned().collect();
+        let tensors = ready.tensors.iter().cloned().collect();
         let load = move || run.stream(reserved, &bases, ready, callback.as_mut(), sender);
         let thread = thread::Builder::new().name("tensorhold-load".into());
         let load = thread.spawn(load).map_err(|source| Error::Thread { source })?;

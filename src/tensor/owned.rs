@@ -108,9 +108,10 @@ impl Tensor {
         self.bytes.owners() > 1
     }
 
-    /// Drops this owner and says whether it was the last.
-    pub(crate) fn release(self) -> bool {
-        self.bytes.release()
+    /// Drops this owner. Returns the description if there are others.
+    pub(crate) fn release(self) -> Option<Arc<Description>> {
+        let Self { bytes, description } = self;
+        (!bytes.release()).then_some(description)
     }
 
     /// The description.

@@ -72,6 +72,8 @@ fn half_comes_back(device: &Device, sizes: &[u64]) -> Result<(f64, f64, Duration
     }
     let took = started.elapsed();
     assert_eq!(free_bytes(device), full + back);
+    drop(fragments);
+    pool.trim();
     Ok(((before - full) as f64 / all as f64, back as f64 / dropped as f64, took))
 }
 
