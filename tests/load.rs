@@ -128,6 +128,7 @@ fn selected_tensors_alone_are_read_and_placed() {
         let weights = loader.load().unwrap();
         let selected: Vec<Spec> = tensors.iter().filter(|tensor| wanted(&tensor.name)).cloned().collect();
         assert_holds(&weights, &selected);
+        assert!(weights.view("t2").is_err() && weights.info("t2").is_none());
         assert!(weights.pool().stats().reserved_bytes < 10_000_000 + (2 << 20) + 4096);
     }
 }
