@@ -63,7 +63,7 @@ pub(crate) fn cold(paths: &[PathBuf], half: bool) -> Result<Value> {
     let memory = || Arc::new(HostMemory::new()) as Arc<dyn Memory>;
     let mut best = (0.0, 0, 0);
     let mut from = 0;
-    for (threads, block) in [(16, MIB), (32, MIB), (16, 4 * MIB), (32, 4 * MIB)] {
+    for (threads, block) in [(4, MIB), (8, MIB), (16, MIB), (32, MIB), (16, 4 * MIB), (32, 4 * MIB)] {
         let all = cut(&files, block, half)?;
         let trial: Vec<Stretch> =
             all.into_iter().skip((from / block) as usize).take((512 * MIB / block) as usize).collect();

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::thread::{self, Scope};
 
+use super::depth;
 use super::fill::{Fill, queue_refused};
 use super::lane::FIRST_SLOTS;
 use super::past;
@@ -148,7 +149,9 @@ fn past_queues(fill: &Fill<'_>) -> Result<(Vec<Box<dyn Queue>>, BackendKind, Str
             Err(error) => return Err(queue_refused(BackendKind::IoUring, &error)),
         }
     }
-    let readers = room((slots / FIRST_SLOTS).min(fill.landing.plan.jobs.len()));
+    // One read at a time each, and more of those than a ring begins with: they cannot be tried.
+    let most = (2 * depth::FIRST_BYTES / fill.readers.job_bytes).max(4) as usize;
+    let readers = room((slots / FIRST_SLOTS).min(most).min(fill.landing.plan.jobs.len()));
     let queues: io::Result<Vec<_>> = (0..readers).map(|_| fill.engines.direct.queue(1)).collect();
     let queues = queues.map_err(|error| queue_refused(BackendKind::Direct, &error))?;
     Ok((queues, BackendKind::Direct, why))

@@ -10,6 +10,7 @@
 mod batch;
 mod beside;
 mod crew;
+mod depth;
 mod described;
 mod engines;
 #[cfg(test)]

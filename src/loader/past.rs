@@ -5,7 +5,9 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::AsFd;
+use std::time::Instant;
 
+use super::depth::Depth;
 use super::fill::{Fill, queue_refused};
 use super::landing::Form;
 use super::lane::{FIRST_SLOTS, Lane};
@@ -37,6 +39,7 @@ struct Reader<'a> {
     /// By ticket, which is the slot's number.
     flights: Vec<Option<Flight>>,
     in_flight: usize,
+    depth: Depth,
     /// Slots that the queue knows of.
     prepared: usize,
 }
@@ -48,7 +51,8 @@ pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>, queue: Box<dyn Queue>) -> R
     let Some(lane) = fill.open_lane(work, depth)? else { return Ok(()) };
     let flights = vec![None; depth];
     watch.lap(Stage::Open);
-    let mut reader = Reader { fill, work, queue, lane, watch, flights, in_flight: 0, prepared: 0 };
+    let depth = Depth::new(queue.depth(), fill.readers.job_bytes);
+    let mut reader = Reader { fill, work, queue, lane, watch, flights, in_flight: 0, depth, prepared: 0 };
     let passed = reader.run();
     let Reader { queue, lane, mut watch, .. } = reader;
     // Waits for the reads in flight; after that no one writes to the slots.
@@ -62,7 +66,7 @@ impl Reader<'_> {
     fn run(&mut self) -> Result<()> {
         let mut taken = None;
         loop {
-            while self.in_flight < self.queue.depth() {
+            while self.in_flight < self.depth.get() {
                 let Some(index) = taken.take().or_else(|| self.work.next_past(self.in_flight == 0)) else {
                     break;
                 };
@@ -130,6 +134,7 @@ impl Reader<'_> {
         let blocks = Blocks::of(job, access);
         match completion.result {
             Ok(bytes) => {
+                self.depth.ended(bytes as u64, Instant::now());
                 let done = flight.done + bytes as u64;
                 if done >= blocks.head + job.file_bytes {
                     return self.arrived(flight, job, blocks.head);
