@@ -60,7 +60,27 @@ impl Batch {
 
 /// Where the tensors of some files are.
 fn extents(files: &[Opened]) -> impl Iterator<Item = Extent> {
-    files.iter().enumerate().flat_map(|(file, opened)| {
+    let extents = files.iter().enumerate().flat_map(|(file, opened)| {
         opened.places.iter().map(move |&Place { start, bytes }| Extent { file, start, bytes })
-    })
+    });
+    Counted { extents, left: files.iter().map(|file| file.places.len()).sum() }
+}
+
+/// Extents whose number is known, so that what they are collected in need not grow.
+struct Counted<I> {
+    extents: I,
+    left: usize,
+}
+
+impl<I: Iterator<Item = Extent>> Iterator for Counted<I> {
+    type Item = Extent;
+
+    fn next(&mut self) -> Option<Extent> {
+        self.left = self.left.saturating_sub(1);
+        self.extents.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
 }

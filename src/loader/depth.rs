@@ -1,8 +1,8 @@
 //! How many reads past the page cache are in flight.
 //!
 //! Most disks are busy with few reads of a mebibyte. More make some virtual disks slower: those copy what they read, and more
-//! memory than a processor's cache holds is in the way of that (`docs/performance.md`). So a load begins with few, tries twice as
-//! many for a moment, and goes on with those if the disk is clearly quicker then.
+//! memory than a processor's cache holds is in the way of that (`docs/performance.md`). So a load begins with few, tries four times as
+//! many for a moment, twice, and goes on with those if the disk was clearly quicker both times.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,14 @@ pub(super) const FIRST_BYTES: u64 = 8 << 20;
 const RATE_BYTES: u64 = 64 << 20;
 const RATE_TIME: Duration = Duration::from_millis(40);
 
-/// Twice as many reads have to bring a quarter more: less may be chance.
+/// More reads have to bring a quarter more bytes: less may be chance.
 const WORTH_IT: f64 = 1.25;
 
-/// After a trial that was not worth it, the next is so many rates later; then twice as many.
-const FIRST_PAUSE: u32 = 8;
+/// After a trial that was not worth it, the next is so many rates later; after the next, twice as many.
+const FIRST_PAUSE: u32 = 16;
+
+/// So many times as many reads are tried.
+const MORE: usize = 4;
 
 /// The reads in flight of one reader.
 #[derive(Debug)]
@@ -37,11 +40,30 @@ pub(super) struct Depth {
 enum State {
     /// So many rates pass before the next trial.
     Paused(u32),
-    /// Twice as many reads as before are tried, which came at so many bytes a second.
-    Trial(f64),
+    Trial(Trial),
     /// There can be no more.
     Settled,
 }
+
+/// Whether more reads are quicker.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    few: usize,
+    many: usize,
+    taken: usize,
+    /// Bytes a second with few and with many, in turns.
+    rates: [f64; TURNS],
+}
+
+impl Trial {
+    fn was_worth_it(&self) -> bool {
+        let [few_first, many_first, few_then, many_then] = self.rates;
+        many_first.min(many_then) >= few_first.max(few_then) * WORTH_IT
+    }
+}
+
+/// Twice with as many reads as before, and twice with more: a disk's ups and downs are seldom in step with that.
+const TURNS: usize = 4;
 
 impl Depth {
     /// Of reads of so many bytes, of which at most so many can be in flight.
@@ -80,23 +102,28 @@ impl Depth {
 
     fn rate(&mut self, rate: f64) {
         self.state = match self.state {
-            State::Paused(0) => {
-                self.set((self.now * 2).min(self.most));
-                State::Trial(rate)
-            }
-            State::Paused(more) => State::Paused(more - 1),
-            State::Trial(before) if rate < before * WORTH_IT => {
-                self.set(self.now.div_ceil(2));
-                let pause = self.pause;
-                self.pause = pause.saturating_mul(2);
-                State::Paused(pause)
-            }
-            State::Trial(_) if self.now == self.most => State::Settled,
-            State::Trial(_) => {
-                self.set((self.now * 2).min(self.most));
-                State::Trial(rate)
-            }
             State::Settled => State::Settled,
+            State::Paused(more @ 1..) => State::Paused(more - 1),
+            State::Paused(0) => {
+                let (few, many) = (self.now, (self.now * MORE).min(self.most));
+                self.set(many);
+                State::Trial(Trial { few, many, taken: 1, rates: [rate; TURNS] })
+            }
+            State::Trial(mut trial) => {
+                trial.rates[trial.taken] = rate;
+                trial.taken += 1;
+                if trial.taken < TURNS {
+                    self.set(if trial.taken % 2 == 0 { trial.few } else { trial.many });
+                    State::Trial(trial)
+                } else if trial.was_worth_it() {
+                    if trial.many == self.most { State::Settled } else { State::Paused(0) }
+                } else {
+                    self.set(trial.few);
+                    let pause = self.pause;
+                    self.pause = pause.saturating_mul(2);
+                    State::Paused(pause)
+                }
+            }
         };
     }
 
@@ -139,8 +166,8 @@ mod tests {
     fn a_disk_that_wants_many_reads_gets_them_soon() {
         // A hundred disks, or a network: each read takes five milliseconds, whatever the others do.
         let read = depths(4 << 30, 48, |depth| depth as f64 * (1 << 20) as f64 / 0.005);
-        let few: u64 = read.iter().filter(|(depth, _)| *depth < 48).map(|(_, bytes)| bytes).sum();
-        assert!(read.last().is_some_and(|(depth, _)| *depth == 48) && few < 512 << 20, "{few} of {read:?}");
+        let few: u64 = read.iter().filter(|(depth, _)| *depth < 32).map(|(_, bytes)| bytes).sum();
+        assert!(read.last().is_some_and(|(depth, _)| *depth == 48) && few < 256 << 20, "{few} of {read:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::beside::{Ahead, each};
 use crate::device::Device;
@@ -147,17 +147,20 @@ pub(super) fn open_all(
 
 /// Opens files and reads their headers, in order.
 fn open_files(paths: &[PathBuf], device: &Device, threads: usize, first: First) -> Result<Vec<Opened>> {
-    let Some((path, others)) = paths.split_first() else { return Ok(Vec::new()) };
+    let Some(path) = paths.first() else { return Ok(Vec::new()) };
     let begun = Begun::new(path)?;
     let header_bytes = begun.header_bytes * paths.len();
     let outlines = first != First::All && header_bytes >= LONG_HEADERS_BYTES;
     let useful = header_bytes / BYTES_WORTH_A_THREAD + paths.len() / FILES_WORTH_A_THREAD;
-    let open = |index: usize| Begun::new(&others[index]).and_then(|begun| begun.finish(device, outlines));
-    let mut opened = vec![begun.finish(device, outlines)?];
-    for file in each(others.len(), threads.min(useful), "tensorhold-open", open) {
-        opened.push(file?);
-    }
-    Ok(opened)
+    let first = Mutex::new(Some(begun));
+    let open = |index: usize| {
+        let begun = match index {
+            0 => first.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            _ => None,
+        };
+        begun.map_or_else(|| Begun::new(&paths[index]), Ok)?.finish(device, outlines)
+    };
+    each(paths.len(), threads.min(useful), "tensorhold-open", open).into_iter().collect()
 }
 
 /// An open file, of whose header the length is known.
