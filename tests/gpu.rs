@@ -1,6 +1,10 @@
 //! What needs a CUDA device. Without one every test is ignored, and counted as such; with `TENSORHOLD_REQUIRE_GPU=1` it
 //! fails instead, so that a GPU machine whose driver is broken does not pass.
 
+#[path = "gpu/driver.rs"]
+mod driver;
+#[path = "gpu/kernels.rs"]
+mod kernels;
 #[path = "gpu/lend.rs"]
 mod lend;
 #[path = "gpu/parts.rs"]
@@ -51,6 +55,25 @@ fn main() {
         ("half_of_a_model_goes_back_to_the_device", parts::half_of_a_model_goes_back_to_the_device),
         ("weights_in_parts_arrive_and_go_back", parts::weights_in_parts_arrive_and_go_back),
         ("a_stream_that_is_captured_is_an_error", streams::a_stream_that_is_captured_is_an_error),
+        ("every_image_loads", kernels::every_image_loads),
+        (
+            "conversions_on_the_device_are_those_of_the_cpu",
+            kernels::conversions_on_the_device_are_those_of_the_cpu,
+        ),
+        (
+            "conversions_of_any_length_from_any_alignment_stay_in_their_target",
+            kernels::conversions_of_any_length_from_any_alignment_stay_in_their_target,
+        ),
+        (
+            "converted_blocks_on_the_device_are_those_of_the_cpu",
+            kernels::converted_blocks_on_the_device_are_those_of_the_cpu,
+        ),
+        ("repack_copies_from_any_offset_to_any_other", kernels::repack_copies_from_any_offset_to_any_other),
+        (
+            "gather_on_the_device_copies_what_the_indices_say",
+            kernels::gather_on_the_device_copies_what_the_indices_say,
+        ),
+        ("more_than_4_gib_move_and_convert", kernels::more_than_4_gib_move_and_convert),
     ];
     let required = std::env::var_os("TENSORHOLD_REQUIRE_GPU").is_some_and(|value| value == "1");
     let skip = Device::cuda_count() == 0 && !required;

@@ -34,6 +34,7 @@ struct Task {
     u64 *tally; // values out of range, NaN; or null
     u64 flags;
 };
+static_assert(sizeof(Task) == 16 * sizeof(u64), "src/launch.rs has the same");
 
 // Values beyond an 8-bit float's range become its largest finite value, infinities too.
 #define SATURATING 1

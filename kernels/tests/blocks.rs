@@ -149,6 +149,7 @@ fn the_widest_words_that_fit_are_chosen() {
     assert_eq!(chosen(2, 0, 3), "gather_2");
     assert_eq!(chosen(4, 0, 6), "gather_8");
     assert_eq!(chosen(1, 0, 3), "gather_1");
+    assert_eq!(size_of::<tensorhold_kernels::Task>(), 16 * size_of::<u64>());
     let vast = Launch::repack(span(1, 1 << 40), span(1 << 41, 1 << 40)).unwrap();
     assert_eq!((vast.grid, vast.block), (16_384, 256));
 }
