@@ -10,20 +10,21 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::process;
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use crate::shared::Shared;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
 use crate::uses::Uses;
 
-/// What the fragments of one range share. Made by the pool, freed by the reaper (R1).
+/// What the fragments of one range share. Made by the pool, freed by whoever gives the range back (R1).
 #[derive(Debug)]
 pub(crate) struct Record {
     /// How many fragments point here.
     references: AtomicUsize,
     /// The retire queue's link.
     pub(crate) next: AtomicPtr<Record>,
-    pub(crate) shared: Arc<Shared>,
+    /// The pool (R3). Not counted: threads that place and drop at once would share the count.
+    pool: NonNull<Shared>,
     /// The fragment's entry in the pool's books.
     pub(crate) slot: usize,
     pub(crate) uses: Uses,
@@ -39,7 +40,7 @@ pub struct Fragment {
     record: NonNull<Record>,
 }
 
-// SAFETY: the record is only used through atomics and shared references to Sync data, and the range is plain memory:
+// SAFETY: the record is only used through atomics and shared references to Sync data, the pool among them, and the range is plain memory:
 // shared access is read-only, and writing needs `&mut Fragment` of the only owner.
 unsafe impl Send for Fragment {}
 // SAFETY: as above.
@@ -50,18 +51,24 @@ impl Fragment {
     pub(crate) fn new(
         address: NonNull<u8>,
         bytes: u64,
-        shared: Arc<Shared>,
+        pool: impl AsRef<Shared>,
         slot: usize,
         uses: Uses,
     ) -> Self {
         let (references, next) = (AtomicUsize::new(1), AtomicPtr::new(ptr::null_mut()));
-        let record = Box::new(Record { references, next, shared, slot, uses });
+        let pool = NonNull::from(pool.as_ref());
+        let record = Box::new(Record { references, next, pool, slot, uses });
         Self { address, bytes, record: NonNull::from(Box::leak(record)) }
     }
 
     fn record(&self) -> &Record {
         // SAFETY: R1: the record lives at least as long as this fragment, which has not been retired.
         unsafe { self.record.as_ref() }
+    }
+
+    fn pool(&self) -> &Shared {
+        // SAFETY: R3: the pool lives as long as the record, and that as long as this fragment.
+        unsafe { self.record().pool.as_ref() }
     }
 
     /// Length in bytes.
@@ -108,12 +115,12 @@ impl Fragment {
     }
 
     pub(crate) fn pool_name(&self) -> &str {
-        &self.record().shared.name
+        &self.pool().name
     }
 
     /// Leaves an owner of the range with the pool, where it stays.
     pub(crate) fn keep_for_good(&self) {
-        let mut kept = self.record().shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.pool().kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push(self.clone());
     }
 
@@ -148,7 +155,7 @@ impl Fragment {
 
     /// The bytes, where the CPU can read them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        if !self.record().shared.memory.is_host_accessible() {
+        if !self.pool().memory.is_host_accessible() {
             return None;
         }
         // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive.
@@ -157,7 +164,7 @@ impl Fragment {
 
     /// The bytes for writing, where the CPU can write them and this fragment is their only owner.
     pub fn as_bytes_mut(&mut self) -> Option<&mut [u8]> {
-        if !self.record().shared.memory.is_host_accessible() {
+        if !self.pool().memory.is_host_accessible() {
             return None;
         }
         let view = self.get_mut()?;
@@ -178,11 +185,8 @@ impl Fragment {
             return false;
         }
         fence(Ordering::Acquire);
-        // Once pushed, the record is the reaper's and may be gone: this reference keeps the pool's shared part, so
-        // that the reaper can still be woken.
-        let shared = Arc::clone(&record.shared);
-        // SAFETY: R1: the count is 0, so this was the last fragment, and it gives the record up.
-        unsafe { shared.retire(self.record) };
+        // SAFETY: R1: the count is 0, so this was the last fragment, and it gives the record up. R3: until then the pool lives.
+        unsafe { self.pool().retire(self.record) };
         true
     }
 }

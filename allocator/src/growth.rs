@@ -85,6 +85,7 @@ impl<'a> Attempt<'a, '_> {
     fn fit_or_grow(&self, region_bytes: u64) -> Result<(MutexGuard<'a, Books>, Block)> {
         let shared = self.shared;
         let mut books = shared.open_books(self.label)?;
+        shared.take_back_to_place(&mut books);
         if let Some(block) = books.fit(self.request) {
             return Ok((books, block));
         }

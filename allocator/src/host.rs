@@ -84,6 +84,10 @@ unsafe impl Memory for HostMemory {
         Ok(())
     }
 
+    fn is_used_by_devices(&self) -> bool {
+        false
+    }
+
     fn parted(&self) -> Result<&dyn PartedMemory, MemoryError> {
         Ok(self)
     }

@@ -27,7 +27,9 @@
 //!   [`Memory::synchronize`] has succeeded. [`Pool::place_on`] gives it out sooner, to work that comes after those uses.
 //! - **R1** A record is freed by whoever took it off the retire queue, under the lock of the books, after the last fragment that
 //!   points to it has retired it.
-//! - **R2** The reaper of a pool runs until the pool is closed and holds no region.
+//! - **R2** The reaper of a pool runs until the pool is closed and holds no region and no fragment.
+//! - **R3** A pool lives as long as each of its records: the record's fragment is in the books until the record is taken off the
+//!   queue, and until then the reaper, which owns a reference to the pool, runs (R2). (In a forked child that reference stays for good.)
 //!
 //! # Giving memory back
 //! Dropping the last fragment of a range, on any thread, pushes it onto a lock-free queue: no lock of the allocator,

@@ -34,7 +34,7 @@ unsafe impl Sync for RawRegion {}
 /// - **M2** If `is_host_accessible`, the CPU may read and write each byte of a region, and each has a value (fresh
 ///   regions are zeroed, say, not uninitialised).
 /// - **M3** When `synchronize` returns `Ok`, all device work submitted before the call that could touch a region has
-///   ended.
+///   ended. Nothing but the CPU touches the regions unless `is_used_by_devices`.
 pub unsafe trait Memory: Send + Sync + 'static {
     /// Names the memory in errors and snapshots, such as `host` or `cuda:0`.
     fn name(&self) -> &str;
@@ -63,6 +63,12 @@ pub unsafe trait Memory: Send + Sync + 'static {
     /// # Errors
     /// When that cannot be established; ranges that wait for it are then never reused.
     fn synchronize(&self) -> Result<(), MemoryError>;
+
+    /// Whether devices work on its regions. Where none does, `synchronize` has nothing to wait for, and a range whose address
+    /// was given out is free with its last drop.
+    fn is_used_by_devices(&self) -> bool {
+        true
+    }
 
     /// How its regions can be backed and given back in parts; an error says why they cannot.
     ///

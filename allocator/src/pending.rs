@@ -5,11 +5,12 @@
 //!                    └──> pending ── its fences have passed ──────┼─> free
 //!                            └────── Pool::place_on: in use again on a stream that comes after the fences
 //! ```
-//! Whoever holds the lock of the books sorts the queue, and frees what nothing can be using; only the reaper synchronizes and asks
-//! fences.
+//! Whoever holds the lock of the books, for a placement or as the reaper, sorts the queue and frees what nothing can be using; only
+//! the reaper synchronizes and asks fences.
 
 use std::ptr::NonNull;
 
+use crate::fragment::Record;
 use crate::memory::MemoryError;
 use crate::offsets::Request;
 use crate::shared::{Books, Entry, Home, Shared};
@@ -39,8 +40,26 @@ pub(crate) struct Pending {
 /// Fences to ask or wait for, by the number of what waits for them.
 pub(crate) type Waiting = Vec<(u64, Vec<Recorded>)>;
 
+/// What becomes of a range that was dropped.
+enum Fate {
+    /// Nothing can be using it.
+    Free,
+    /// The memory is to be synchronized.
+    Exposed,
+    /// These fences are to pass.
+    Waits(Vec<Recorded>),
+}
+
 impl Dropped {
+    /// A range is to wait until the memory has been synchronized.
+    fn expose(&mut self, entry: Entry) {
+        self.bytes += entry.bytes;
+        self.exposed.push(entry);
+    }
+
+    /// A range is to wait for fences.
     pub(crate) fn wait_for(&mut self, entry: Entry, uses: Vec<Recorded>) {
+        self.bytes += entry.bytes;
         self.last += 1;
         self.pending.push(Pending { number: self.last, entry, uses });
     }
@@ -80,10 +99,12 @@ impl Dropped {
 }
 
 impl Shared {
-    /// Sorts what has been retired since the last time, and says whether there was anything. R1: the records go here.
-    pub(crate) fn sort_retired(&self, books: &mut Books) -> bool {
+    /// Takes back what has been retired since the last time: what nothing can be using is free, the rest is sorted by what it waits
+    /// for. Says whether there was anything. R1: the records go here.
+    pub(crate) fn take_back(&self, books: &mut Books) -> bool {
         let mut any = false;
         let mut numbers = Vec::new();
+        // In the log all are retired before one is free.
         let mut free = Vec::new();
         for record in self.retired.take_all() {
             any = true;
@@ -92,22 +113,41 @@ impl Shared {
             if self.options.recording {
                 numbers.push(entry.number);
             }
-            let (exposed, uses) = record.uses.into_parts();
-            // One without a home lies nowhere.
-            if entry.home.is_none() || !exposed && uses.is_empty() {
-                free.push(entry);
-                continue;
-            }
-            books.dropped.bytes += entry.bytes;
-            match exposed {
-                true => books.dropped.exposed.push(entry),
-                false => books.dropped.wait_for(entry, uses),
+            match self.fate(&entry, record) {
+                Fate::Free if self.options.recording => free.push(entry),
+                Fate::Free => books.free(&entry),
+                Fate::Exposed => books.dropped.expose(entry),
+                Fate::Waits(uses) => books.dropped.wait_for(entry, uses),
             }
         }
         books.log_retire(numbers);
         free.iter().for_each(|entry| books.free(entry));
         books.log_gone();
         any
+    }
+
+    /// As [`take_back`](Self::take_back), before a placement: what it gives back by itself it can use at once, and the reaper is no
+    /// bottleneck.
+    pub(crate) fn take_back_to_place(&self, books: &mut Books) {
+        if self.is_forked_child() || !self.take_back(books) {
+            return;
+        }
+        books.taken_back = true;
+        if !books.dropped.exposed.is_empty() {
+            self.wake_reaper();
+        }
+    }
+
+    /// What is to be waited for before the range of a record that was retired is free.
+    fn fate(&self, entry: &Entry, record: Record) -> Fate {
+        let (exposed, uses) = record.uses.into_parts();
+        // One without a home lies nowhere.
+        match exposed && self.waits_for_devices {
+            _ if entry.home.is_none() => Fate::Free,
+            true => Fate::Exposed,
+            false if uses.is_empty() => Fate::Free,
+            false => Fate::Waits(uses),
+        }
     }
 
     /// Frees the ranges whose fences have passed; waits for all of them if need be.

@@ -2,9 +2,10 @@
 //!
 //! A pass takes all that was retired, waits for the memory's work to end if addresses of it were given out (I1), returns
 //! the ranges to their regions' free lists, those that wait for fences when these have passed, and releases the regions that are
-//! empty. Then it parks until a drop, a [`Shared::settle`] or the close of the pool wakes it; not for long while fences
-//! are waited for.
+//! empty. Ranges that nothing can be using placements take back as well, before they look for room. When there has been nothing to
+//! do for a while it parks until a drop, a [`Shared::settle`] or the close of the pool wakes it.
 
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{io, mem};
@@ -12,22 +13,43 @@ use std::{io, mem};
 use crate::shared::{Books, Region, Shared};
 use crate::sync::atomic::Ordering;
 
-/// How soon a range is free after its fences have passed, when no one waits for it. A fence tells no one that it has passed.
-const FENCES_ARE_ASKED_EVERY: Duration = Duration::from_millis(1);
+/// How soon a range is free after its fences have passed, when no one waits for it (a fence tells no one that it has passed), and how
+/// often the reaper looks while ranges are dropped and taken back without it.
+const LOOKS_EVERY: Duration = Duration::from_millis(1);
+
+/// Whether it stays awake for a while when it has nothing to do. Time does not pass in a model.
+const LINGERS: bool = !cfg!(loom);
 
 /// Starts the reaper of a pool.
 pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let theirs = Arc::clone(shared);
-    shared.reaper.start("tensorhold-reap", move || run(&theirs))
+    shared.reaper.start("tensorhold-reap", move || {
+        // R3: were a memory or a fence to panic, the pool would stay.
+        let theirs = ManuallyDrop::new(theirs);
+        run(&theirs);
+        drop(ManuallyDrop::into_inner(theirs));
+    })
+}
+
+/// What the reaper does after a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    End,
+    Pass,
+    /// A pass, but not before some time has gone by, or someone wakes it.
+    Linger,
+    /// It parks until a drop or someone else wakes it.
+    Sleep,
 }
 
 fn run(shared: &Shared) {
+    let mut lingered = false;
     loop {
         let (asked, patient, any) = {
             let mut books = shared.books();
             // Read before the queue is taken: whatever was retired before the asking is then in this pass.
             let (asked, patient) = (books.asked, books.patient > books.made);
-            let any = shared.sort_retired(&mut books);
+            let any = shared.take_back(&mut books);
             (asked, patient, any || !books.dropped.exposed.is_empty())
         };
         shared.free_passed(patient);
@@ -35,28 +57,43 @@ fn run(shared: &Shared) {
         give_back_parts(shared);
         release_empty_regions(shared, asked);
 
-        let mut books = shared.books();
-        books.made = asked;
-        // R2: a region that is being reserved is counted in `reserved` already, and one that holds what was dropped is there.
-        books.ended = shared.closing.load(Ordering::Acquire)
-            && books.fragments.is_empty()
-            && books.regions.is_empty()
-            && books.reserved == 0;
-        if shared.closing.load(Ordering::Acquire) {
-            books.log_close();
-        }
-        let (ended, up_to_date, waits) = (books.ended, books.asked == asked, books.dropped.is_waiting());
-        drop(books);
+        let next = end_pass(shared, asked, any, lingered);
         shared.passed.notify_all();
-        if ended {
-            return;
+        match next {
+            Next::End => return,
+            Next::Pass => {}
+            Next::Linger => shared.reaper.wait_timeout(LOOKS_EVERY),
+            Next::Sleep => shared.reaper.wait(),
         }
-        match (!any && up_to_date, waits) {
-            (true, true) => shared.reaper.wait_timeout(FENCES_ARE_ASKED_EVERY),
-            (true, false) => shared.reaper.wait(),
-            (false, _) => {}
-        }
+        lingered = next == Next::Linger;
     }
+}
+
+/// Enters that the pass for what had been `asked` is over, and says what comes next, if it found `any` work.
+fn end_pass(shared: &Shared, asked: u64, any: bool, lingered: bool) -> Next {
+    let mut books = shared.books();
+    books.made = asked;
+    // R2: a region that is being reserved is counted in `reserved` already, and one that holds what was dropped is there.
+    books.ended = shared.closing.load(Ordering::Acquire)
+        && books.fragments.is_empty()
+        && books.regions.is_empty()
+        && books.reserved == 0;
+    if shared.closing.load(Ordering::Acquire) {
+        books.log_close();
+    }
+    if books.ended {
+        return Next::End;
+    }
+    if any || books.asked != asked || !books.dropped.exposed.is_empty() {
+        return Next::Pass;
+    }
+    // While placements take back what is dropped there may be more for it to see to, and drops need not wake it.
+    let busy = mem::take(&mut books.taken_back) || !lingered && LINGERS;
+    // All under one lock: what is dropped later wakes the reaper, and nothing was taken back before that it has not seen.
+    if busy || books.dropped.is_waiting() || !shared.retired.fall_asleep() {
+        return Next::Linger;
+    }
+    Next::Sleep
 }
 
 /// Frees ranges whose addresses were given out, once nothing can touch them.

@@ -1,17 +1,19 @@
-//! The retire queue: where the last drop of a range leaves it for the reaper.
+//! The retire queue: where the last drop of a range leaves it to be given back.
 //!
-//! Any number of threads push; one thread, the reaper, takes everything at once. The list is intrusive (a record
-//! carries its own `next`), so a push allocates nothing, and since single nodes are never popped there is no ABA
-//! problem: a node that is in the list stays there until the whole list is taken.
+//! Any number of threads push; whoever holds the lock of the books that the queue belongs to takes everything at once. The list is
+//! intrusive (a record carries its own `next`), so a push allocates nothing, and since single nodes are never popped there is
+//! no ABA problem: a node that is in the list stays there until the whole list is taken.
 //!
 //! # Waking
-//! A push onto an empty queue wakes the reaper; a push onto a queue that is not empty need not, since whoever made it
-//! non-empty did, and the reaper takes everything at once. If the reaper finds the queue empty and is about to park
-//! while the first push happens, the wake leaves it a token and `park` returns at once.
+//! The head says whether the reaper sleeps: it marks each queue that it finds empty before it parks. The push that takes a mark
+//! away wakes it; no other push need, since a reaper that is awake looks at every queue before it sleeps. If that push comes
+//! between the mark and the parking, its wake leaves a token and `park` returns at once.
 
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use crate::fragment::Record;
+use crate::sync::Parker;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 
 #[derive(Debug)]
@@ -19,35 +21,58 @@ pub(crate) struct RetireQueue {
     head: AtomicPtr<Record>,
 }
 
+/// The head of an empty queue while the reaper sleeps. No record has this address.
+fn asleep() -> *mut Record {
+    ptr::without_provenance_mut(1)
+}
+
 impl Default for RetireQueue {
     fn default() -> Self {
-        Self { head: AtomicPtr::new(ptr::null_mut()) }
+        Self { head: AtomicPtr::new(asleep()) }
     }
 }
 
 impl RetireQueue {
-    /// Pushes a record, and says whether the queue was empty, in which case the caller wakes the reaper.
+    /// Pushes a record. Returns the reaper if it sleeps: the caller wakes it.
     ///
     /// # Safety
     /// `record` is live, is in no queue, and belongs to the caller, who gives it up: after this call only whoever takes it off
-    /// the queue may touch it (R1).
-    pub(crate) unsafe fn push(&self, record: NonNull<Record>) -> bool {
+    /// the queue may touch it (R1), and the pool, with this queue, may be gone (R3).
+    pub(crate) unsafe fn push(&self, record: NonNull<Record>, reaper: &Arc<Parker>) -> Option<Arc<Parker>> {
         let mut head = self.head.load(Ordering::Relaxed);
+        let mut sleeper = None;
         loop {
+            let sleeps = head == asleep();
+            if sleeps && sleeper.is_none() {
+                // Before the push, for after it the pool may be gone.
+                sleeper = Some(Arc::clone(reaper));
+            }
+            let next = if sleeps { ptr::null_mut() } else { head };
             // SAFETY: the record is the caller's until the exchange below succeeds.
-            unsafe { record.as_ref() }.next.store(head, Ordering::Relaxed);
-            // Release: the reaper sees the record as the dropping thread left it.
+            unsafe { record.as_ref() }.next.store(next, Ordering::Relaxed);
+            // Release: whoever takes the record sees it as the dropping thread left it.
             match self.head.compare_exchange_weak(head, record.as_ptr(), Ordering::Release, Ordering::Relaxed)
             {
-                Ok(_) => return head.is_null(),
+                Ok(_) => return sleeper.filter(|_| sleeps),
                 Err(current) => head = current,
             }
         }
     }
 
-    /// Takes all that has been pushed, newest first.
+    /// Takes all that has been pushed, newest first. Under the lock of the books, so that no two take at once.
     pub(crate) fn take_all(&self) -> Retired {
-        Retired { next: self.head.swap(ptr::null_mut(), Ordering::Acquire) }
+        let head = self.head.load(Ordering::Relaxed);
+        // A mark stays: the next push is to wake the reaper.
+        let taken = head.is_null() || head == asleep();
+        let next = if taken { ptr::null_mut() } else { self.head.swap(ptr::null_mut(), Ordering::Acquire) };
+        Retired { next }
+    }
+
+    /// Marks the queue, if it is empty: the next push wakes the reaper. Under the lock of the books.
+    pub(crate) fn fall_asleep(&self) -> bool {
+        let marked =
+            self.head.compare_exchange(ptr::null_mut(), asleep(), Ordering::Relaxed, Ordering::Relaxed);
+        marked.is_ok() || marked == Err(asleep())
     }
 }
 

@@ -22,7 +22,7 @@ impl Shared {
     ) -> Result<Fragment> {
         stream.check().map_err(|source| self.refused(request, source))?;
         let mut books = self.open_books(&label)?;
-        self.sort_retired(&mut books);
+        self.take_back_to_place(&mut books);
         if let Some(block) = books.fit(request) {
             return Ok(self.enter(books, label, request, block, Uses::default()));
         }
@@ -32,13 +32,10 @@ impl Shared {
         let address = |home: Home| Some(whole(home)?.address(home.offset));
         let Some(pending) = dropped.take(request, stream.id(), address) else {
             drop(books);
-            self.wake_reaper();
             let (books, block) = self.take_block(&label, request, self.options.region_bytes)?;
             return Ok(self.enter(books, label, request, block, Uses::default()));
         };
         drop(books);
-        // Whatever else was sorted is the reaper's to see to.
-        self.wake_reaper();
         let Pending { entry, uses, .. } = pending;
         let after = self.come_after(stream, &uses, request);
         let mut books = self.books();
@@ -54,12 +51,12 @@ impl Shared {
                 books.log_gone();
                 if let Some(mut left) = left {
                     books.log_left(&mut left);
-                    books.dropped.bytes += left.bytes;
                     books.dropped.wait_for(left, uses);
                 }
                 Ok(self.enter(books, label, request, block, Uses::new(false, after)))
             }
             Err(error) => {
+                books.dropped.bytes -= entry.bytes;
                 books.dropped.wait_for(entry, uses);
                 drop(books);
                 self.wake_reaper();

@@ -58,6 +58,8 @@ pub(crate) type OnPressure = dyn Fn(&Error, u32) -> ControlFlow<()> + Send + Syn
 
 pub(crate) struct Shared {
     pub(crate) memory: Arc<dyn Memory>,
+    /// Of the memory.
+    pub(crate) waits_for_devices: bool,
     pub(crate) name: String,
     pub(crate) options: Options,
     pub(crate) on_pressure: Option<Box<OnPressure>>,
@@ -70,7 +72,7 @@ pub(crate) struct Shared {
     pub(crate) kept: Mutex<Vec<Fragment>>,
     /// Set once: no new placements, and the reaper ends when nothing is left (R2).
     pub(crate) closing: AtomicBool,
-    pub(crate) reaper: Parker,
+    pub(crate) reaper: Arc<Parker>,
     process: Process,
 }
 
@@ -100,6 +102,8 @@ pub(crate) struct Books {
     pub(crate) patient: u64,
     /// How many bytes of empty regions the passes asked for may keep.
     pub(crate) keep: u64,
+    /// Something was taken back by a placement since the reaper looked, which may be for it to see to.
+    pub(crate) taken_back: bool,
     /// The reaper has ended; nothing is left.
     pub(crate) ended: bool,
     /// Enters the changes in the event log, if there is one.
@@ -161,6 +165,7 @@ impl Block {
 impl Shared {
     pub(crate) fn new(memory: Arc<dyn Memory>, name: String, options: Options) -> Self {
         Self {
+            waits_for_devices: memory.is_used_by_devices(),
             memory,
             name,
             options,
@@ -171,7 +176,7 @@ impl Shared {
             retired: RetireQueue::default(),
             kept: Mutex::default(),
             closing: AtomicBool::new(false),
-            reaper: Parker::default(),
+            reaper: Arc::default(),
             process: Process::current(),
         }
     }
@@ -187,7 +192,7 @@ impl Shared {
         !self.process.is_current()
     }
 
-    /// Leaves a record for the reaper.
+    /// Leaves a record to be given back.
     ///
     /// # Safety
     /// As [`RetireQueue::push`].
@@ -196,8 +201,8 @@ impl Shared {
             return;
         }
         // SAFETY: passed on.
-        if unsafe { self.retired.push(record) } {
-            self.wake_reaper();
+        if let Some(sleeper) = unsafe { self.retired.push(record, &self.reaper) } {
+            sleeper.wake();
         }
     }
 

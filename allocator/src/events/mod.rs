@@ -9,7 +9,7 @@
 //! is done by whoever takes events out of the [`EventLog`], without the pool's lock. A pool without a recorder asks one
 //! branch a change.
 //!
-//! The drop of a fragment takes no lock, so it is not in the log: [`Retire`](Event::Retire) is when the reaper finds that the
+//! The drop of a fragment takes no lock, so it is not in the log: [`Retire`](Event::Retire) is when the reaper, or a placement, finds that the
 //! last owner has gone, [`Reap`](Event::Reap) when the range can be used again.
 //!
 //! **The buffer is bounded.** When it is full the recording ends, for good: the log then is whole up to a moment, and
@@ -183,7 +183,7 @@ pub enum Event {
         #[serde(rename = "p")]
         parts: Vec<Part>,
     },
-    /// The reaper found that these have no owner any more.
+    /// The reaper, or a placement, found that these have no owner any more.
     Retire(Vec<u64>),
     /// The ranges of these can be used again.
     Reap(Vec<u64>),

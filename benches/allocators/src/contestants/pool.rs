@@ -96,6 +96,10 @@ unsafe impl Memory for Addresses {
         false
     }
 
+    fn is_used_by_devices(&self) -> bool {
+        false
+    }
+
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a null hint lets the kernel choose: no existing mapping is replaced.
