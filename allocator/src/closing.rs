@@ -82,26 +82,25 @@ impl Pool {
         let before = shared.books().reserved;
         shared.closing.store(true, Ordering::Release);
         shared.settle(Fences::Leave);
-        let mut books = shared.books();
-        // Each pass of the reaper that takes something back is followed by a notice. In a forked child there is none.
-        while !books.fragments.is_empty() && !shared.is_forked_child() {
+        let mut whole = shared.whole();
+        // Each pass of the reaper that takes something back is followed by a notice, under the lock of the books. In a forked child
+        // there is none.
+        while whole.holds_fragments() && !shared.is_forked_child() {
             let Some(left) = patience.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) else {
                 break;
             };
-            books = wait(shared, books, left);
+            drop(wait(shared, whole.into_books(), left));
+            whole = shared.whole();
         }
         if !patience.is_zero() {
             // What was dropped meanwhile is on its way back.
-            drop(books);
+            drop(whole);
             shared.settle(Fences::Leave);
-            books = shared.books();
+            whole = shared.whole();
         }
-        Closed {
-            released_bytes: before.saturating_sub(books.reserved),
-            held: books.held(),
-            pinned_bytes: books.reserved,
-            pending_bytes: books.dropped.bytes,
-        }
+        let (pinned_bytes, pending_bytes) = (whole.books.reserved, whole.pending_bytes());
+        let released_bytes = before.saturating_sub(pinned_bytes);
+        Closed { released_bytes, held: whole.held(), pinned_bytes, pending_bytes }
     }
 
     /// Closes the pool if nothing is held, and gives it back as it is otherwise; what is free goes back to the memory in
@@ -113,30 +112,23 @@ impl Pool {
         let shared = self.shared();
         let before = shared.books().reserved;
         shared.settle(Fences::Leave);
-        let books = shared.books();
+        let whole = shared.whole();
+        let books = &whole.books;
         // What is in no region yet is being placed.
         let placing = books.reserved != books.regions.iter().map(|(_, region)| region.reserved).sum::<u64>();
-        let (held, pinned_bytes) = (books.held(), books.reserved);
+        let (held, pinned_bytes) = (whole.held(), books.reserved);
         if placing || !held.is_empty() {
-            drop(books);
+            drop(whole);
             return Err(StillHeld::new(self, held, pinned_bytes));
         }
-        // Under the lock, under which a placement asks for it.
+        // Under the locks, under which a placement asks for it.
         shared.closing.store(true, Ordering::Release);
-        drop(books);
+        drop(whole);
         shared.settle(Fences::Leave);
-        let books = shared.books();
-        let (pinned_bytes, pending_bytes) = (books.reserved, books.dropped.bytes);
+        let whole = shared.whole();
+        let (pinned_bytes, pending_bytes) = (whole.books.reserved, whole.pending_bytes());
         let released_bytes = before.saturating_sub(pinned_bytes);
         Ok(Closed { released_bytes, held: Vec::new(), pinned_bytes, pending_bytes })
-    }
-}
-
-impl Books {
-    /// What is held, in the order of the books.
-    fn held(&self) -> Vec<Held> {
-        let held = self.fragments.iter();
-        held.map(|(_, entry)| Held { name: Arc::clone(&entry.label), bytes: entry.bytes }).collect()
     }
 }
 

@@ -25,7 +25,9 @@ pub(crate) struct Record {
     pub(crate) next: AtomicPtr<Record>,
     /// The pool (R3). Not counted: threads that place and drop at once would share the count.
     pool: NonNull<Shared>,
-    /// The fragment's entry in the pool's books.
+    /// The shard whose books it is in, if not the pool's (H1).
+    shard: Option<u8>,
+    /// Its entry in those books.
     pub(crate) slot: usize,
     pub(crate) uses: Uses,
 }
@@ -55,9 +57,21 @@ impl Fragment {
         slot: usize,
         uses: Uses,
     ) -> Self {
+        Self::new_in(None, address, bytes, pool.as_ref(), slot, uses)
+    }
+
+    /// As [`new`](Self::new), entered in the books of a shard.
+    #[inline]
+    pub(crate) fn new_in(
+        shard: Option<u8>,
+        address: NonNull<u8>,
+        bytes: u64,
+        pool: &Shared,
+        slot: usize,
+        uses: Uses,
+    ) -> Self {
         let (references, next) = (AtomicUsize::new(1), AtomicPtr::new(ptr::null_mut()));
-        let pool = NonNull::from(pool.as_ref());
-        let record = Box::new(Record { references, next, pool, slot, uses });
+        let record = Box::new(Record { references, next, pool: NonNull::from(pool), shard, slot, uses });
         Self { address, bytes, record: NonNull::from(Box::leak(record)) }
     }
 
@@ -83,8 +97,8 @@ impl Fragment {
 
     /// First address. An empty fragment's is aligned as asked but points to nothing.
     ///
-    /// What is done with it is not tracked: keep the fragment until the CPU has stopped using the address. Device
-    /// work that was submitted before the last drop is waited for (I1): all work on the memory, since which of it uses the
+    /// What is done with it is not tracked: keep the fragment until the CPU has stopped using the address. Where
+    /// [devices use the memory](crate::Memory::is_used_by_devices), work that was submitted before the last drop is waited for (I1): all work on the memory, since which of it uses the
     /// address cannot be known. [`use_on`](Self::use_on) waits for less.
     pub fn as_ptr(&self) -> *const u8 {
         self.view().as_ptr()
@@ -186,7 +200,7 @@ impl Fragment {
         }
         fence(Ordering::Acquire);
         // SAFETY: R1: the count is 0, so this was the last fragment, and it gives the record up. R3: until then the pool lives.
-        unsafe { self.pool().retire(self.record) };
+        unsafe { self.pool().retire(record.shard, self.record) };
         true
     }
 }

@@ -69,6 +69,11 @@ impl<'a> Attempt<'a, '_> {
                 Err(refusal @ (Error::LimitReached { .. } | Error::OutOfMemory { .. })) => refusal,
                 placed => return placed,
             };
+            // Where that made room, or others did, there is no need to wait.
+            shared.dissolve_shards();
+            if shared.shards.get().is_some() && shared.books().made_room != self.seen.get() {
+                continue;
+            }
             shared.settle(Fences::Wait);
             if shared.has_made_room(self.seen.get()) {
                 continue;
@@ -84,8 +89,7 @@ impl<'a> Attempt<'a, '_> {
 
     fn fit_or_grow(&self, region_bytes: u64) -> Result<(MutexGuard<'a, Books>, Block)> {
         let shared = self.shared;
-        let mut books = shared.open_books(self.label)?;
-        shared.take_back_to_place(&mut books);
+        let mut books = shared.open_books_to_place(self.label)?;
         if let Some(block) = books.fit(self.request) {
             return Ok((books, block));
         }

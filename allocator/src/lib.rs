@@ -33,7 +33,7 @@
 //!
 //! # Giving memory back
 //! Dropping the last fragment of a range, on any thread, pushes it onto a lock-free queue: no lock of the allocator,
-//! no driver call, no wait. The pool's reaper thread waits for what may still use the range (recorded uses, or the whole memory),
+//! no driver call, no wait. A placement takes back what nothing can be using and uses it at once. The pool's reaper thread does the rest: it waits for what may still use the range (recorded uses, or the whole memory),
 //! returns it, and releases regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
 //! In a forked child, where there is no reaper, drops do nothing.
 
@@ -61,11 +61,14 @@ mod reaper;
 pub mod replay;
 mod retire;
 mod reuse;
+mod seat;
+mod shard;
 mod shared;
 mod stats;
 mod stream_use;
 mod sync;
 mod uses;
+mod whole;
 
 pub use bases::Bases;
 pub use bytes::Bytes;
@@ -77,6 +80,7 @@ pub use host::HostMemory;
 pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};
 pub use offsets::Request;
 pub use pool::{Placed, Pool, PoolBuilder, RegionParts, Reserved};
+pub use shard::Sharding;
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
 pub use stream_use::{StreamUse, StreamUseMut};
 

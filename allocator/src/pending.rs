@@ -41,7 +41,7 @@ pub(crate) struct Pending {
 pub(crate) type Waiting = Vec<(u64, Vec<Recorded>)>;
 
 /// What becomes of a range that was dropped.
-enum Fate {
+pub(crate) enum Fate {
     /// Nothing can be using it.
     Free,
     /// The memory is to be synchronized.
@@ -74,6 +74,11 @@ impl Dropped {
         !self.pending.is_empty()
     }
 
+    /// Where all of it lies.
+    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.exposed.iter_mut().chain(self.pending.iter_mut().map(|pending| &mut pending.entry))
+    }
+
     /// What is waited for.
     pub(crate) fn waiting(&self) -> Waiting {
         self.pending.iter().map(|pending| (pending.number, pending.uses.clone())).collect()
@@ -98,6 +103,17 @@ impl Dropped {
     }
 }
 
+impl Books {
+    /// Does with a range that was dropped, and is in no one's entries any more, what is to become of it.
+    pub(crate) fn dispose(&mut self, entry: Entry, fate: Fate) {
+        match fate {
+            Fate::Free => self.free(&entry),
+            Fate::Exposed => self.dropped.expose(entry),
+            Fate::Waits(uses) => self.dropped.wait_for(entry, uses),
+        }
+    }
+}
+
 impl Shared {
     /// Takes back what has been retired since the last time: what nothing can be using is free, the rest is sorted by what it waits
     /// for. Says whether there was anything. R1: the records go here.
@@ -106,7 +122,7 @@ impl Shared {
         let mut numbers = Vec::new();
         // In the log all are retired before one is free.
         let mut free = Vec::new();
-        for record in self.retired.take_all() {
+        for record in self.retired.0.take_all() {
             any = true;
             let Some(entry) = books.fragments.try_remove(record.slot) else { continue };
             books.live -= entry.bytes;
@@ -115,9 +131,7 @@ impl Shared {
             }
             match self.fate(&entry, record) {
                 Fate::Free if self.options.recording => free.push(entry),
-                Fate::Free => books.free(&entry),
-                Fate::Exposed => books.dropped.expose(entry),
-                Fate::Waits(uses) => books.dropped.wait_for(entry, uses),
+                fate => books.dispose(entry, fate),
             }
         }
         books.log_retire(numbers);
@@ -139,7 +153,7 @@ impl Shared {
     }
 
     /// What is to be waited for before the range of a record that was retired is free.
-    fn fate(&self, entry: &Entry, record: Record) -> Fate {
+    pub(crate) fn fate(&self, entry: &Entry, record: Record) -> Fate {
         let (exposed, uses) = record.uses.into_parts();
         // One without a home lies nowhere.
         match exposed && self.waits_for_devices {
@@ -170,13 +184,14 @@ impl Shared {
                 Err(error) => failed.push((number, error)),
             }
         }
-        let mut books = self.books();
+        let mut whole = self.whole();
         for number in passed {
             // One that is not there has been taken for another use.
-            let Some(entry) = books.dropped.stop_waiting(number) else { continue };
-            books.dropped.bytes -= entry.bytes;
-            books.free(&entry);
+            let Some(entry) = whole.books.dropped.stop_waiting(number) else { continue };
+            whole.books.dropped.bytes -= entry.bytes;
+            whole.free(&entry);
         }
+        let mut books = whole.into_books();
         books.log_gone();
         // Those whose fences cannot be asked are as those whose uses are not known.
         for (number, _) in &failed {

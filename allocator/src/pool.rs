@@ -16,6 +16,7 @@ use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::Memory;
 use crate::offsets::{Key, Layout, Placement, Policy, Request, lay_out};
+use crate::shard::Sharding;
 use crate::shared::{BatchRegions, Block, Fences, Options, Shared};
 use crate::stats::{Snapshot, Stats};
 use crate::sync::atomic::Ordering;
@@ -118,6 +119,7 @@ impl Pool {
             retain_bytes: 0,
             granule: DEFAULT_GRANULE,
             policy: Policy::default(),
+            sharding: Sharding::default(),
             recording: false,
         };
         PoolBuilder { shared: Shared::new(memory, name, options), parts: RegionParts::default() }
@@ -162,6 +164,14 @@ impl Pool {
             let (pool, label) = (shared.name.clone(), label.to_string());
             return Err(Error::Alignment { pool, label, align: request.align });
         }
+        if request.size > 0
+            && let Some(mut shard) = shared.open_shard(&label, request)?
+            && let Some(Block { home, address }) = shard.fit(request)
+        {
+            let (slot, number) = (shard.enter(label, request.size, home), shard.number);
+            drop(shard);
+            return Ok(Fragment::new_in(Some(number), address, request.size, shared, slot, Uses::default()));
+        }
         let (mut books, address, home) = if request.size == 0 {
             (shared.open_books(&label)?, dangling(request.align), None)
         } else {
@@ -171,7 +181,7 @@ impl Pool {
         let slot = books.enter(label, request.size, home);
         books.log_alloc(slot, request.align);
         drop(books);
-        Ok(Fragment::new(address, request.size, Arc::clone(shared), slot, Uses::default()))
+        Ok(Fragment::new(address, request.size, shared, slot, Uses::default()))
     }
 
     /// Places one fragment for work on a stream. Before the pool grows, a range that was dropped is used again though its uses on
@@ -451,6 +461,12 @@ impl PoolBuilder {
         self
     }
 
+    /// How threads that place at once are served. Default: [`Sharding::Auto`]. A pool whose events are recorded has one set of books.
+    pub fn sharding(mut self, sharding: Sharding) -> Self {
+        self.shared.options.sharding = sharding;
+        self
+    }
+
     /// Records what happens in the pool: see [`events`](crate::events). Default: nothing is recorded.
     pub fn events(mut self, recorder: Recorder) -> Self {
         self.shared.record(recorder);
@@ -478,6 +494,9 @@ impl PoolBuilder {
             }
         };
         let shared = Arc::new(self.shared);
+        if shared.options.sharding == Sharding::Always && shared.can_divide() {
+            shared.divide();
+        }
         shared.begin_log();
         reaper::start(&shared).map_err(|source| Error::Reaper { pool: shared.name.clone(), source })?;
         Ok(Pool { owner: Arc::new(Owner { shared }) })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{io, mem};
 
-use crate::shared::{Books, Region, Shared};
+use crate::shared::{Books, Entry, Region, Shared};
 use crate::sync::atomic::Ordering;
 
 /// How soon a range is free after its fences have passed, when no one waits for it (a fence tells no one that it has passed), and how
@@ -52,8 +52,12 @@ fn run(shared: &Shared) {
             let any = shared.take_back(&mut books);
             (asked, patient, any || !books.dropped.exposed.is_empty())
         };
+        let any = shared
+            .shards()
+            .fold(any, |any, (_, shard)| shared.take_back_in(shard, &mut shard.local()) || any);
         shared.free_passed(patient);
         free_exposed(shared);
+        shared.give_back_spans();
         give_back_parts(shared);
         release_empty_regions(shared, asked);
 
@@ -71,16 +75,20 @@ fn run(shared: &Shared) {
 
 /// Enters that the pass for what had been `asked` is over, and says what comes next, if it found `any` work.
 fn end_pass(shared: &Shared, asked: u64, any: bool, lingered: bool) -> Next {
-    let mut books = shared.books();
+    let mut books = match shared.closing.load(Ordering::Acquire) {
+        true => {
+            let mut whole = shared.whole();
+            // R2: a region that is being reserved is counted in `reserved` already, and one that holds what was dropped is there.
+            let holds =
+                whole.holds_fragments() || !whole.books.regions.is_empty() || whole.books.reserved > 0;
+            whole.books.ended = !holds;
+            let mut books = whole.into_books();
+            books.log_close();
+            books
+        }
+        false => shared.books(),
+    };
     books.made = asked;
-    // R2: a region that is being reserved is counted in `reserved` already, and one that holds what was dropped is there.
-    books.ended = shared.closing.load(Ordering::Acquire)
-        && books.fragments.is_empty()
-        && books.regions.is_empty()
-        && books.reserved == 0;
-    if shared.closing.load(Ordering::Acquire) {
-        books.log_close();
-    }
     if books.ended {
         return Next::End;
     }
@@ -90,36 +98,43 @@ fn end_pass(shared: &Shared, asked: u64, any: bool, lingered: bool) -> Next {
     // While placements take back what is dropped there may be more for it to see to, and drops need not wake it.
     let busy = mem::take(&mut books.taken_back) || !lingered && LINGERS;
     // All under one lock: what is dropped later wakes the reaper, and nothing was taken back before that it has not seen.
-    if busy || books.dropped.is_waiting() || !shared.retired.fall_asleep() {
+    if busy || books.dropped.is_waiting() || !shared.retired.0.fall_asleep() {
         return Next::Linger;
     }
-    Next::Sleep
+    drop(books);
+    if shared.shards_fall_asleep() { Next::Sleep } else { Next::Linger }
 }
 
 /// Frees ranges whose addresses were given out, once nothing can touch them.
 fn free_exposed(shared: &Shared) {
-    let exposed = mem::take(&mut shared.books().dropped.exposed);
-    if exposed.is_empty() {
+    // They stay where they are meanwhile: a shard that dissolves finds them.
+    let in_shards = shared.exposed_in_shards();
+    let count = shared.books().dropped.exposed.len();
+    let fragments = count + in_shards.iter().sum::<usize>();
+    if fragments == 0 {
         return;
     }
     // M3: all work submitted before the last drops has ended when this returns.
     let synchronized = shared.memory.synchronize();
-    let mut books = shared.books();
-    for entry in &exposed {
-        books.dropped.bytes -= entry.bytes;
-        match &synchronized {
-            Ok(()) => books.free(entry),
-            // I1 cannot be shown: the range stays taken for good, and its region with it.
-            Err(_) => {
-                books.lost += entry.bytes;
-                books.log_reap(entry.number, false);
+    if count > 0 {
+        let mut whole = shared.whole();
+        let exposed: Vec<Entry> = whole.books.dropped.exposed.drain(..count).collect();
+        for entry in &exposed {
+            whole.books.dropped.bytes -= entry.bytes;
+            match &synchronized {
+                Ok(()) => whole.free(entry),
+                // I1 cannot be shown: the range stays taken for good, and its region with it.
+                Err(_) => {
+                    whole.books.lost += entry.bytes;
+                    whole.books.log_reap(entry.number, false);
+                }
             }
         }
+        whole.books.log_gone();
     }
-    books.log_gone();
-    drop(books);
+    shared.free_exposed_in_shards(&in_shards, synchronized.is_ok());
     if let Err(error) = synchronized {
-        tracing::error!(pool = shared.name, %error, fragments = exposed.len(), "memory cannot be synchronized: dropped ranges are lost");
+        tracing::error!(pool = shared.name, %error, fragments, "memory cannot be synchronized: dropped ranges are lost");
     }
 }
 

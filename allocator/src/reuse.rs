@@ -26,9 +26,19 @@ impl Shared {
         if let Some(block) = books.fit(request) {
             return Ok(self.enter(books, label, request, block, Uses::default()));
         }
+        if self.shards.get().is_some() {
+            // So that what was dropped there is seen, and can be divided.
+            drop(books);
+            self.dissolve_shards();
+            books = self.open_books(&label)?;
+            if let Some(block) = books.fit(request) {
+                return Ok(self.enter(books, label, request, block, Uses::default()));
+            }
+        }
         let Books { dropped, regions, .. } = &mut *books;
-        // Of a region that is backed in parts, a range is not used again.
-        let whole = |home: Home| regions.get(home.region).filter(|region| region.backing.is_none());
+        // Of a region that is backed in parts, a range is not used again; what lies in a span came just now.
+        let region = |home: Home| regions.get(home.region).filter(|_| home.shard.is_none());
+        let whole = |home: Home| region(home).filter(|region| region.backing.is_none());
         let address = |home: Home| Some(whole(home)?.address(home.offset));
         let Some(pending) = dropped.take(request, stream.id(), address) else {
             drop(books);

@@ -1,11 +1,11 @@
 //! What a pool, its fragments and its reaper share: the books (regions and live fragments) behind one lock, the retire
-//! queue, and the flags that the drops use without it.
+//! queue, and the flags that the drops use without it. Threads that place at once have books beside these: see `shard`.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::ptr::NonNull;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use slab::Slab;
 
@@ -18,6 +18,8 @@ use crate::offsets::{Allocation, Key, Policy, Request, Space, align_up};
 use crate::parts::Backing;
 use crate::pending::Dropped;
 use crate::retire::RetireQueue;
+use crate::seat::{Crowd, Seat};
+use crate::shard::{Shard, Sharding};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, Parker};
 
@@ -30,6 +32,7 @@ pub(crate) struct Options {
     pub(crate) retain_bytes: u64,
     pub(crate) granule: u64,
     pub(crate) policy: Policy,
+    pub(crate) sharding: Sharding,
     /// The books have a recorder.
     pub(crate) recording: bool,
 }
@@ -64,10 +67,13 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) on_pressure: Option<Box<OnPressure>>,
     pub(crate) batch_regions: BatchRegions,
-    pub(crate) books: Mutex<Books>,
+    books: Apart<Mutex<Books>>,
     /// Notified after each pass of the reaper.
     pub(crate) passed: Condvar,
-    pub(crate) retired: RetireQueue,
+    /// Of what is in `books`.
+    pub(crate) retired: Apart<RetireQueue>,
+    /// Books of their own for threads that place at once, once there are such.
+    pub(crate) shards: OnceLock<Box<[Shard]>>,
     /// Ranges that are never given back: a use of theirs could not be recorded. They keep the pool, and its reaper.
     pub(crate) kept: Mutex<Vec<Fragment>>,
     /// Set once: no new placements, and the reaper ends when nothing is left (R2).
@@ -75,6 +81,11 @@ pub(crate) struct Shared {
     pub(crate) reaper: Arc<Parker>,
     process: Process,
 }
+
+/// In lines of the cache of its own: what all threads read is not beside what some write.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Apart<T>(pub(crate) T);
 
 /// The regions and the live fragments. `reserved`, `live` and the slabs always agree, except that a region being
 /// reserved or released is in `reserved` but in no slab.
@@ -87,7 +98,10 @@ pub(crate) struct Books {
     /// Parts of regions that hold no fragment any more: the region, the part and its bytes, and what is behind the region.
     pub(crate) leaving: Vec<(usize, usize, Arc<Backing>)>,
     pub(crate) reserved: u64,
+    /// In the fragments of these books.
     pub(crate) live: u64,
+    /// In those of the shards, as far as they have told, and they tell of more rather than of less.
+    pub(crate) live_in_shards: u64,
     pub(crate) high_water: u64,
     /// Counts what makes room for a placement: frees, releases, new regions.
     pub(crate) made_room: u64,
@@ -102,6 +116,8 @@ pub(crate) struct Books {
     pub(crate) patient: u64,
     /// How many bytes of empty regions the passes asked for may keep.
     pub(crate) keep: u64,
+    /// How often threads meet here.
+    pub(crate) crowd: Crowd,
     /// Something was taken back by a placement since the reaper looked, which may be for it to see to.
     pub(crate) taken_back: bool,
     /// The reaper has ended; nothing is left.
@@ -121,6 +137,17 @@ pub(crate) struct Region {
 }
 
 impl Region {
+    /// A block of this region, which has this number.
+    fn fit(&mut self, number: usize, request: Request) -> Option<Block> {
+        // Offsets are aligned relative to the region's base, so the base has to be aligned as well.
+        if (self.raw.base.as_ptr() as u64) & request.align.wrapping_sub(1) != 0 {
+            return None;
+        }
+        let Allocation { offset, key } = self.space.allocate(request)?;
+        let home = Home { shard: None, region: number, offset, key };
+        Some(Block { home, address: self.address(offset) })
+    }
+
     /// The address at an offset, which lies within the region.
     pub(crate) fn address(&self, offset: u64) -> NonNull<u8> {
         // SAFETY: M1: the callers' offsets are those of blocks of the space, which spans the region's bytes.
@@ -139,8 +166,16 @@ pub(crate) struct Entry {
     pub(crate) home: Option<Home>,
 }
 
+impl Entry {
+    pub(crate) fn is_in_span(&self) -> bool {
+        self.home.is_some_and(|home| home.shard.is_some())
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Home {
+    /// Where `region` is a span of a shard: which shard.
+    pub(crate) shard: Option<u8>,
     pub(crate) region: usize,
     pub(crate) offset: u64,
     pub(crate) key: Key,
@@ -158,7 +193,7 @@ impl Block {
     pub(crate) fn part(&self, offset: u64, key: Key) -> (NonNull<u8>, Option<Home>) {
         // SAFETY: the caller checked that the fragment lies within the block, which lies within its region (M1).
         let address = unsafe { self.address.add(offset as usize) };
-        (address, Some(Home { region: self.home.region, offset: self.home.offset + offset, key }))
+        (address, Some(Home { offset: self.home.offset + offset, key, ..self.home }))
     }
 }
 
@@ -171,9 +206,10 @@ impl Shared {
             options,
             on_pressure: None,
             batch_regions: BatchRegions::Whole(None),
-            books: Mutex::default(),
+            books: Apart::default(),
             passed: Condvar::new(),
-            retired: RetireQueue::default(),
+            retired: Apart::default(),
+            shards: OnceLock::new(),
             kept: Mutex::default(),
             closing: AtomicBool::new(false),
             reaper: Arc::default(),
@@ -183,7 +219,11 @@ impl Shared {
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
         // No code of ours panics while it holds the lock, and the books are changed by whole steps.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+        self.books.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn books_mut(&mut self) -> &mut Books {
+        self.books.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this is a forked child of the process that made the pool: there is no reaper, so nothing is waited for
@@ -192,16 +232,20 @@ impl Shared {
         !self.process.is_current()
     }
 
-    /// Leaves a record to be given back.
+    /// Leaves a record to be given back, in the queue of the shard in whose books it is (H1).
     ///
     /// # Safety
     /// As [`RetireQueue::push`].
-    pub(crate) unsafe fn retire(&self, record: NonNull<Record>) {
+    pub(crate) unsafe fn retire(&self, shard: Option<u8>, record: NonNull<Record>) {
         if self.is_forked_child() {
             return;
         }
+        let queue = match (shard, self.shards.get()) {
+            (Some(shard), Some(shards)) => &shards[shard as usize].retired,
+            _ => &self.retired.0,
+        };
         // SAFETY: passed on.
-        if let Some(sleeper) = unsafe { self.retired.push(record, &self.reaper) } {
+        if let Some(sleeper) = unsafe { queue.push(record, &self.reaper) } {
             sleeper.wake();
         }
     }
@@ -244,6 +288,21 @@ impl Shared {
         Ok(books)
     }
 
+    /// As [`open_books`](Self::open_books), for a single placement: where threads keep meeting here, there are shards from then on.
+    pub(crate) fn open_books_to_place(&self, label: &str) -> Result<MutexGuard<'_, Books>> {
+        let free = self.books.0.try_lock().ok();
+        let waited = free.is_none();
+        let mut books = free.unwrap_or_else(|| self.books());
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::Closed { pool: self.name.clone(), label: label.into() });
+        }
+        if books.crowd.place(Seat::current().thread, waited) && self.can_divide() {
+            self.divide();
+        }
+        self.take_back_to_place(&mut books);
+        Ok(books)
+    }
+
     pub(crate) fn broken_batch(&self, fragments: usize, problem: impl Into<String>) -> Error {
         Error::Batch { pool: self.name.clone(), fragments, problem: problem.into() }
     }
@@ -252,34 +311,32 @@ impl Shared {
 impl Books {
     /// A block in the first region that has room for it, by the pool's policy within the region.
     pub(crate) fn fit(&mut self, request: Request) -> Option<Block> {
-        let whole = self.regions.iter().filter(|(_, region)| region.backing.is_none());
-        let candidates: smallvec::SmallVec<[usize; 8]> = whole.map(|(region, _)| region).collect();
-        candidates.into_iter().find_map(|region| self.fit_in(region, request))
+        let mut whole = self.regions.iter_mut().filter(|(_, region)| region.backing.is_none());
+        whole.find_map(|(number, region)| region.fit(number, request))
     }
 
     pub(crate) fn fit_in(&mut self, region: usize, request: Request) -> Option<Block> {
-        let Region { raw, space, .. } = self.regions.get_mut(region)?;
-        // Offsets are aligned relative to the region's base, so the base has to be aligned as well.
-        if !(raw.base.as_ptr() as u64).is_multiple_of(request.align) {
-            return None;
-        }
-        let Allocation { offset, key } = space.allocate(request)?;
-        let address = self.regions.get(region)?.address(offset);
-        Some(Block { home: Home { region, offset, key }, address })
+        self.regions.get_mut(region)?.fit(region, request)
     }
 
     /// Returns the range of an entry, which is in the books no more, to its region's free blocks. `log_gone` follows under the
     /// same lock.
     pub(crate) fn free(&mut self, entry: &Entry) {
         self.log_reap(entry.number, true);
-        let Some(home) = entry.home else { return };
+        if let Some(home) = &entry.home {
+            self.give_back(home, entry.bytes);
+        }
+    }
+
+    /// Frees a block that is no one's, of so many bytes.
+    pub(crate) fn give_back(&mut self, home: &Home, bytes: u64) {
         self.made_room += 1;
         if let Some(region) = self.regions.get_mut(home.region) {
             // Each slot is entered with a key of its own and removed once, so the key is not stale.
             let freed = region.space.free(home.key);
             debug_assert!(freed.is_ok());
             if let Some(backing) = &region.backing {
-                let left = backing.leave(home.offset, entry.bytes);
+                let left = backing.leave(home.offset, bytes);
                 self.leaving.extend(left.into_iter().map(|part| (home.region, part, Arc::clone(backing))));
             }
         }
@@ -315,8 +372,16 @@ impl Books {
     /// Enters a live fragment and returns its slot.
     pub(crate) fn enter(&mut self, label: Arc<str>, bytes: u64, home: Option<Home>) -> usize {
         self.live += bytes;
-        self.high_water = self.high_water.max(self.live);
+        self.raise_high_water();
         self.fragments.insert(Entry { label, bytes, number: 0, home })
+    }
+
+    pub(crate) fn raise_high_water(&mut self) {
+        self.high_water = self.high_water.max(self.live + self.live_in_shards);
+    }
+
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.whole_regions().map(|region| region.space.free_bytes()).sum()
     }
 
     pub(crate) fn largest_free(&self) -> u64 {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shared::Shared;
+use crate::shard::Span;
+use crate::shared::{Home, Shared};
+use crate::whole::Whole;
 
 /// A pool's numbers at one moment. All sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -21,7 +23,7 @@ pub struct Stats {
     pub free_bytes: u64,
     /// The largest free block.
     pub largest_free_bytes: u64,
-    /// The most that `live_bytes` has been.
+    /// The most that `live_bytes` has been; where threads place in shards ([`Sharding`](crate::Sharding)), up to a span of each more.
     pub high_water_bytes: u64,
     /// Lost for good, because the memory failed to synchronize or to release.
     pub lost_bytes: u64,
@@ -81,26 +83,68 @@ pub struct FragmentSnapshot {
 
 impl Shared {
     pub(crate) fn stats(&self) -> Stats {
-        let books = self.books();
+        self.whole().stats()
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let whole = self.whole();
+        let (stats, mut regions, mut empty) = (whole.stats(), whole.regions(), Vec::new());
+        for entry in whole.fragments() {
+            let Some((slot, offset)) = entry.home.and_then(|home| whole.place(home)) else {
+                empty.push(Arc::clone(&entry.label));
+                continue;
+            };
+            // Region slots may have gaps: the position of a slot in `regions` is looked up by the slot.
+            if let Ok(position) = regions.binary_search_by_key(&slot, |(slot, _)| *slot) {
+                let (label, bytes) = (Arc::clone(&entry.label), entry.bytes);
+                regions[position].1.fragments.push(FragmentSnapshot { label, offset, bytes });
+            }
+        }
+        drop(whole);
+        let sorted = |(_, mut region): (usize, RegionSnapshot)| {
+            region.fragments.sort_by_key(|fragment| fragment.offset);
+            region
+        };
+        let regions = regions.into_iter().map(sorted).collect();
+        Snapshot { pool: self.name.clone(), stats, regions, whole_because: None, empty }
+    }
+}
+
+impl Whole<'_> {
+    fn stats(&self) -> Stats {
+        let Self { shards, books } = self;
+        let spans = || self.spans().map(|span| &span.space);
         Stats {
             reserved_bytes: books.reserved,
-            live_bytes: books.live,
-            pending_bytes: books.dropped.bytes,
-            free_bytes: books.whole_regions().map(|region| region.space.free_bytes()).sum(),
-            largest_free_bytes: books.largest_free(),
+            live_bytes: books.live + shards.iter().map(|shard| shard.live).sum::<u64>(),
+            pending_bytes: self.pending_bytes(),
+            free_bytes: books.free_bytes() + spans().map(|space| space.free_bytes()).sum::<u64>(),
+            largest_free_bytes: spans()
+                .map(|space| space.largest_free())
+                .fold(books.largest_free(), u64::max),
             high_water_bytes: books.high_water,
             lost_bytes: books.lost,
-            fragments: books.fragments.len(),
+            fragments: books.fragments.len()
+                + shards.iter().map(|shard| shard.fragments.len()).sum::<usize>(),
             regions: books.regions.len(),
         }
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        let stats = self.stats();
-        let books = self.books();
-        let mut empty = Vec::new();
-        // Region slots may have gaps: `position` of a slot in `regions` is looked up by the slot.
-        let mut regions: Vec<(usize, RegionSnapshot)> = books
+    fn spans(&self) -> impl Iterator<Item = &Span> {
+        self.shards.iter().flat_map(|shard| shard.spans.iter().map(|(_, span)| span))
+    }
+
+    /// Region and offset of what lies somewhere.
+    fn place(&self, home: Home) -> Option<(usize, u64)> {
+        let Some(shard) = home.shard else { return Some((home.region, home.offset)) };
+        let span = self.shards.get(shard as usize)?.spans.get(home.region)?;
+        Some((span.home.region, span.home.offset + home.offset))
+    }
+
+    /// The regions, without their fragments, by their slots.
+    fn regions(&self) -> Vec<(usize, RegionSnapshot)> {
+        let mut regions: Vec<(usize, RegionSnapshot)> = self
+            .books
             .regions
             .iter()
             .map(|(slot, region)| {
@@ -115,27 +159,13 @@ impl Shared {
                 (slot, snapshot)
             })
             .collect();
-        for (_, entry) in &books.fragments {
-            let Some(home) = entry.home else {
-                empty.push(Arc::clone(&entry.label));
-                continue;
-            };
-            if let Ok(position) = regions.binary_search_by_key(&home.region, |(slot, _)| *slot) {
-                regions[position].1.fragments.push(FragmentSnapshot {
-                    label: Arc::clone(&entry.label),
-                    offset: home.offset,
-                    bytes: entry.bytes,
-                });
+        for span in self.spans() {
+            if let Ok(position) = regions.binary_search_by_key(&span.home.region, |(slot, _)| *slot) {
+                let region = &mut regions[position].1;
+                region.free_bytes += span.space.free_bytes();
+                region.largest_free_bytes = region.largest_free_bytes.max(span.space.largest_free());
             }
         }
-        drop(books);
-        let regions = regions
-            .into_iter()
-            .map(|(_, mut region)| {
-                region.fragments.sort_by_key(|fragment| fragment.offset);
-                region
-            })
-            .collect();
-        Snapshot { pool: self.name.clone(), stats, regions, whole_because: None, empty }
+        regions
     }
 }

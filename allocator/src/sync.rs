@@ -7,6 +7,40 @@ pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
 #[cfg(loom)]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard, atomic};
 
+/// A static of each thread.
+#[cfg(not(loom))]
+macro_rules! per_thread {
+    (static $name:ident: $type:ty = $value:expr;) => {
+        std::thread_local! {
+            static $name: $type = const { $value };
+        }
+    };
+}
+
+#[cfg(loom)]
+pub(crate) use loom::thread_local as per_thread;
+
+/// A static, which in a model is made anew for each order.
+#[cfg(not(loom))]
+macro_rules! global {
+    (static $name:ident: $type:ty = $value:expr;) => {
+        static $name: $type = $value;
+    };
+}
+
+#[cfg(loom)]
+macro_rules! global {
+    (static $name:ident: $type:ty = $value:expr;) => {
+        loom::lazy_static! {
+            static ref $name: $type = $value;
+        }
+    };
+}
+
+pub(crate) use global;
+#[cfg(not(loom))]
+pub(crate) use per_thread;
+
 #[cfg(not(loom))]
 mod parker {
     use std::io;

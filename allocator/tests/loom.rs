@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loom::sync::Mutex;
 use loom::thread;
-use tensorhold_allocator::{Error, Fragment, Memory, MemoryError, Pool, RawRegion, Request};
+use tensorhold_allocator::{Error, Fragment, Memory, MemoryError, Pool, RawRegion, Request, Sharding};
 
 /// Addresses without memory, and a count of the regions that are out.
 #[derive(Default)]
@@ -163,5 +163,74 @@ fn a_version_that_is_read_while_it_is_replaced_stays_until_the_reader_is_done() 
         assert_eq!((pool.stats().live_bytes, pool.stats().pending_bytes), (512, 0));
         drop(installed);
         assert_eq!(pool.close().pinned_bytes, 0);
+    });
+}
+
+/// Its region has spans of 1 KiB, in which fragments of 256 bytes lie; it cannot grow.
+fn sharded() -> (Arc<Addresses>, Pool) {
+    let memory = Arc::new(Addresses::default());
+    let builder = Pool::builder(Arc::clone(&memory) as Arc<dyn Memory>).sharding(Sharding::Always);
+    (memory, builder.region_bytes(SHARED).limit_bytes(SHARED).build().unwrap())
+}
+
+const SHARED: u64 = 32 << 10;
+
+#[test]
+fn what_is_dropped_in_a_shard_goes_back_whoever_drops_it() {
+    model(2, || {
+        let (memory, pool) = sharded();
+        let first = place(&pool, 256);
+        let (one, two) = (place(&pool, 256), place(&pool, 256));
+        // It is the reaper's to give back.
+        two.view();
+        let other = thread::spawn(move || drop(one));
+        drop(two);
+        let three = place(&pool, 256);
+        other.join().unwrap();
+        drop((first, three));
+        pool.trim();
+        assert_eq!((pool.stats().fragments, pool.stats().reserved_bytes), (0, 0));
+        assert_eq!(memory.regions.load(Ordering::Relaxed), 0);
+        pool.close();
+    });
+}
+
+/// What a thread has dropped serves a placement that no shard has room for, wherever the drop has come to.
+#[test]
+fn a_drop_in_a_shard_that_meets_a_large_placement_makes_room_for_it() {
+    model(2, || {
+        let (_memory, pool) = sharded();
+        let first = place(&pool, 256);
+        let dropped = place(&pool, 256);
+        let handle = pool.clone();
+        let other = thread::spawn(move || {
+            drop(dropped);
+            // Takes back what it dropped, and drops again.
+            drop(handle.place("again", Request::new(256, 256)).unwrap());
+        });
+        // The first lies before its span and the second at the start of the next, at most: behind that there is just this room, once
+        // no span is in the way.
+        let large = place(&pool, SHARED - 256 - 1024 - 256);
+        other.join().unwrap();
+        drop((first, large));
+        assert_eq!(pool.close().held.len(), 0);
+    });
+}
+
+#[test]
+fn a_placement_in_a_shard_that_meets_a_close_is_refused_or_held() {
+    model(2, || {
+        let (memory, pool) = sharded();
+        let first = place(&pool, 256);
+        let handle = pool.clone();
+        let other = thread::spawn(move || handle.place("late", Request::new(256, 256)));
+        let closed = pool.close();
+        let late = other.join().unwrap();
+        if let Err(error) = &late {
+            assert!(matches!(error, Error::Closed { .. }) && closed.held.len() == 1, "{error}");
+        }
+        drop((first, late));
+        // Loom sees to it that the reaper ends.
+        drop(memory);
     });
 }

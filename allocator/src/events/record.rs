@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Event, EventLog, Header, Part, VERSION};
@@ -107,7 +107,7 @@ impl Shared {
     /// Gives the pool, which is being built, a recorder.
     pub(crate) fn record(&mut self, recorder: Recorder) {
         self.options.recording = true;
-        self.books.get_mut().unwrap_or_else(PoisonError::into_inner).recorder = Some(Box::new(recorder));
+        self.books_mut().recorder = Some(Box::new(recorder));
     }
 
     /// Describes the pool, which has been built, in its log.
