@@ -13,12 +13,11 @@ use std::process::ExitCode;
 use cases::{batch, churn, threads};
 use contestants::{Entry, SharedEntry};
 use report::Report;
-use traces::{Batch, Trace, shuffled};
+use traces::{Batch, MIXED, SMALL, Trace, shuffled};
 
-const USAGE: &str =
-    "usage: bench-allocators [--rounds N] [--cases batch,churn,threads] [--only NAME,NAME] [--out FILE.csv]";
+const USAGE: &str = "usage: bench-allocators [--rounds N] [--cases batch,churn,threads,scaling] [--only NAME,NAME] [--out FILE.csv]";
 
-const CASES: [&str; 3] = ["batch", "churn", "threads"];
+const CASES: [&str; 4] = ["batch", "churn", "threads", "scaling"];
 
 /// How many ever larger spaces a contestant is timed in at most, until it does not fail.
 const TRIES: usize = 20;
@@ -88,6 +87,9 @@ fn run(options: &Options) -> Result<(), String> {
     if options.has_case("threads") {
         run_threads(&mut report, options, &shared);
     }
+    if options.has_case("scaling") {
+        run_scaling(&mut report, options, &shared);
+    }
     let command: Vec<String> = std::env::args().collect();
     options.out.as_ref().map_or(Ok(()), |path| report.write(path, &format!("command: {}", command.join(" "))))
 }
@@ -154,7 +156,7 @@ fn run_batch(report: &mut Report, options: &Options, entries: &[Entry]) {
 
 fn run_churn(report: &mut Report, options: &Options, entries: &[Entry]) {
     for round in 1..=options.rounds {
-        let trace = Trace::new(round as u64, churn::OPERATIONS, churn::LIVE);
+        let trace = Trace::new(round as u64, churn::OPERATIONS, churn::LIVE, MIXED);
         for entry in turns(round, entries).map(|at| &entries[at]) {
             if report.failed("churn", &entry.name) {
                 continue;
@@ -193,7 +195,7 @@ fn run_churn(report: &mut Report, options: &Options, entries: &[Entry]) {
 }
 
 fn run_threads(report: &mut Report, options: &Options, entries: &[SharedEntry]) {
-    let trace = |seed| Trace::new(seed, threads::OPERATIONS, threads::LIVE);
+    let trace = |seed| Trace::new(seed, threads::OPERATIONS, threads::LIVE, MIXED);
     let traces: Vec<Trace> = (1..=threads::THREADS).map(trace).collect();
     let spaces = [("mops_twice", 2), ("mops_eightfold", 8)];
     let spaces = spaces.map(|(measure, times)| (measure, threads::capacity(&traces, times)));
@@ -222,4 +224,44 @@ fn run_threads(report: &mut Report, options: &Options, entries: &[SharedEntry]) 
         ("mops_eightfold", "in eight times", 2),
     ];
     report.print("threads", "8 threads, each with about 100 blocks live", &columns);
+}
+
+/// How many threads are tried, each with the name of its measure and its heading.
+const SCALES: [(usize, &str, &str); 5] = [
+    (1, "mops_1", "1 thread"),
+    (2, "mops_2", "2"),
+    (4, "mops_4", "4"),
+    (8, "mops_8", "8"),
+    (16, "mops_16", "16"),
+];
+
+/// As `run_threads`, by the number of threads, for mixed and for small sizes.
+fn run_scaling(report: &mut Report, options: &Options, entries: &[SharedEntry]) {
+    let sizes = [("scaling, mixed", MIXED, "256 B to 64 MiB"), ("scaling, small", SMALL, "256 B to 16 KiB")];
+    for (case, doublings, range) in sizes {
+        let most = SCALES.iter().map(|(threads, ..)| *threads).max().unwrap_or_default();
+        let trace = |seed| Trace::new(seed, threads::OPERATIONS, threads::LIVE, doublings);
+        let traces: Vec<Trace> = (1..=most as u64).map(trace).collect();
+        for round in 1..=options.rounds {
+            for (threads, measure, _) in SCALES {
+                let traces = &traces[..threads];
+                let capacity = threads::capacity(traces, 8);
+                for entry in turns(round, entries).map(|at| &entries[at]) {
+                    if report.failed(case, &entry.name) {
+                        continue;
+                    }
+                    let checked = if round == 1 { (entry.check)(traces, capacity) } else { Ok(()) };
+                    match checked.and_then(|()| (entry.round)(traces, capacity)) {
+                        Ok(per_second) => report.add(case, &entry.name, round, measure, per_second / 1e6),
+                        Err(why) => report.fail(case, &entry.name, why),
+                    }
+                }
+            }
+        }
+        let columns = SCALES.map(|(_, measure, heading)| (measure, heading, 1));
+        let title =
+            format!("Million operations a second by threads, sizes {range}, each with about 100 blocks live");
+        report.print(case, &title, &columns);
+        report.print_quotients(case, "tensorhold Pool", "tensorhold BestFit, mutex", &columns);
+    }
 }

@@ -86,6 +86,26 @@ impl Report {
         if least == most { middle } else { format!("{middle} ({least} to {most})") }
     }
 
+    /// Prints how many times another's median one's is.
+    pub(crate) fn print_quotients(&self, case: &'static str, one: &str, other: &str, columns: &[Column]) {
+        let of = |contestant: &str, measure: &str| {
+            let figures =
+                self.figures.iter().filter(|figure| (figure.case, figure.measure) == (case, measure));
+            median(
+                figures.filter(|figure| figure.contestant == contestant).map(|figure| figure.value).collect(),
+            )
+        };
+        let known = |contestant: &str| {
+            self.rows.contains(&(case, contestant.into())) && !self.failed(case, contestant)
+        };
+        if known(one) && known(other) {
+            let quotient =
+                |&(measure, _, _): &Column| format!("{:.2}", of(one, measure) / of(other, measure));
+            let cells: Vec<String> = columns.iter().map(quotient).collect();
+            println!("| {one} by {other} | {} |", cells.join(" | "));
+        }
+    }
+
     /// Writes all rounds to a file.
     pub(crate) fn write(&self, path: &str, command: &str) -> Result<(), String> {
         let mut csv = String::new();

@@ -57,8 +57,14 @@ pub(crate) enum Operation {
     Free(usize),
 }
 
-/// Blocks that come and go, as in `benches/churn.rs`: sizes log-uniform from 256 B to 64 MiB, and as many come as go
-/// around the number of live ones that is aimed at. A seed gives the trace that it gives there.
+/// Sizes are log-uniform from 256 B to so many doublings of that: to 64 MiB, as in `benches/churn.rs`.
+pub(crate) const MIXED: f64 = 18.0;
+
+/// To 16 KiB.
+pub(crate) const SMALL: f64 = 6.0;
+
+/// Blocks that come and go, as in `benches/churn.rs`: as many come as go around the number of live ones that is aimed at. A seed
+/// gives the trace that it gives there, where the sizes are [`MIXED`].
 pub(crate) struct Trace {
     pub(crate) operations: Vec<Operation>,
     /// The most bytes that are live, each block rounded to the granule.
@@ -66,12 +72,12 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    pub(crate) fn new(seed: u64, operations: usize, aim: usize) -> Self {
+    pub(crate) fn new(seed: u64, operations: usize, aim: usize, doublings: f64) -> Self {
         let mut random = Random(seed);
         let (mut live, mut bytes, mut peak): (Vec<u64>, _, _) = (Vec::new(), 0, 0);
         let operations = (0..operations).map(|_| {
             if live.is_empty() || random.next() < 0.5 + (aim as f64 - live.len() as f64) / aim as f64 {
-                let size = (256.0 * (random.next() * 18.0).exp2()) as u64;
+                let size = (256.0 * (random.next() * doublings).exp2()) as u64;
                 live.push(size);
                 bytes += size.next_multiple_of(GRANULE);
                 peak = peak.max(bytes);

@@ -122,7 +122,7 @@ pub(crate) fn all() -> Vec<Entry> {
         entry::<own::BestFit>(),
         entry::<own::Segregated>(),
         entry::<locked::Locked<own::BestFit>>(),
-        entry::<pool::Pool>(),
+        entry::<pool::Pool<false>>(),
         entry::<locked::Locked<btree::BTree>>(),
         entry::<units::RangeAlloc>(),
         entry::<units::OffsetAllocator>(),
@@ -137,7 +137,8 @@ pub(crate) fn all() -> Vec<Entry> {
 /// All that threads share.
 pub(crate) fn shared() -> Vec<SharedEntry> {
     vec![
-        shared_entry::<pool::Pool>(),
+        shared_entry::<pool::Pool<false>>(),
+        shared_entry::<pool::Pool<true>>(),
         shared_entry::<locked::Locked<own::BestFit>>(),
         shared_entry::<locked::Locked<btree::BTree>>(),
     ]

@@ -5,32 +5,31 @@
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use tensorhold_allocator::{Fragment, Memory, MemoryError, RawRegion, Request, Stats};
+use tensorhold_allocator::{Fragment, Memory, MemoryError, RawRegion, Request};
 
 use super::{GRANULE, Shared};
 use crate::cases::median_of_times;
 use crate::traces::Batch;
 
-pub(crate) struct Pool(tensorhold_allocator::Pool);
+pub(crate) struct Pool<const DEVICE: bool>(tensorhold_allocator::Pool);
 
 thread_local! {
     /// Each thread has a label of its own: fragments that share one would share its count.
     static LABEL: Arc<str> = "t".into();
 }
 
-impl Shared for Pool {
+impl<const DEVICE: bool> Shared for Pool<DEVICE> {
     type Live = Fragment;
 
     fn name() -> String {
-        "tensorhold Pool".into()
+        if DEVICE { "tensorhold Pool, of a device" } else { "tensorhold Pool" }.into()
     }
 
     fn new(capacity: u64) -> Result<Self, String> {
-        let builder = tensorhold_allocator::Pool::builder(Arc::new(Addresses));
+        let builder = tensorhold_allocator::Pool::builder(Arc::new(Addresses::<DEVICE>));
         let builder = builder.limit_bytes(capacity).region_bytes(capacity).retain_bytes(u64::MAX);
         builder.build().map(Self).map_err(|error| error.to_string())
     }
@@ -47,11 +46,8 @@ impl Shared for Pool {
     }
 
     fn drain(&self) {
-        // `trim` would wait without asking again and again, but release the region as well.
-        let in_use = |stats: Stats| stats.fragments > 0 || stats.pending_bytes > 0;
-        while in_use(self.0.stats()) {
-            thread::yield_now();
-        }
+        // The region stays.
+        self.0.trim_to(u64::MAX);
     }
 
     fn is_empty(&self) -> bool {
@@ -63,7 +59,7 @@ impl Shared for Pool {
 
 /// How a planned placement in a pool goes: its name, and nanoseconds for the whole batch, layout not included.
 pub(crate) fn planned(batch: &Batch) -> Result<Vec<(String, f64)>, String> {
-    let space = Pool::new(batch.bytes)?;
+    let space = Pool::<false>::new(batch.bytes)?;
     let requests = batch.sizes.iter().map(|&size| Request::new(size, GRANULE));
     let layout = space.0.lay_out(requests).map_err(|error| error.to_string())?;
     let labels: Vec<Arc<str>> =
@@ -82,12 +78,13 @@ pub(crate) fn planned(batch: &Batch) -> Result<Vec<(String, f64)>, String> {
     Ok(vec![("tensorhold Pool, planned".into(), placed)])
 }
 
-/// Address space without memory.
-struct Addresses;
+/// Address space without memory, which a device might use: what is dropped after its address was given out goes by way of the reaper
+/// then, which synchronizes for it.
+struct Addresses<const DEVICE: bool>;
 
 // SAFETY: M1: a fresh mapping overlaps nothing, begins at a page, which is aligned enough or refused, and stays until it is
 // unmapped. M2: the CPU is told that it cannot touch it. M3: no device works on it.
-unsafe impl Memory for Addresses {
+unsafe impl<const DEVICE: bool> Memory for Addresses<DEVICE> {
     fn name(&self) -> &str {
         "addresses"
     }
@@ -97,7 +94,7 @@ unsafe impl Memory for Addresses {
     }
 
     fn is_used_by_devices(&self) -> bool {
-        false
+        DEVICE
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
