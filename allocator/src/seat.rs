@@ -66,7 +66,7 @@ impl Crowd {
     #[inline]
     pub(crate) fn place(&mut self, thread: usize, waited: bool) -> bool {
         if waited && self.placer != thread {
-            self.score += MEETING;
+            self.score = CROWDED.min(self.score + MEETING);
         } else {
             self.score = self.score.saturating_sub(1);
         }
@@ -95,6 +95,15 @@ mod tests {
         // Its first turn may come after another's.
         assert!(!crowd.place(7, true));
         assert!((0..10_000).all(|_| !crowd.place(1, true)));
+    }
+
+    /// Where there can be no shards, threads may meet for as long as they like.
+    #[test]
+    fn a_crowd_is_soon_forgotten_however_long_it_lasted() {
+        let mut crowd = Crowd::default();
+        (0..100_000).for_each(|turn| _ = crowd.place(turn % 2 + 1, true));
+        assert!(crowd.place(1, true));
+        assert!(!crowd.place(1, false));
     }
 
     #[test]
