@@ -262,7 +262,7 @@ impl Shared {
     pub(crate) fn dissolve_shards(&self) {
         for (number, shard) in self.shards() {
             let mut local = shard.local();
-            self.take_back_in(shard, &mut local);
+            local.taken_back |= self.take_back_in(shard, &mut local);
             if !local.spans.is_empty() {
                 local.dissolve(number, &mut self.books());
             }

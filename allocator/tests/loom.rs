@@ -234,3 +234,30 @@ fn a_placement_in_a_shard_that_meets_a_close_is_refused_or_held() {
         drop(memory);
     });
 }
+
+/// Of two regions that are empty once their spans are no more, the large placement takes one.
+#[test]
+fn a_region_that_a_dissolved_shard_leaves_empty_goes_back_though_no_one_asks() {
+    model(2, || {
+        let memory = Arc::new(Addresses::default());
+        let builder = Pool::builder(Arc::clone(&memory) as Arc<dyn Memory>).sharding(Sharding::Always);
+        let pool = builder.region_bytes(SHARED).limit_bytes(2 * SHARED).build().unwrap();
+        let first = place(&pool, 256);
+        let mut small: Vec<Fragment> = (0..4).map(|_| place(&pool, 256)).collect();
+        // The rest of the first region, so that there is a second, and a span in it.
+        let rest = place(&pool, SHARED - 256 - 1024);
+        let second = place(&pool, 256);
+        small.push(place(&pool, 256));
+        drop((first, rest, second));
+        pool.trim();
+        assert_eq!(memory.regions.load(Ordering::Relaxed), 2);
+        // The first drop wakes the reaper, which may have looked before the others.
+        drop(small);
+        let large = place(&pool, SHARED);
+        while memory.regions.load(Ordering::Relaxed) > 1 {
+            thread::yield_now();
+        }
+        drop(large);
+        pool.close();
+    });
+}
