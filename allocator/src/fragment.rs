@@ -200,7 +200,7 @@ impl Fragment {
         }
         fence(Ordering::Acquire);
         // SAFETY: R1: the count is 0, so this was the last fragment, and it gives the record up. R3: until then the pool lives.
-        unsafe { self.pool().retire(record.shard, self.record) };
+        unsafe { Shared::retire(record.pool, record.shard, self.record) };
         true
     }
 }

@@ -35,17 +35,24 @@ impl Default for RetireQueue {
 impl RetireQueue {
     /// Pushes a record. Returns the reaper if it sleeps: the caller wakes it.
     ///
+    /// The pool, with this queue, may be gone while this still returns (R3). So the reaper comes by its address: a reference would have
+    /// to be valid until the end. That to the queue need not, since the queue is nothing but an atomic.
+    ///
     /// # Safety
     /// `record` is live, is in no queue, and belongs to the caller, who gives it up: after this call only whoever takes it off
-    /// the queue may touch it (R1), and the pool, with this queue, may be gone (R3).
-    pub(crate) unsafe fn push(&self, record: NonNull<Record>, reaper: &Arc<Parker>) -> Option<Arc<Parker>> {
+    /// the queue may touch it (R1). `reaper` is valid for as long as it is not given up.
+    pub(crate) unsafe fn push(
+        &self,
+        record: NonNull<Record>,
+        reaper: *const Arc<Parker>,
+    ) -> Option<Arc<Parker>> {
         let mut head = self.head.load(Ordering::Relaxed);
         let mut sleeper = None;
         loop {
             let sleeps = head == asleep();
             if sleeps && sleeper.is_none() {
-                // Before the push, for after it the pool may be gone.
-                sleeper = Some(Arc::clone(reaper));
+                // SAFETY: R3: the pool lives, since the record is the caller's until it has been pushed.
+                sleeper = Some(Arc::clone(unsafe { &*reaper }));
             }
             let next = if sleeps { ptr::null_mut() } else { head };
             // SAFETY: the record is the caller's until the exchange below succeeds.
@@ -63,8 +70,8 @@ impl RetireQueue {
     pub(crate) fn take_all(&self) -> Retired {
         let head = self.head.load(Ordering::Relaxed);
         // A mark stays: the next push is to wake the reaper.
-        let taken = head.is_null() || head == asleep();
-        let next = if taken { ptr::null_mut() } else { self.head.swap(ptr::null_mut(), Ordering::Acquire) };
+        let empty = head.is_null() || head == asleep();
+        let next = if empty { ptr::null_mut() } else { self.head.swap(ptr::null_mut(), Ordering::Acquire) };
         Retired { next }
     }
 

@@ -232,20 +232,23 @@ impl Shared {
         !self.process.is_current()
     }
 
-    /// Leaves a record to be given back, in the queue of the shard in whose books it is (H1).
+    /// Leaves a record of a pool to be given back, in the queue of the shard in whose books it is (H1). The pool may be gone while
+    /// this still returns, so it comes by its address, as the reaper in [`RetireQueue::push`].
     ///
     /// # Safety
-    /// As [`RetireQueue::push`].
-    pub(crate) unsafe fn retire(&self, shard: Option<u8>, record: NonNull<Record>) {
-        if self.is_forked_child() {
+    /// As `push`. The record is one of this pool.
+    pub(crate) unsafe fn retire(pool: NonNull<Self>, shard: Option<u8>, record: NonNull<Record>) {
+        // SAFETY: R3: the pool lives until the push, and is not touched after it.
+        let shared = unsafe { pool.as_ref() };
+        if shared.is_forked_child() {
             return;
         }
-        let queue = match (shard, self.shards.get()) {
+        let queue = match (shard, shared.shards.get()) {
             (Some(shard), Some(shards)) => &shards[shard as usize].retired,
-            _ => &self.retired.0,
+            _ => &shared.retired.0,
         };
         // SAFETY: passed on.
-        if let Some(sleeper) = unsafe { queue.push(record, &self.reaper) } {
+        if let Some(sleeper) = unsafe { queue.push(record, &raw const shared.reaper) } {
             sleeper.wake();
         }
     }
