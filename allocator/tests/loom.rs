@@ -61,7 +61,7 @@ fn place(pool: &Pool, bytes: u64) -> Fragment {
 
 #[test]
 fn what_several_threads_drop_at_once_all_goes_back() {
-    model(3, || {
+    model(2, || {
         let (memory, pool) = pool();
         let (one, two) = (place(&pool, 256), place(&pool, 256));
         let other = thread::spawn(move || drop(one));
