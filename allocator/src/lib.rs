@@ -41,6 +41,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
 mod bases;
+mod builder;
 mod bytes;
 mod closing;
 #[cfg(feature = "conformance")]
@@ -71,6 +72,7 @@ mod uses;
 mod whole;
 
 pub use bases::Bases;
+pub use builder::{PoolBuilder, RegionParts};
 pub use bytes::Bytes;
 pub use closing::{Closed, Held, StillHeld};
 pub use error::{Error, Result};
@@ -79,7 +81,7 @@ pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
 pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};
 pub use offsets::Request;
-pub use pool::{Placed, Pool, PoolBuilder, RegionParts, Reserved};
+pub use pool::{Placed, Pool, Reserved};
 pub use shard::Sharding;
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
 pub use stream_use::{StreamUse, StreamUseMut};

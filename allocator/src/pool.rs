@@ -3,28 +3,23 @@
 use std::borrow::Borrow;
 use std::mem;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::ops::ControlFlow;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::bases::Bases;
+use crate::builder::PoolBuilder;
 use crate::error::{Error, Result};
-use crate::events::Recorder;
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::Memory;
-use crate::offsets::{Key, Layout, Placement, Policy, Request, lay_out};
-use crate::shard::Sharding;
-use crate::shared::{BatchRegions, Block, Fences, Options, Shared};
+use crate::offsets::{Key, Layout, Placement, Request, lay_out};
+use crate::parts;
+use crate::shared::{BatchRegions, Block, Fences, Shared};
 use crate::stats::{Snapshot, Stats};
 use crate::sync::atomic::Ordering;
 use crate::uses::Uses;
-use crate::{parts, reaper};
-
-const DEFAULT_REGION_BYTES: u64 = 64 << 20;
-const DEFAULT_GRANULE: u64 = 256;
 
 /// A pool of regions over one [`Memory`].
 ///
@@ -48,31 +43,6 @@ impl Drop for Owner {
             self.shared.wake_reaper();
         }
     }
-}
-
-/// Options of a [`Pool`], chained by value.
-#[derive(Debug)]
-#[must_use]
-pub struct PoolBuilder {
-    shared: Shared,
-    parts: RegionParts,
-}
-
-/// Whether the regions of planned batches are backed in parts, so that a fragment's memory goes back to the device as soon as the
-/// fragment does, though its neighbours live: all of it but what lies in the units (2 MiB on CUDA devices) at its two ends, which
-/// goes with the neighbours there.
-///
-/// What is freed in such a region is not used again by the pool. Memory for a batch is brought up part by part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum RegionParts {
-    /// A region is reserved and released as a whole; what is free in it is used again.
-    #[default]
-    Whole,
-    /// In parts where the memory can do that; a [`Snapshot`] says why it cannot.
-    Auto,
-    /// In parts, or there is no pool.
-    Require,
 }
 
 /// The memory of a planned batch, not cut into fragments yet. Dropping it gives the memory back as dropping its
@@ -101,6 +71,11 @@ pub struct Placed {
 }
 
 impl Pool {
+    /// The first handle of a pool whose reaper has started.
+    pub(crate) fn started(shared: Arc<Shared>) -> Self {
+        Self { owner: Arc::new(Owner { shared }) }
+    }
+
     /// A pool with default options.
     ///
     /// # Errors
@@ -111,18 +86,7 @@ impl Pool {
 
     /// A pool over `memory`, with options.
     pub fn builder(memory: Arc<dyn Memory>) -> PoolBuilder {
-        let name = memory.name().to_owned();
-        let options = Options {
-            limit_bytes: None,
-            region_bytes: DEFAULT_REGION_BYTES,
-            max_region_bytes: None,
-            retain_bytes: 0,
-            granule: DEFAULT_GRANULE,
-            policy: Policy::default(),
-            sharding: Sharding::default(),
-            recording: false,
-        };
-        PoolBuilder { shared: Shared::new(memory, name, options), parts: RegionParts::default() }
+        PoolBuilder::new(memory)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -144,7 +108,7 @@ impl Pool {
         matches!(self.shared().batch_regions, BatchRegions::Parts(_))
     }
 
-    /// Why they are not, where [`RegionParts::Auto`] asked for it.
+    /// Why they are not, where [`RegionParts::Auto`](crate::RegionParts::Auto) asked for it.
     pub fn whole_because(&self) -> Option<Arc<str>> {
         match &self.shared().batch_regions {
             BatchRegions::Whole(because) => because.clone(),
@@ -408,97 +372,4 @@ fn dangling(align: u64) -> NonNull<u8> {
     // `NonNull::without_provenance` needs Rust 1.89.
     let address = NonZeroUsize::new(align as usize).unwrap_or(NonZeroUsize::MIN);
     NonNull::new(ptr::without_provenance_mut(address.get())).unwrap_or(NonNull::dangling())
-}
-
-impl PoolBuilder {
-    /// Names the pool in errors and snapshots. Default: the memory's name.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.shared.name = name.into();
-        self
-    }
-
-    /// At most this many bytes are reserved at any time. Default: no limit.
-    pub fn limit_bytes(mut self, bytes: u64) -> Self {
-        self.shared.options.limit_bytes = Some(bytes);
-        self
-    }
-
-    /// Asks `on_pressure` when a placement is refused by the limit or the memory, with the refusal and a number that counts from 1 for
-    /// each placement. If it has made room (dropped fragments, say) it continues, and the placement is tried again; if it
-    /// breaks, the refusal is returned. It is called on the thread that places, without a lock, and must not place on this
-    /// pool. Default: no one is asked.
-    pub fn on_pressure(
-        mut self,
-        on_pressure: impl Fn(&Error, u32) -> ControlFlow<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.shared.on_pressure = Some(Box::new(on_pressure));
-        self
-    }
-
-    /// How large a region is that single placements share. Default: 64 MiB. A larger fragment gets a region of its
-    /// own size.
-    pub fn region_bytes(mut self, bytes: u64) -> Self {
-        self.shared.options.region_bytes = bytes;
-        self
-    }
-
-    /// How large a region of a planned batch may be. Default: as large as the batch. A larger fragment gets a region of its own size.
-    pub fn max_region_bytes(mut self, bytes: NonZeroU64) -> Self {
-        self.shared.options.max_region_bytes = Some(bytes);
-        self
-    }
-
-    /// How many bytes of empty regions are kept for later placements, until [`Pool::trim`]. Default: 0.
-    pub fn retain_bytes(mut self, bytes: u64) -> Self {
-        self.shared.options.retain_bytes = bytes;
-        self
-    }
-
-    /// By which policy single placements, and the blocks of batches, find their place in a region. Default: [`Policy::BestFit`], for few and
-    /// large; [`Policy::Segregated`] is for many and small. Within its block, a batch is laid out without a search.
-    pub fn policy(mut self, policy: Policy) -> Self {
-        self.shared.options.policy = policy;
-        self
-    }
-
-    /// How threads that place at once are served. Default: [`Sharding::Auto`]. A pool whose events are recorded has one set of books.
-    pub fn sharding(mut self, sharding: Sharding) -> Self {
-        self.shared.options.sharding = sharding;
-        self
-    }
-
-    /// Records what happens in the pool: see [`events`](crate::events). Default: nothing is recorded.
-    pub fn events(mut self, recorder: Recorder) -> Self {
-        self.shared.record(recorder);
-        self
-    }
-
-    /// How the regions of planned batches are backed. Default: [`RegionParts::Whole`].
-    pub fn region_parts(mut self, parts: RegionParts) -> Self {
-        self.parts = parts;
-        self
-    }
-
-    /// Starts the pool.
-    ///
-    /// # Errors
-    /// When the reaper thread cannot be started, or parts are required of a memory that has none.
-    pub fn build(mut self) -> Result<Pool> {
-        let parted = self.shared.memory.parted().map(|parted| parted.unit());
-        self.shared.batch_regions = match (self.parts, parted) {
-            (RegionParts::Whole, _) => BatchRegions::Whole(None),
-            (_, Ok(unit)) => BatchRegions::Parts(unit),
-            (RegionParts::Auto, Err(reason)) => BatchRegions::Whole(Some(reason.to_string().into())),
-            (RegionParts::Require, Err(source)) => {
-                return Err(Error::NoParts { pool: self.shared.name, source });
-            }
-        };
-        let shared = Arc::new(self.shared);
-        if shared.options.sharding == Sharding::Always && shared.can_divide() {
-            shared.divide();
-        }
-        shared.begin_log();
-        reaper::start(&shared).map_err(|source| Error::Reaper { pool: shared.name.clone(), source })?;
-        Ok(Pool { owner: Arc::new(Owner { shared }) })
-    }
 }
