@@ -57,7 +57,8 @@ pub enum Sharding {
     Auto,
     /// By one set of books.
     Never,
-    /// By shards from the first placement on.
+    /// By shards from the first placement on: for tests, which need not wait for threads to meet.
+    #[doc(hidden)]
     Always,
 }
 
