@@ -261,3 +261,24 @@ fn a_region_that_a_dissolved_shard_leaves_empty_goes_back_though_no_one_asks() {
         pool.close();
     });
 }
+
+/// R3: the pool may be gone as soon as the last of its fragments has been pushed, whoever takes it off the queue. What is touched
+/// after that only a sanitizer sees (`-Zsanitizer=address`).
+#[test]
+fn a_last_drop_may_meet_the_end_of_its_pool() {
+    for pool in [|| pool().1, || sharded().1] {
+        model(2, move || {
+            let pool = pool();
+            let first = place(&pool, 256);
+            let fragment = place(&pool, 256);
+            let clone = fragment.clone();
+            let other = thread::spawn(move || drop(clone));
+            drop(first);
+            // May take back what was dropped.
+            drop(place(&pool, 256));
+            drop(pool);
+            drop(fragment);
+            other.join().unwrap();
+        });
+    }
+}
