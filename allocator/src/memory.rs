@@ -65,7 +65,8 @@ pub unsafe trait Memory: Send + Sync + 'static {
     fn synchronize(&self) -> Result<(), MemoryError>;
 
     /// Whether devices work on its regions. Where none does, `synchronize` has nothing to wait for, and a range whose address
-    /// was given out is free with its last drop.
+    /// was given out is free with its last drop. Always the same: a pool asks once. Memory that is made of another's and is used by
+    /// devices, as pinned memory is, does not pass that one's answer on.
     fn is_used_by_devices(&self) -> bool {
         true
     }
