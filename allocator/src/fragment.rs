@@ -53,11 +53,11 @@ impl Fragment {
     pub(crate) fn new(
         address: NonNull<u8>,
         bytes: u64,
-        pool: impl AsRef<Shared>,
+        pool: &Shared,
         slot: usize,
         uses: Uses,
     ) -> Self {
-        Self::new_in(None, address, bytes, pool.as_ref(), slot, uses)
+        Self::new_in(None, address, bytes, pool, slot, uses)
     }
 
     /// As [`new`](Self::new), entered in the books of a shard.

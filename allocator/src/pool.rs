@@ -308,7 +308,7 @@ impl Reserved {
             let slot = books.enter(label, bytes, home);
             books.log_part(slot, placement);
             // Who has the bases may be writing there.
-            Fragment::new(address, bytes, Arc::clone(&shared), slot, Uses::new(true, Vec::new()))
+            Fragment::new(address, bytes, &shared, slot, Uses::new(true, Vec::new()))
         };
         let fragments = layout.placements.iter().zip(labels).map(place).collect();
         books.log_cut(&blocks);
@@ -326,7 +326,7 @@ impl Drop for Reserved {
             books.log_uncut(slot);
             drop(books);
             let uses = Uses::new(true, Vec::new());
-            drop(Fragment::new(block.address, bytes, Arc::clone(shared), slot, uses));
+            drop(Fragment::new(block.address, bytes, shared, slot, uses));
         }
     }
 }

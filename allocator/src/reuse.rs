@@ -109,6 +109,6 @@ impl Shared {
         let slot = books.enter(label, request.size, Some(block.home));
         books.log_alloc(slot, request.align);
         drop(books);
-        Fragment::new(block.address, request.size, Arc::clone(self), slot, uses)
+        Fragment::new(block.address, request.size, self, slot, uses)
     }
 }
