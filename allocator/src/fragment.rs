@@ -50,13 +50,7 @@ unsafe impl Sync for Fragment {}
 
 impl Fragment {
     /// The first fragment of a range. The pool entered it in its books under `slot`.
-    pub(crate) fn new(
-        address: NonNull<u8>,
-        bytes: u64,
-        pool: &Shared,
-        slot: usize,
-        uses: Uses,
-    ) -> Self {
+    pub(crate) fn new(address: NonNull<u8>, bytes: u64, pool: &Shared, slot: usize, uses: Uses) -> Self {
         Self::new_in(None, address, bytes, pool, slot, uses)
     }
 
