@@ -41,8 +41,23 @@ pub enum RegionParts {
     Require,
 }
 
+impl Pool {
+    /// A pool with default options.
+    ///
+    /// # Errors
+    /// When the reaper thread cannot be started.
+    pub fn new(memory: impl Memory) -> Result<Self> {
+        Self::builder(Arc::new(memory)).build()
+    }
+
+    /// A pool over `memory`, with options.
+    pub fn builder(memory: Arc<dyn Memory>) -> PoolBuilder {
+        PoolBuilder::new(memory)
+    }
+}
+
 impl PoolBuilder {
-    pub(crate) fn new(memory: Arc<dyn Memory>) -> Self {
+    fn new(memory: Arc<dyn Memory>) -> Self {
         let name = memory.name().to_owned();
         let options = Options {
             limit_bytes: None,

@@ -11,6 +11,7 @@ use crate::pool::Pool;
 use crate::shared::{Books, Fences, Shared};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
+use crate::whole::Whole;
 
 /// What closing found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -129,6 +130,13 @@ impl Pool {
         let (pinned_bytes, pending_bytes) = (whole.books.reserved, whole.pending_bytes());
         let released_bytes = before.saturating_sub(pinned_bytes);
         Ok(Closed { released_bytes, held: Vec::new(), pinned_bytes, pending_bytes })
+    }
+}
+
+impl Whole<'_> {
+    /// What is held.
+    fn held(&self) -> Vec<Held> {
+        self.fragments().map(|entry| Held { name: Arc::clone(&entry.label), bytes: entry.bytes }).collect()
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::bases::Bases;
-use crate::builder::PoolBuilder;
 use crate::error::{Error, Result};
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
@@ -74,19 +73,6 @@ impl Pool {
     /// The first handle of a pool whose reaper has started.
     pub(crate) fn started(shared: Arc<Shared>) -> Self {
         Self { owner: Arc::new(Owner { shared }) }
-    }
-
-    /// A pool with default options.
-    ///
-    /// # Errors
-    /// When the reaper thread cannot be started.
-    pub fn new(memory: impl Memory) -> Result<Self> {
-        Self::builder(Arc::new(memory)).build()
-    }
-
-    /// A pool over `memory`, with options.
-    pub fn builder(memory: Arc<dyn Memory>) -> PoolBuilder {
-        PoolBuilder::new(memory)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

@@ -1,10 +1,7 @@
 //! The books of the pool and of its shards, all locked: for whoever wants to see, or change, all at once.
 
-use std::sync::Arc;
-
 use smallvec::SmallVec;
 
-use crate::closing::Held;
 use crate::shard::Local;
 use crate::shared::{Books, Entry, Shared};
 use crate::sync::MutexGuard;
@@ -57,11 +54,6 @@ impl<'a> Whole<'a> {
     /// Bytes of what was dropped and is not free yet.
     pub(crate) fn pending_bytes(&self) -> u64 {
         self.books.dropped.bytes + self.shards.iter().map(|shard| shard.exposed_bytes).sum::<u64>()
-    }
-
-    /// What is held.
-    pub(crate) fn held(&self) -> Vec<Held> {
-        self.fragments().map(|entry| Held { name: Arc::clone(&entry.label), bytes: entry.bytes }).collect()
     }
 
     /// Keeps the books locked, which all that gives something back locks last.
