@@ -68,6 +68,12 @@ fn builder() -> PoolBuilder {
     Pool::builder(Arc::new(HostMemory::new())).region_bytes(REGION).sharding(Sharding::Always)
 }
 
+/// A pool that has shards from the first placement on.
+fn sharded(memory: &Arc<DeviceMemory>) -> Pool {
+    let builder = Pool::builder(Arc::clone(memory) as Arc<dyn Memory>).region_bytes(REGION);
+    builder.sharding(Sharding::Always).build().unwrap()
+}
+
 fn place(pool: &Pool, bytes: u64) -> Fragment {
     pool.place("t", Request::new(bytes, 256)).unwrap()
 }
@@ -315,11 +321,7 @@ fn drops_in_every_shard_may_meet_a_close() {
 #[test]
 fn a_range_of_a_shard_whose_address_was_given_out_waits_for_the_memory() {
     let memory = Arc::new(DeviceMemory::default());
-    let pool = Pool::builder(Arc::clone(&memory) as Arc<dyn Memory>)
-        .region_bytes(REGION)
-        .sharding(Sharding::Always)
-        .build()
-        .unwrap();
+    let pool = sharded(&memory);
     let (first, second) = (place(&pool, 1024), place(&pool, 1024));
     let address = second.as_ptr();
     drop(second);
@@ -373,11 +375,7 @@ fn a_shard_may_dissolve_while_the_memory_is_synchronized_for_a_range_of_it() {
 #[test]
 fn a_range_of_a_shard_that_waits_for_a_stream_is_used_again_in_its_order() {
     let memory = Arc::new(DeviceMemory::default());
-    let pool = Pool::builder(Arc::clone(&memory) as Arc<dyn Memory>)
-        .region_bytes(REGION)
-        .sharding(Sharding::Always)
-        .build()
-        .unwrap();
+    let pool = sharded(&memory);
     let stream = Handle(Stream::new());
     let _first = place(&pool, 256);
     let (used, keep) = (place(&pool, 8192), place(&pool, 256));
