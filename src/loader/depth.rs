@@ -6,8 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-/// So many bytes are in flight at first.
+/// So many bytes are in flight at first, and [`LEAST`] reads.
 pub(super) const FIRST_BYTES: u64 = 8 << 20;
+
+/// One read goes on while what another brought is taken care of.
+const LEAST: usize = 2;
 
 /// A rate is that of so many bytes or more, and of so long: longer than the disk's own ups and downs of a moment.
 const RATE_BYTES: u64 = 64 << 20;
@@ -69,7 +72,7 @@ impl Depth {
     /// Of reads of so many bytes, of which at most so many can be in flight.
     pub(super) fn new(most: usize, read_bytes: u64) -> Self {
         let first = (FIRST_BYTES / read_bytes.max(1)) as usize;
-        let now = first.max(1).min(most);
+        let now = first.max(LEAST).min(most);
         let state = if now < most { State::Paused(0) } else { State::Settled };
         Self { now, most, state, since: None, bytes: 0, before: 0, pause: FIRST_PAUSE }
     }
@@ -168,6 +171,11 @@ mod tests {
         let read = depths(4 << 30, 48, |depth| depth as f64 * (1 << 20) as f64 / 0.005);
         let few: u64 = read.iter().filter(|(depth, _)| *depth < 32).map(|(_, bytes)| bytes).sum();
         assert!(read.last().is_some_and(|(depth, _)| *depth == 48) && few < 256 << 20, "{few} of {read:?}");
+    }
+
+    #[test]
+    fn two_long_reads_are_in_flight() {
+        assert_eq!(Depth::new(7, 16 << 20).get(), 2);
     }
 
     #[test]
