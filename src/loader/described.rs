@@ -99,14 +99,9 @@ fn leave_out(files: &mut [Opened], wanted: &Select) -> Vec<(usize, Arc<Descripti
 }
 
 impl Described {
-    /// The wanted tensors, in the order of the batch.
-    fn tensors(&self) -> impl Iterator<Item = &Arc<Description>> {
-        self.said.iter().flat_map(|said| &said.descriptions)
-    }
-
-    /// What they are.
+    /// What the wanted tensors are, in the order of the batch.
     pub(super) fn infos(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.tensors().map(|description| &description.info)
+        self.said.iter().flat_map(|said| &said.descriptions).map(|description| &description.info)
     }
 
     /// Their names, for their memory. Taken once.
@@ -131,17 +126,17 @@ impl Described {
     /// order of the batch, by name.
     pub(super) fn check(&self, files: &[Opened]) -> Result<Names> {
         let paths = files.iter().map(|file| &**file.source.path()).collect();
-        let wanted = self.said.iter().enumerate();
+        let files = self.said.iter().enumerate();
         let wanted =
-            wanted.flat_map(|(file, said)| said.descriptions.iter().map(move |tensor| (file, tensor)));
+            files.flat_map(|(file, said)| said.descriptions.iter().map(move |tensor| (file, tensor)));
         let all = wanted.chain(self.others.iter().map(|(file, tensor)| (*file, tensor)));
-        let wanted = self.said.iter().map(|said| said.descriptions.len()).sum::<usize>();
-        let count = wanted + self.others.len();
+        let wanted_count = self.said.iter().map(|said| said.descriptions.len()).sum::<usize>();
+        let count = wanted_count + self.others.len();
         let mut catalog = Catalog::new(paths, count, all.map(|(file, tensor)| (file, &*tensor.info.name)))?;
         self.indexes.iter().try_for_each(|index| index.check(&mut catalog))?;
         let mut names = catalog.into_names();
         if !self.others.is_empty() {
-            names.truncate(wanted);
+            names.truncate(wanted_count);
         }
         Ok(names)
     }
