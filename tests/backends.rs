@@ -5,6 +5,7 @@ mod support;
 use support::{
     Spec, assert_all_back, assert_holds, bytes_tensor, devices, drop_cached, on_disk, pool_for, staged_host,
 };
+use tensorhold::allocator::{HostMemory, Pool};
 use tensorhold::{Backend, BackendKind, Device, Loader, Report, Weights};
 
 const ALL: [Backend; 4] = [
@@ -151,6 +152,23 @@ fn staging_memory_that_is_refused_is_asked_for_in_smaller_pieces() {
         let error = Loader::new(device).files([&path]).pool(&pool).backend(backend).load().unwrap_err();
         assert!(error.to_string().contains("staging"), "{error}");
         assert_all_back(&pool);
+    }
+}
+
+#[test]
+fn a_ring_past_the_page_cache_reads_into_huge_pages() {
+    let (_folder, path) = on_disk(&[bytes_tensor("large", 40_000_000)]);
+    let device = staged_host::device();
+    // A region for each piece of staging memory that is asked for, as a load's own pool has.
+    let staging =
+        Pool::builder(device.staging_memory()).region_bytes(1).retain_bytes(u64::MAX).build().unwrap();
+    drop_cached(&path, 0, 0);
+    let loader = Loader::new(device).files([&path]).backend(Backend::Require(BackendKind::IoUring));
+    drop(loader.staging(&staging).load().unwrap());
+    let regions = staging.snapshot().regions;
+    assert!(!regions.is_empty());
+    for region in regions {
+        assert!(region.bytes >= HostMemory::HUGE_PAGE_BYTES, "{} bytes", region.bytes);
     }
 }
 

@@ -109,7 +109,8 @@ fn cut(files: &[File], block: u64, half: bool) -> Result<Vec<Stretch>> {
     Ok(stretches)
 }
 
-/// Reads all stretches with so many threads, each into one buffer of its own that is there before the clock starts.
+/// Reads all stretches with so many threads, each into one buffer of its own that is there before the clock starts. All buffers
+/// are in one piece, so in huge pages where there are some: direct reads into small ones are slower.
 fn read(
     files: &[File],
     stretches: &[Stretch],
@@ -117,15 +118,12 @@ fn read(
     memory: Arc<dyn Memory>,
     block: u64,
 ) -> Result<Duration> {
-    let pool = Pool::builder(memory).region_bytes(1).build()?;
-    let mut buffers: Vec<Fragment> =
-        (0..threads).map(|_| pool.place("buffer", Request::new(block, 4096))).collect::<Result<_, _>>()?;
-    for buffer in &mut buffers {
-        buffer.as_bytes_mut().context("host memory")?.fill(1);
-    }
+    let pool = Pool::builder(memory).build()?;
+    let mut buffers = pool.place("buffers", Request::new(block * threads as u64, 4096))?;
+    let buffers = buffers.as_bytes_mut().context("host memory")?;
+    buffers.fill(1);
     let (next, started) = (AtomicU64::new(0), Instant::now());
-    let work = |mut buffer: Fragment| -> Result<()> {
-        let buffer = buffer.as_bytes_mut().context("host memory")?;
+    let work = &|buffer: &mut [u8]| -> Result<()> {
         while let Some(stretch) = stretches.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             let mut done = 0;
             // Whole blocks are asked for, as direct reads want it; the last of a file is short.
@@ -139,7 +137,8 @@ fn read(
         Ok(())
     };
     thread::scope(|scope| {
-        let readers: Vec<_> = buffers.into_iter().map(|buffer| scope.spawn(|| work(buffer))).collect();
+        let readers: Vec<_> =
+            buffers.chunks_mut(block as usize).map(|buffer| scope.spawn(move || work(buffer))).collect();
         readers
             .into_iter()
             .try_for_each(|reader| reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?)

@@ -44,10 +44,10 @@ pub(super) struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// Opens a lane of at most so many slots; `None` when there is no memory for it, which is noted.
-    pub(super) fn open_lane(&self, work: &Work<'_>, slots: usize) -> Result<Option<Lane<'_>>> {
+    /// Opens a lane of at most so many slots, `first` of them at once; `None` when there is no memory for it, which is noted.
+    pub(super) fn open_lane(&self, work: &Work<'_>, slots: usize, first: usize) -> Result<Option<Lane<'_>>> {
         let staging = self.readers.lane(self.staging, self.budget, slots);
-        match Lane::open(self.device, staging) {
+        match Lane::open(self.device, staging, first) {
             Ok(lane) => Ok(Some(lane)),
             Err(error @ Error::Memory(_)) => {
                 work.refuse(error);

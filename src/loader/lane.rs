@@ -1,8 +1,10 @@
 //! A lane: the memory that one reader reads into where it cannot read in place, and the way from there to the device.
 //!
 //! It is a stream and a ring of slots in staging memory. The reader fills a slot and submits its copy; while that copy
-//! runs, it fills the next. A slot is filled again when the event behind its last copy has passed. Slots are made as they are
-//! first needed, so a load that needs few pins little.
+//! runs, it fills the next. A slot is filled again when the event behind its last copy has passed. The slots of the reads that
+//! are to be in flight at first are made in one piece, since memory of a huge page or more is read into with fewer segments to
+//! a request, which is up to twice as fast (`docs/performance.md`); others as they are first needed, so a load that needs few
+//! pins little.
 //!
 //! # Invariants
 //! - **L1** The event with a slot's number is recorded after each copy out of the slot, and has passed before the slot
@@ -12,14 +14,17 @@
 
 use std::collections::VecDeque;
 
-use tensorhold_allocator::Fragment;
+use tensorhold_allocator::{Fragment, HostMemory};
 
 use super::staging::Staging;
 use crate::device::{Device, Stream};
 use crate::error::Result;
 
-/// A lane begins with so many slots: one is copied while the other is filled.
+/// A lane has so many slots or more: one is copied while the other is filled.
 pub(crate) const FIRST_SLOTS: usize = 2;
+
+/// A lane grows by so much or more.
+const GROWTH_BYTES: u64 = HostMemory::HUGE_PAGE_BYTES;
 
 pub(crate) struct Lane<'a> {
     stream: Box<dyn Stream>,
@@ -33,8 +38,9 @@ pub(crate) struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    /// Opens a lane with its first slots, for which its maker has taken the room.
-    pub(crate) fn open(device: &Device, staging: Staging<'a>) -> Result<Self> {
+    /// Opens a lane with `first` slots if there is room and memory for them, and [`FIRST_SLOTS`] at least, for which its maker
+    /// has taken the room.
+    pub(crate) fn open(device: &Device, staging: Staging<'a>, first: usize) -> Result<Self> {
         let stream = device.driver().stream()?;
         let mut lane = Self {
             stream,
@@ -44,7 +50,11 @@ impl<'a> Lane<'a> {
             free: Vec::new(),
             copying: VecDeque::new(),
         };
-        lane.grow(FIRST_SLOTS)?;
+        let more = staging.budget.take_up_to(first.min(staging.slots).saturating_sub(FIRST_SLOTS));
+        if more == 0 || lane.grow(FIRST_SLOTS + more).is_err() {
+            staging.budget.give(more);
+            lane.grow(FIRST_SLOTS)?;
+        }
         Ok(lane)
     }
 
@@ -89,12 +99,15 @@ impl<'a> Lane<'a> {
             self.add(left, 1);
             return Ok(None);
         }
-        if self.starts.len() < self.staging.slots && self.staging.budget.take(self.staging.slot_jobs) {
-            match self.grow(1) {
+        let wanted = GROWTH_BYTES.div_ceil(self.staging.slot_bytes) as usize;
+        let more = self.staging.budget.take_up_to(wanted.min(self.staging.slots - self.starts.len()));
+        if more > 0 {
+            match self.grow(more) {
                 Ok(()) => return Ok(None),
                 // What there is has to do.
                 Err(error) => {
                     tracing::debug!(%error, slots = self.starts.len(), "no more staging memory");
+                    self.staging.budget.give(more);
                     self.staging.slots = self.starts.len();
                 }
             }

@@ -46,12 +46,12 @@ struct Reader<'a> {
 
 /// Takes jobs that are to be read past the page cache until there are no more.
 pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>, queue: Box<dyn Queue>) -> Result<()> {
-    let depth = queue.depth().max(FIRST_SLOTS);
+    let slots = queue.depth().max(FIRST_SLOTS);
     let mut watch = fill.totals.watch();
-    let Some(lane) = fill.open_lane(work, depth)? else { return Ok(()) };
-    let flights = vec![None; depth];
-    watch.lap(Stage::Open);
     let depth = Depth::new(queue.depth(), fill.readers.job_bytes);
+    let Some(lane) = fill.open_lane(work, slots, depth.get())? else { return Ok(()) };
+    let flights = vec![None; slots];
+    watch.lap(Stage::Open);
     let mut reader = Reader { fill, work, queue, lane, watch, flights, in_flight: 0, depth, prepared: 0 };
     let passed = reader.run();
     let Reader { queue, lane, mut watch, .. } = reader;

@@ -72,6 +72,19 @@ impl Budget {
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(jobs)).is_ok()
     }
 
+    /// Takes room for so many jobs, or for as many as there is, and says for how many.
+    pub(super) fn take_up_to(&self, jobs: usize) -> usize {
+        let left = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(jobs)));
+        left.map_or(0, |left| left.min(jobs))
+    }
+
+    /// Gives back room that was taken, and in which there is no memory.
+    pub(super) fn give(&self, jobs: usize) {
+        self.left.fetch_add(jobs, Ordering::Relaxed);
+    }
+
     /// Leaves a slot, which nothing reads or writes any more, to others: job by job.
     pub(super) fn leave(&self, slot: &Fragment, jobs: usize) {
         let job_bytes = slot.len() / jobs as u64;
