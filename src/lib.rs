@@ -47,7 +47,7 @@ mod store;
 mod tensor;
 mod weights;
 
-pub use device::{ContextGuard, Device, DeviceKind, Driver, Stream};
+pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use io::{Backend, BackendKind};

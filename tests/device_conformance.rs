@@ -3,7 +3,7 @@
 mod support;
 
 use support::{device, staged_host};
-use tensorhold::{Device, DeviceKind, Error};
+use tensorhold::{Device, DeviceKind, Error, HandleTypes};
 
 #[test]
 fn the_host_conforms() {
@@ -34,4 +34,19 @@ fn without_a_gpu_cuda_devices_are_an_error_that_says_what_to_install() {
 fn the_host_has_no_peers() {
     let message = Device::host().enable_peer_access(&Device::host()).unwrap_err().to_string();
     assert!(message.contains("not a peer") && message.contains("copy through host memory"), "{message}");
+}
+
+#[test]
+fn memory_with_no_handles_is_plain_and_the_host_has_none() {
+    let device = Device::host();
+    assert_eq!(device.memory_with(HandleTypes::default()).unwrap().name(), device.memory().name());
+    for handles in [
+        HandleTypes::default().with_posix_fd(),
+        HandleTypes::default().with_fabric(),
+        HandleTypes::default().with_rdma(),
+    ] {
+        let message = device.memory_with(handles).map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains("host") && message.contains("no handles of memory"), "{message}");
+        assert!(message.contains("use a CUDA device"), "{message}");
+    }
 }

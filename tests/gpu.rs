@@ -3,6 +3,8 @@
 
 #[path = "gpu/driver.rs"]
 mod driver;
+#[path = "gpu/handles.rs"]
+mod handles;
 #[path = "gpu/kernels.rs"]
 mod kernels;
 #[path = "gpu/lend.rs"]
@@ -54,6 +56,14 @@ fn main() {
         ("cudarc_reads_and_writes_what_is_lent", lend::cudarc_reads_and_writes_what_is_lent),
         ("half_of_a_model_goes_back_to_the_device", parts::half_of_a_model_goes_back_to_the_device),
         ("weights_in_parts_arrive_and_go_back", parts::weights_in_parts_arrive_and_go_back),
+        (
+            "weights_are_read_by_the_handles_of_their_memory",
+            handles::weights_are_read_by_the_handles_of_their_memory,
+        ),
+        (
+            "handles_that_are_refused_are_an_error_that_names_them",
+            handles::handles_that_are_refused_are_an_error_that_names_them,
+        ),
         ("a_stream_that_is_captured_is_an_error", streams::a_stream_that_is_captured_is_an_error),
         ("every_image_loads", kernels::every_image_loads),
         (

@@ -15,6 +15,7 @@
 mod cuda;
 #[cfg(feature = "cuda-external")]
 mod descriptors;
+mod handles;
 mod host;
 mod idle;
 #[cfg(feature = "cuda-external")]
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use tensorhold_allocator::{Memory, OrderedStream};
 
+pub use self::handles::HandleTypes;
 use self::idle::IdleStreams;
 use crate::error::{Error, Result};
 
@@ -67,6 +69,22 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
 
     /// The memory that tensors are placed in.
     fn memory(&self) -> Arc<dyn Memory>;
+
+    /// The same memory, of which parts can be exported by such handles.
+    ///
+    /// # Errors
+    /// When there is no such memory, with the reason. The default is that there are no handles.
+    fn memory_with(&self, handles: HandleTypes) -> Result<Arc<dyn Memory>> {
+        if !handles.is_any() {
+            return Ok(self.memory());
+        }
+        Err(Error::Device {
+            device: self.name().into(),
+            operation: "make memory that can be exported",
+            detail: format!("it has no handles of memory, asked for {handles:?}"),
+            remedy: "use a CUDA device, or ask for none",
+        })
+    }
 
     /// Host-accessible memory that [`Stream`] copies from and to at full speed.
     fn staging_memory(&self) -> Arc<dyn Memory>;
@@ -241,6 +259,26 @@ impl Device {
     /// The memory that tensors are placed in.
     pub fn memory(&self) -> Arc<dyn Memory> {
         self.driver.memory()
+    }
+
+    /// The memory that tensors are placed in, of which parts can be exported by such handles: for a pool over it, which loads
+    /// [take](crate::Loader::pool).
+    ///
+    /// ```no_run
+    /// use tensorhold::allocator::{Pool, RegionParts};
+    /// use tensorhold::{Device, HandleTypes, Loader};
+    ///
+    /// let device = Device::cuda(0)?;
+    /// let memory = device.memory_with(HandleTypes::default().with_posix_fd())?;
+    /// let pool = Pool::builder(memory).region_parts(RegionParts::Require).build()?;
+    /// let weights = Loader::new(device).checkpoint("llama/")?.pool(&pool).load()?;
+    /// # Ok::<(), tensorhold::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the device or its driver has no such handles, with the reason: a little memory is made to find out.
+    pub fn memory_with(&self, handles: HandleTypes) -> Result<Arc<dyn Memory>> {
+        self.driver.memory_with(handles)
     }
 
     /// The memory that files are read into on their way to the device: host memory, page-locked where that helps.

@@ -12,7 +12,7 @@ use super::ordered::AppStream;
 use super::stream::CudaStream;
 use crate::device::host::HostStream;
 use crate::device::idle::IdleStreams;
-use crate::device::{DeviceKind, Driver, Stream, not_peers};
+use crate::device::{DeviceKind, Driver, HandleTypes, Stream, not_peers};
 use crate::error::Result;
 
 /// How many devices there are; 0 without a driver.
@@ -52,6 +52,13 @@ impl Driver for CudaDriver {
 
     fn memory(&self) -> Arc<dyn Memory> {
         Arc::clone(&self.memory) as Arc<dyn Memory>
+    }
+
+    fn memory_with(&self, handles: HandleTypes) -> Result<Arc<dyn Memory>> {
+        if handles == HandleTypes::default() {
+            return Ok(self.memory());
+        }
+        Ok(Arc::new(DeviceMemory::with_handles(self.context, handles)?))
     }
 
     fn staging_memory(&self) -> Arc<dyn Memory> {

@@ -14,6 +14,7 @@ use super::context::Context;
 use super::library::Library;
 use super::parted::PartedDeviceMemory;
 use super::status::check;
+use crate::device::HandleTypes;
 use crate::device::numa::Node;
 use crate::error::{Error, Result};
 
@@ -21,13 +22,25 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     context: &'static Context,
+    /// How its parts can be exported.
+    handles: HandleTypes,
     /// Looked for when it is first asked for.
     parted: OnceLock<std::result::Result<PartedDeviceMemory, String>>,
 }
 
 impl DeviceMemory {
     pub(super) fn new(context: &'static Context) -> Self {
-        Self { context, parted: OnceLock::new() }
+        Self { context, handles: HandleTypes::default(), parted: OnceLock::new() }
+    }
+
+    /// Memory whose parts can be exported by such handles.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn with_handles(context: &'static Context, handles: HandleTypes) -> Result<Self> {
+        let parted = PartedDeviceMemory::new(context, handles)?;
+        parted.try_handles()?;
+        Ok(Self { context, handles, parted: Ok(parted).into() })
     }
 
     fn allocate(&self, bytes: u64) -> Result<CUdeviceptr> {
@@ -95,7 +108,7 @@ unsafe impl Memory for DeviceMemory {
     }
 
     fn parted(&self) -> std::result::Result<&dyn PartedMemory, MemoryError> {
-        let open = || PartedDeviceMemory::new(self.context).map_err(|error| error.to_string());
+        let open = || PartedDeviceMemory::new(self.context, self.handles).map_err(|error| error.to_string());
         match self.parted.get_or_init(open) {
             Ok(parted) => Ok(parted),
             Err(reason) => Err(reason.as_str().into()),
