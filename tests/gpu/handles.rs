@@ -83,7 +83,10 @@ pub(crate) fn handles_that_are_refused_are_an_error_that_names_them() -> Result<
                 let message = error.to_string();
                 eprintln!("{message}");
                 assert!(handles.fabric || handles.rdma, "file descriptors are refused: {message}");
-                assert!(message.contains("make memory that can be exported on device \"cuda:0\""), "{message}");
+                assert!(
+                    message.contains("make memory that can be exported on device \"cuda:0\""),
+                    "{message}"
+                );
             }
         }
         assert_eq!(free_bytes(&device), before);
