@@ -50,6 +50,7 @@ mod weights;
 pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
+pub use io::gds::gds_memory;
 pub use io::{Backend, BackendKind};
 pub use loader::{FileInfo, Inspection, Loader, Progress, TensorStream};
 pub use report::{Choice, Report, Stages, Times};

@@ -20,6 +20,8 @@ pub struct Report {
     pub cached_bytes: u64,
     /// Of these, how many were read past it.
     pub direct_bytes: u64,
+    /// Of these, how many cuFile read, whichever way it takes.
+    pub gds_bytes: u64,
     /// Files read.
     pub files: usize,
     /// Regions that hold the tensors.
@@ -28,7 +30,8 @@ pub struct Report {
     pub region_bytes: u64,
     /// Threads that read.
     pub threads: usize,
-    /// Most bytes of staging memory at any time; 0 when the files are read in place.
+    /// Most bytes of staging memory at any time, with the scratch on the device that cuFile reads into; 0 when the files are read in
+    /// place.
     pub staging_bytes: u64,
     /// Reads, and copies if the data was staged.
     pub jobs: usize,

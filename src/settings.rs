@@ -4,6 +4,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
@@ -13,11 +14,27 @@ pub const THREADS: &str = "TENSORHOLD_THREADS";
 /// Bytes of staging memory; see [`Loader::staging_bytes`](crate::Loader::staging_bytes).
 pub const STAGING_BYTES: &str = "TENSORHOLD_STAGING_BYTES";
 
-/// How files are read: `auto`, `buffered`, `direct` or `io-uring`; see [`Loader::backend`](crate::Loader::backend).
+/// How files are read: `auto`, `buffered`, `direct`, `io-uring` or `gds`; see [`Loader::backend`](crate::Loader::backend).
 pub const BACKEND: &str = "TENSORHOLD_BACKEND";
 
+/// Where cuFile is: the library or the folder that it is in.
+pub const CUFILE: &str = "TENSORHOLD_CUFILE";
+
+/// cuFile's own: where its log goes.
+pub const CUFILE_LOG: &str = "CUFILE_LOGFILE_PATH";
+
+/// cuFile's own: its configuration.
+pub const CUFILE_CONFIG: &str = "CUFILE_ENV_PATH_JSON";
+
+/// Python's own: the root of the environment that is active, whose packages may hold cuFile.
+pub const VIRTUAL_ENV: &str = "VIRTUAL_ENV";
+
+/// The same of conda.
+pub const CONDA_PREFIX: &str = "CONDA_PREFIX";
+
 /// Every variable that is read.
-pub const ALL: [&str; 3] = [THREADS, STAGING_BYTES, BACKEND];
+pub const ALL: [&str; 8] =
+    [THREADS, STAGING_BYTES, BACKEND, CUFILE, CUFILE_LOG, CUFILE_CONFIG, VIRTUAL_ENV, CONDA_PREFIX];
 
 /// The value of a variable that holds a whole number; `None` when it is not set.
 ///
@@ -43,6 +60,37 @@ pub(crate) fn word(variable: &'static str, words: &[&'static str]) -> Result<Opt
         Some(word) => Ok(Some(word)),
         None => Err(wrong(variable, &value, format!("one of {}", words.join(", ")))),
     }
+}
+
+/// What the environment says of cuFile.
+#[derive(Debug)]
+pub(crate) struct CuFile {
+    /// The library, or the folder that it is in.
+    pub(crate) library: Option<PathBuf>,
+    /// Someone has said where its log goes.
+    pub(crate) log_wanted: bool,
+    /// Roots of environments of Python.
+    pub(crate) environments: Vec<PathBuf>,
+}
+
+/// What the environment says of cuFile.
+pub(crate) fn cufile() -> CuFile {
+    CuFile {
+        library: path(CUFILE),
+        log_wanted: path(CUFILE_LOG).is_some(),
+        environments: [VIRTUAL_ENV, CONDA_PREFIX].into_iter().filter_map(path).collect(),
+    }
+}
+
+/// Where cuFile reads its configuration.
+pub(crate) fn cufile_config() -> PathBuf {
+    path(CUFILE_CONFIG).unwrap_or_else(|| "/etc/cufile.json".into())
+}
+
+/// The value of a variable that holds a path; `None` when it is not set, or empty.
+#[allow(clippy::disallowed_methods, reason = "this is the one place")]
+fn path(variable: &'static str) -> Option<PathBuf> {
+    env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 fn wrong(variable: &'static str, value: &OsStr, expected: String) -> Error {

@@ -54,7 +54,10 @@ fn every_backend_brings_the_same_bytes_cached_or_not() {
                     let weights = loader.staging_bytes(staging_bytes).load().unwrap();
                     assert_holds(&weights, &tensors);
                     let report = weights.report();
-                    assert_eq!(report.cached_bytes + report.direct_bytes, total(&tensors));
+                    assert_eq!(
+                        (report.cached_bytes + report.direct_bytes, report.gds_bytes),
+                        (total(&tensors), 0)
+                    );
                     assert!(report.staging_bytes <= staging_bytes, "{report:?}");
                 }
             }
@@ -67,7 +70,8 @@ fn a_backend_that_is_required_reads_everything() {
     let tensors = tensors();
     let (_folder, path) = on_disk(&tensors);
     for device in devices() {
-        for kind in BackendKind::ALL {
+        // cuFile reads onto CUDA devices alone.
+        for kind in BackendKind::ALL.into_iter().filter(|&kind| kind != BackendKind::Gds) {
             let weights = load(&device, &path, Backend::Require(kind));
             let report = weights.report();
             let expected = match kind {
@@ -202,5 +206,19 @@ fn staging_stays_within_its_bound_when_little_of_a_file_is_wanted() {
         assert_holds(&weights, &tensors[1..]);
         let report = weights.report();
         assert!(report.staging_bytes <= 2 << 20, "{report:?}");
+    }
+}
+
+#[test]
+fn cufile_is_an_error_on_devices_that_are_none_of_cuda() {
+    let (_folder, path) = on_disk(&tensors());
+    for device in devices() {
+        let pool = pool_for(&device);
+        let backend = Backend::Require(BackendKind::Gds);
+        let loader = Loader::new(device.clone()).files([&path]).pool(&pool).backend(backend);
+        let message = loader.load().unwrap_err().to_string();
+        assert!(message.contains("gds onto") && message.contains("a CUDA device"), "{message}");
+        assert!(tensorhold::gds_memory(&device).is_err());
+        assert_all_back(&pool);
     }
 }

@@ -21,7 +21,7 @@ fn weights_in_parts_are_the_same_and_what_is_dropped_goes_back() {
     let tensors: Vec<_> =
         sizes.iter().enumerate().map(|(n, &size)| bytes_tensor(&format!("t{n}"), size)).collect();
     let (_folder, path) = on_disk(&tensors);
-    let [buffered, direct, uring] = BackendKind::ALL.map(Backend::Require);
+    let [buffered, direct, uring, _] = BackendKind::ALL.map(Backend::Require);
     for device in devices() {
         for backend in [Backend::Auto, buffered, direct, uring] {
             for cached in [true, false] {

@@ -57,6 +57,11 @@ impl Stream for HostStream {
         unsafe { self.copy_to_device(to, from, bytes) }
     }
 
+    unsafe fn copy_on_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.copy_to_device(to, from, bytes) }
+    }
+
     fn record(&self, _event: usize) -> Result<()> {
         Ok(())
     }

@@ -161,6 +161,24 @@ pub trait Stream: Send + Sync {
     /// As [`copy_to_device`](Self::copy_to_device), with the roles of the two reversed.
     unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
 
+    /// Enqueues a copy from one place of the device's memory to another.
+    ///
+    /// # Errors
+    /// When the driver refuses. The default is that the device has no such copies.
+    ///
+    /// # Safety
+    /// Until an event recorded after it has passed, or the stream is synchronized: both are ranges of `bytes` bytes of the device's memory
+    /// that do not overlap, and nothing else writes either.
+    unsafe fn copy_on_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        let _ = (to, from, bytes);
+        Err(Error::Device {
+            device: "of this stream".into(),
+            operation: "copy on the device",
+            detail: "it has no copies within its memory".into(),
+            remedy: "copy through host memory instead",
+        })
+    }
+
     /// Records event number `event`: it passes when everything enqueued so far has ended. Events are made as they are
     /// first used; use small numbers.
     ///

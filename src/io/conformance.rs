@@ -1,12 +1,13 @@
 //! The suite that every engine has to pass.
 
 use std::collections::BTreeSet;
-use std::io::{IoSliceMut, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 
-use tensorhold_allocator::{Fragment, HostMemory, Pool, Request};
+use tensorhold_allocator::{Fragment, Pool, Request};
 
-use super::{Access, Buffered, Direct, Engine, FileSource, Queue, Read, Uring};
+use super::{Access, Buffered, Direct, Engine, FileSource, Queue, Read, Uring, buffer_at};
+use crate::device::Device;
 
 const BLOCK: usize = 4096;
 
@@ -26,25 +27,65 @@ fn file() -> (tempfile::NamedTempFile, FileSource, Vec<u8>) {
     (file, source, bytes)
 }
 
-fn memory(bytes: usize) -> Fragment {
-    Pool::new(HostMemory::new()).unwrap().place("t", Request::new(bytes as u64, BLOCK as u64)).unwrap()
+/// What reads land in: memory of a pool, and the device that it is of.
+pub(super) struct Targets<'a> {
+    pub(super) device: &'a Device,
+    pub(super) pool: &'a Pool,
+}
+
+struct Target<'a> {
+    device: &'a Device,
+    memory: Fragment,
+}
+
+impl<'a> Targets<'a> {
+    fn target(&self, bytes: usize) -> Target<'a> {
+        let memory = self.pool.place("t", Request::new(bytes as u64, BLOCK as u64)).unwrap();
+        Target { device: self.device, memory }
+    }
+}
+
+impl Target<'_> {
+    fn start(&mut self) -> *mut u8 {
+        self.memory.as_ptr().cast_mut()
+    }
+
+    /// What is there. No read is in flight.
+    fn bytes(&self, offset: usize, bytes: usize) -> Vec<u8> {
+        let (mut read, stream) = (vec![0; bytes], self.device.take_stream().unwrap());
+        // SAFETY: the fragment is longer, and both stay until the copy has ended below.
+        unsafe {
+            let from = self.memory.as_ptr().wrapping_add(offset);
+            stream.copy_to_host(read.as_mut_ptr(), from, bytes as u64)
+        }
+        .unwrap();
+        stream.synchronize().unwrap();
+        self.device.keep_stream(stream);
+        read
+    }
 }
 
 /// Reads, blocks counted from the file's start, with one ticket each; as many at once as the queue takes.
-fn read_blocks(queue: &mut dyn Queue, access: &Access, memory: &mut Fragment, blocks: &[usize], each: usize) {
-    let start = memory.get_mut().unwrap().as_mut_ptr();
+fn read_blocks(
+    queue: &mut dyn Queue,
+    access: &Access,
+    target: &mut Target<'_>,
+    blocks: &[usize],
+    each: usize,
+) {
+    let start = target.start();
     let (mut next, mut in_flight, mut free) = (0, 0, (0..queue.depth()).collect::<Vec<_>>());
     let mut ended = BTreeSet::new();
     while next < blocks.len() || in_flight > 0 {
         if let Some(ticket) = free.pop().filter(|_| next < blocks.len()) {
             let place = start.wrapping_add(next * each);
             // SAFETY: the place lies in the fragment, which outlives the loop; each has one read.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(place, each) };
+            let buffer = unsafe { buffer_at(place, each) };
             let read = Read {
                 ticket,
                 file: access.file.as_fd(),
                 offset: (blocks[next] * BLOCK) as u64,
-                buffers: &mut [IoSliceMut::new(bytes)],
+                buffers: &mut [buffer],
                 cached_only: false,
             };
             // SAFETY: as above; the file outlives the queue.
@@ -61,6 +102,13 @@ fn read_blocks(queue: &mut dyn Queue, access: &Access, memory: &mut Fragment, bl
 }
 
 fn conforms(engine: &dyn Engine, deep: bool) {
+    let device = Device::host();
+    let pool = Pool::builder(device.memory()).build().unwrap();
+    conforms_on(engine, deep, &Targets { device: &device, pool: &pool });
+}
+
+/// An engine reads as its users rely on; a `deep` one takes as many reads as it is asked to.
+pub(super) fn conforms_on(engine: &dyn Engine, deep: bool, targets: &Targets<'_>) {
     let (_file, source, bytes) = file();
     let access = engine.open(&source).unwrap();
     assert!(access.alignment.is_power_of_two() && access.alignment as usize <= BLOCK);
@@ -68,11 +116,11 @@ fn conforms(engine: &dyn Engine, deep: bool) {
     // Whole blocks in any order, more than the queue takes at once, prepared or not.
     let blocks: Vec<usize> = (0..40).map(|n| n * 7 % 40).collect();
     for depth in [1, 4, 16] {
-        let mut target = memory(blocks.len() * BLOCK);
+        let mut target = targets.target(blocks.len() * BLOCK);
         let mut queue = engine.queue(depth).unwrap();
         assert!(queue.depth() >= 1 && (queue.depth() == depth || !deep));
         if depth == 4 {
-            let start = target.get_mut().unwrap().as_mut_ptr();
+            let start = target.start();
             for ticket in 0..queue.depth() {
                 // SAFETY: the fragment outlives the queue.
                 unsafe { queue.prepare(ticket, start, blocks.len() * BLOCK) };
@@ -82,34 +130,29 @@ fn conforms(engine: &dyn Engine, deep: bool) {
         drop(queue);
         for (place, block) in blocks.iter().enumerate() {
             let expected = &bytes[block * BLOCK..][..BLOCK];
-            assert!(&target.as_bytes().unwrap()[place * BLOCK..][..BLOCK] == expected, "block {block}");
+            assert!(target.bytes(place * BLOCK, BLOCK) == expected, "block {block}");
         }
     }
 
     // The end of the file: what there is, and then nothing.
-    let mut target = memory(2 * BLOCK);
+    let mut target = targets.target(2 * BLOCK);
     let mut queue = engine.queue(4).unwrap();
     for (block, expected) in [(40, BLOCK + 1234), (41, 1234), (42, 0)] {
-        let start = target.get_mut().unwrap().as_mut_ptr();
         // SAFETY: the fragment outlives the queue, and there is one read at a time.
-        let place = unsafe { std::slice::from_raw_parts_mut(start, 2 * BLOCK) };
-        let (offset, buffers) = ((block * BLOCK) as u64, &mut [IoSliceMut::new(place)]);
+        let buffer = unsafe { buffer_at(target.start(), 2 * BLOCK) };
+        let (offset, buffers) = ((block * BLOCK) as u64, &mut [buffer]);
         let read = Read { ticket: 0, file: access.file.as_fd(), offset, buffers, cached_only: false };
         // SAFETY: as above.
         unsafe { queue.submit(read) }.unwrap();
         assert_eq!(queue.complete().unwrap().result.unwrap(), expected, "block {block}");
-        assert!(
-            target.as_bytes().unwrap()[..expected] == bytes[(block * BLOCK).min(bytes.len())..][..expected]
-        );
+        assert!(target.bytes(0, expected) == bytes[(block * BLOCK).min(bytes.len())..][..expected]);
     }
     assert!(queue.complete().is_err(), "nothing is in flight");
 
     // Dropped with reads in flight: it waits, and the memory can go.
-    let start = target.get_mut().unwrap().as_mut_ptr();
     for ticket in 0..queue.depth() {
         // SAFETY: the fragment outlives the queue; the reads overlap, but no one looks at what they leave.
-        let place = unsafe { std::slice::from_raw_parts_mut(start, BLOCK) };
-        let buffers = &mut [IoSliceMut::new(place)];
+        let buffers = &mut [unsafe { buffer_at(target.start(), BLOCK) }];
         let read = Read { ticket, file: access.file.as_fd(), offset: 0, buffers, cached_only: false };
         // SAFETY: as above.
         unsafe { queue.submit(read) }.unwrap();

@@ -8,6 +8,7 @@
 //! | [`Buffered`] | through the page cache, scattered to where the bytes belong | one |
 //! | [`Direct`] | past the page cache, whole blocks | one |
 //! | [`Uring`] | past the page cache, whole blocks, by `io_uring` | many |
+//! | [`Gds`](gds::Gds) | whole blocks into memory of a CUDA device, by cuFile | one, or many |
 //!
 //! [`residency`] tells what is in the page cache, so that each part of a file can be read the quicker way.
 
@@ -18,6 +19,7 @@ mod direct;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod file;
+pub(crate) mod gds;
 pub(crate) mod residency;
 mod uring;
 
@@ -26,6 +28,7 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::{mem, ptr};
 
 use serde::Serialize;
 
@@ -56,11 +59,13 @@ pub enum BackendKind {
     Direct,
     /// Past the page cache by `io_uring`, many reads at a time in each of few threads.
     IoUring,
+    /// Into the memory of a CUDA device by cuFile: GPUDirect Storage where the machine has it (`docs/gds.md`).
+    Gds,
 }
 
 impl BackendKind {
     /// Every way there is.
-    pub const ALL: [Self; 3] = [Self::Buffered, Self::Direct, Self::IoUring];
+    pub const ALL: [Self; 4] = [Self::Buffered, Self::Direct, Self::IoUring, Self::Gds];
 
     /// Its name, as settings and reports have it.
     pub fn name(self) -> &'static str {
@@ -68,6 +73,7 @@ impl BackendKind {
             Self::Buffered => "buffered",
             Self::Direct => "direct",
             Self::IoUring => "io-uring",
+            Self::Gds => "gds",
         }
     }
 }
@@ -109,6 +115,24 @@ pub(crate) const MAX_ALIGNMENT: u64 = 4096;
 
 /// How many buffers one read takes: Linux's `UIO_MAXIOV`.
 pub(crate) const MAX_BUFFERS: usize = 1024;
+
+/// A buffer by its address, which may be one of a device's memory.
+///
+/// # Safety
+/// The result is only used for reads of a queue that takes such memory, and not as a slice. The memory is there for as long as it is
+/// used.
+pub(crate) unsafe fn buffer_at<'a>(start: *mut u8, bytes: usize) -> IoSliceMut<'a> {
+    const { assert!(size_of::<IoSliceMut<'_>>() == size_of::<libc::iovec>()) };
+    // SAFETY: the standard library guarantees that the two are laid out alike on Unix. No reference to the memory is made.
+    unsafe { mem::transmute(libc::iovec { iov_base: start.cast(), iov_len: bytes }) }
+}
+
+/// Where a buffer is, and how long, without a look at its memory.
+pub(crate) fn address(buffer: &IoSliceMut<'_>) -> (*mut u8, usize) {
+    // SAFETY: as above; the reference is valid for the read.
+    let vector = unsafe { ptr::from_ref(buffer).cast::<libc::iovec>().read() };
+    (vector.iov_base.cast(), vector.iov_len)
+}
 
 /// A read for a queue.
 #[derive(Debug)]

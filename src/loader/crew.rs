@@ -9,6 +9,7 @@ use std::thread::{self, Scope};
 
 use super::depth;
 use super::fill::{Fill, queue_refused};
+use super::gds::{self, Answer};
 use super::lane::FIRST_SLOTS;
 use super::past;
 use super::progress::{Callback, Progress};
@@ -22,12 +23,15 @@ use crate::report::Stages;
 #[derive(Debug)]
 pub(super) struct Filled {
     pub(super) threads: usize,
-    /// Bytes read through the page cache and past it.
+    /// Bytes read through the page cache, past it, and by cuFile.
     pub(super) through_bytes: u64,
     pub(super) past_bytes: u64,
+    pub(super) gds_bytes: u64,
     pub(super) stages: Stages,
     /// What read past it, if anything did, and why it was that.
     pub(super) past: Option<(BackendKind, String)>,
+    /// How cuFile read, if it did.
+    pub(super) gds: Option<String>,
 }
 
 /// Why a fill failed.
@@ -68,12 +72,12 @@ pub(super) fn run(
     if report.tell(0).is_break() {
         return Err(unfilled(cancelled(fill, 0)));
     }
-    let mut past = None;
+    let mut past = Past::default();
     let threads = thread::scope(|scope| {
         let _stop = StopOnPanic(control);
         let mut threads = Threads { fill, work: &work, scope, started: 0 };
         if only_past {
-            past = threads.start_past();
+            threads.start_past(&mut past);
         } else {
             threads.start_through(fill.readers.threads.min(jobs));
             if let Some(ring) = &fill.ring {
@@ -83,8 +87,8 @@ pub(super) fn run(
         loop {
             // Asked before what they leave: a reader that has ended leaves nothing more.
             let idle = work.is_idle();
-            if work.wants_past() && past.is_none() && !control.is_stopped() {
-                past = threads.start_past();
+            if work.wants_past() && past.is_wanted(fill) && !control.is_stopped() {
+                threads.start_past(&mut past);
                 continue;
             }
             if idle {
@@ -117,8 +121,29 @@ pub(super) fn run(
     if breaks || done < total_bytes {
         return Err(unfilled(cancelled(fill, done)));
     }
-    let (through_bytes, past_bytes) = work.counted();
-    Ok(Filled { threads, through_bytes, past_bytes, stages: fill.totals.mean(), past })
+    let [through_bytes, past_bytes, gds_bytes] = work.counted();
+    let stages = fill.totals.mean();
+    let Past { usual: past, gds, .. } = past;
+    Ok(Filled { threads, through_bytes, past_bytes, gds_bytes, stages, past, gds })
+}
+
+/// What reads past the page cache.
+#[derive(Debug, Default)]
+struct Past {
+    /// The usual readers, once they have been started, and why it is those.
+    usual: Option<(BackendKind, String)>,
+    /// Whether cuFile was asked for.
+    asked_gds: bool,
+    /// How cuFile reads, if it does.
+    gds: Option<String>,
+}
+
+impl Past {
+    /// Whether readers are to be started: the first, or others than those by cuFile, which has refused a read.
+    fn is_wanted(&self, fill: &Fill<'_>) -> bool {
+        let refused = fill.gds.get().is_some_and(|gds| gds.is_refused());
+        self.usual.is_none() && (self.gds.is_none() || refused)
+    }
 }
 
 fn cancelled(fill: &Fill<'_>, done_bytes: u64) -> Error {
@@ -172,19 +197,37 @@ impl<'scope> Threads<'scope, '_> {
         self.start(true, readers);
     }
 
-    /// Starts the readers past the page cache, and says what they are.
-    fn start_past(&mut self) -> Option<(BackendKind, String)> {
+    /// Starts the readers past the page cache, and notes what they are: by cuFile, if it is there for that.
+    fn start_past(&mut self, past: &mut Past) {
         let (fill, work) = (self.fill, self.work);
+        let mut not = None;
+        if !past.asked_gds {
+            past.asked_gds = true;
+            match gds::open(fill) {
+                Ok(Answer::Reads(readers)) => {
+                    let gds::Readers { load, queues, why } = *readers;
+                    let load = fill.gds.get_or_init(|| load);
+                    let readers =
+                        queues.into_iter().map(|queue| move || past::read(fill, work, queue, Some(load)));
+                    past.gds = Some(why);
+                    return self.start(false, readers);
+                }
+                Ok(Answer::Not(why)) => not = why,
+                Err(error) => return work.fail(error),
+            }
+        }
         match past_queues(fill) {
-            Ok((queues, kind, why)) => {
-                let readers = queues.into_iter().map(|queue| move || past::read(fill, work, queue));
+            Ok((queues, kind, mut why)) => {
+                if past.gds.is_some() {
+                    why = format!("cuFile refused reads; {why}");
+                } else if let Some(not) = not {
+                    why = format!("not by cuFile: {not}; {why}");
+                }
+                let readers = queues.into_iter().map(|queue| move || past::read(fill, work, queue, None));
+                past.usual = Some((kind, why));
                 self.start(false, readers);
-                Some((kind, why))
             }
-            Err(error) => {
-                work.fail(error);
-                None
-            }
+            Err(error) => work.fail(error),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::io::gds;
 use crate::io::residency::Probe;
 use crate::io::{Buffered, Direct, Engine, Uring};
 
@@ -10,6 +11,8 @@ pub(super) struct Engines {
     pub(super) buffered: Arc<dyn Engine>,
     pub(super) direct: Arc<dyn Engine>,
     pub(super) uring: Arc<dyn Engine>,
+    /// What finds cuFile, when there is something for it to read.
+    pub(super) gds: Arc<dyn gds::Provider>,
     /// What asks what is cached, for one file.
     pub(super) probe: fn() -> Probe,
 }
@@ -20,6 +23,7 @@ impl Default for Engines {
             buffered: Arc::new(Buffered),
             direct: Arc::new(Direct),
             uring: Arc::new(Uring),
+            gds: Arc::new(gds::System),
             probe: Probe::default,
         }
     }

@@ -7,10 +7,12 @@
 //!   ended too, or its device failed to say so; then the pool keeps the regions (I1).
 
 use std::io;
+use std::sync::OnceLock;
 
 use tensorhold_allocator::Pool;
 
 use super::engines::Engines;
+use super::gds::ByCuFile;
 use super::headers::Opened;
 use super::landing::Landing;
 use super::lane::Lane;
@@ -38,6 +40,10 @@ pub(super) struct Fill<'a> {
     /// Where slots come from.
     pub(super) staging: &'a Pool,
     pub(super) budget: &'a Budget,
+    /// Where readers by cuFile take their scratch from, if not from a pool of the load's own.
+    pub(super) scratch: Option<&'a Pool>,
+    /// What they share, once there are some.
+    pub(super) gds: OnceLock<ByCuFile>,
     /// Where readers through the page cache leave what the device copies; `None` where they read in place.
     pub(super) ring: Option<Ring<'a>>,
     pub(super) totals: Totals,

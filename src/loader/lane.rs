@@ -58,6 +58,22 @@ impl<'a> Lane<'a> {
         Ok(lane)
     }
 
+    /// Opens a lane whose slots are all in this memory, which may be the device's: those are emptied by
+    /// [`spread`](Self::spread).
+    pub(crate) fn over(device: &Device, staging: Staging<'a>, memory: Fragment) -> Result<Self> {
+        let (stream, slots) = (device.driver().stream()?, staging.slots);
+        let mut lane = Self {
+            stream,
+            staging,
+            blocks: Vec::new(),
+            starts: Vec::new(),
+            free: Vec::new(),
+            copying: VecDeque::new(),
+        };
+        lane.add(memory, slots);
+        Ok(lane)
+    }
+
     fn grow(&mut self, slots: usize) -> Result<()> {
         let block = self.staging.place(slots)?;
         self.add(block, slots);
@@ -151,6 +167,27 @@ impl<'a> Lane<'a> {
         // SAFETY: the caller promises the target. L1: the slot is not handed out again before the event recorded below has
         // passed, and it stays allocated until its memory has been synchronized (I1).
         unsafe { self.stream.copy_to_device(target, from, bytes) }?;
+        self.stream.record(slot)?;
+        self.copying.push_back((slot, job));
+        Ok(())
+    }
+
+    /// Enqueues copies within the device, out of a slot that is in its memory: of so many bytes, from an offset, to a target each; they are
+    /// those of job `job`.
+    ///
+    /// # Safety
+    /// As [`send`](Self::send), for each.
+    pub(crate) unsafe fn spread(
+        &mut self,
+        slot: usize,
+        moves: impl Iterator<Item = (u64, *mut u8, u64)>,
+        job: usize,
+    ) -> Result<()> {
+        let start = self.start(slot);
+        for (offset, target, bytes) in moves {
+            // SAFETY: as in `send`.
+            unsafe { self.stream.copy_on_device(target, start.wrapping_add(offset as usize), bytes) }?;
+        }
         self.stream.record(slot)?;
         self.copying.push_back((slot, job));
         Ok(())

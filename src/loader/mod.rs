@@ -16,6 +16,9 @@ mod engines;
 #[cfg(test)]
 mod fault_tests;
 mod fill;
+mod gds;
+#[cfg(test)]
+mod gds_tests;
 mod headers;
 mod inspection;
 mod landing;
@@ -148,6 +151,14 @@ impl Loader {
         self
     }
 
+    /// Takes the scratch that cuFile reads into from this pool, which must be over [`gds_memory`](crate::gds_memory) of the device. As
+    /// many bytes as the pool [retains](crate::allocator::PoolBuilder::retain_bytes) stay registered from one load to the next.
+    /// Default: memory of the load's own, which is registered once and goes back at its end.
+    pub fn scratch(mut self, pool: &Pool) -> Self {
+        self.options.scratch = Some(pool.clone());
+        self
+    }
+
     /// How files are read. Default: [`Backend::Auto`], or what `TENSORHOLD_BACKEND` says.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.options.backend = Some(backend);
@@ -255,6 +266,7 @@ impl Loader {
             confirmed,
             plan,
             staging,
+            scratch: self.options.scratch.clone(),
             owns_pool: self.options.pool.is_none(),
             pool,
             control: Arc::default(),

@@ -30,6 +30,9 @@ const ROOM_BYTES: u64 = 2 * SLACK_BYTES;
 /// A staged job takes at most so much.
 const JOB_BYTES: u64 = READ_BYTES + ROOM_BYTES;
 
+/// A read by cuFile, where it reads everything: each is a call that waits, so there are fewer and longer ones.
+const GDS_JOB_BYTES: u64 = (4 << 20) + ROOM_BYTES;
+
 /// Reads in place: two huge pages at a time, so that no two readers wait for the same page to be cleared.
 const IN_PLACE_JOB_BYTES: u64 = (4 << 20) + SLACK_BYTES;
 
@@ -60,7 +63,7 @@ const MIN_STAGING_BYTES: u64 = 128 << 10;
 const MAX_PAST_SLOTS: usize = 64;
 
 /// What the setting of the backend may say.
-const BACKENDS: [&str; 4] = ["auto", "buffered", "direct", "io-uring"];
+const BACKENDS: [&str; 5] = ["auto", "buffered", "direct", "io-uring", "gds"];
 
 /// How many cores read, unless it is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +85,7 @@ pub(super) struct Options {
     pub(super) callback: Option<Callback>,
     pub(super) pool: Option<Pool>,
     pub(super) staging: Option<Pool>,
+    pub(super) scratch: Option<Pool>,
     pub(super) backend: Option<Backend>,
     pub(super) engines: Engines,
 }
@@ -181,7 +185,12 @@ impl Options {
             let expected = format!("at least {}", Bytes(MIN_STAGING_BYTES));
             return Err(Error::Option { option: "staging_bytes", got, expected, remedy });
         }
-        let (shares, most) = if in_place { (15, IN_PLACE_JOB_BYTES) } else { (63, JOB_BYTES) };
+        let backend = self.backend()?;
+        let (shares, most) = match backend {
+            _ if in_place => (15, IN_PLACE_JOB_BYTES),
+            Backend::Require(BackendKind::Gds) => (31, GDS_JOB_BYTES),
+            _ => (63, JOB_BYTES),
+        };
         let job_bytes = (staging / shares / 4096 * 4096).clamp(MIN_JOB_BYTES, most);
         let staging_jobs = (staging / job_bytes) as usize;
         let past_slots = staging_jobs.clamp(FIRST_SLOTS, MAX_PAST_SLOTS);
@@ -191,7 +200,6 @@ impl Options {
         ];
         // A ring's thread also moves what it read, where that is not the device's work.
         let rings = if in_place { threads.min(2).min(past_slots / FIRST_SLOTS) } else { 1 };
-        let backend = self.backend()?;
         Ok(Readers {
             backend,
             threads,

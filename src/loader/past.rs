@@ -1,14 +1,15 @@
 //! A reader past the page cache: whole blocks into the slots of a lane, several reads in flight.
 //!
 //! A slot takes the blocks that a job's bytes lie in. From there they are copied to the device or, where the CPU can write
-//! the target, moved to their places.
+//! the target, moved to their places. Slots of readers by cuFile are on the device, and emptied by copies within it.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::depth::Depth;
 use super::fill::{Fill, queue_refused};
+use super::gds::{self, ByCuFile};
 use super::landing::Form;
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
@@ -17,7 +18,7 @@ use super::stopwatch::{Stage, Stopwatch};
 use super::through::{self, MAX_RETRIES, read_error};
 use super::work::Work;
 use crate::error::{Error, Result};
-use crate::io::{Access, BackendKind, Completion, Queue, Read};
+use crate::io::{Access, Backend, BackendKind, Completion, Queue, Read, buffer_at};
 
 /// A job whose blocks are being read.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +33,8 @@ struct Flight {
 struct Reader<'a> {
     fill: &'a Fill<'a>,
     work: &'a Work<'a>,
+    /// What reads, if that is cuFile.
+    gds: Option<&'a ByCuFile>,
     // Dropped before the lane, whose slots its reads go to.
     queue: Box<dyn Queue>,
     lane: Lane<'a>,
@@ -44,15 +47,27 @@ struct Reader<'a> {
     prepared: usize,
 }
 
-/// Takes jobs that are to be read past the page cache until there are no more.
-pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>, queue: Box<dyn Queue>) -> Result<()> {
+/// Takes jobs that are to be read past the page cache, or by cuFile, until there are no more.
+pub(super) fn read(
+    fill: &Fill<'_>,
+    work: &Work<'_>,
+    queue: Box<dyn Queue>,
+    gds: Option<&ByCuFile>,
+) -> Result<()> {
     let slots = queue.depth().max(FIRST_SLOTS);
     let mut watch = fill.totals.watch();
+    // Calls of cuFile want the device's context.
+    let _current = gds.map(|gds| gds.make_current(fill)).transpose()?;
     let depth = Depth::new(queue.depth(), fill.readers.job_bytes);
-    let Some(lane) = fill.open_lane(work, slots, depth.get())? else { return Ok(()) };
+    let lane = match gds {
+        Some(gds) => gds.open_lane(fill, slots)?,
+        None => fill.open_lane(work, slots, depth.get())?,
+    };
+    let Some(lane) = lane else { return Ok(()) };
     let flights = vec![None; slots];
     watch.lap(Stage::Open);
-    let mut reader = Reader { fill, work, queue, lane, watch, flights, in_flight: 0, depth, prepared: 0 };
+    let mut reader =
+        Reader { fill, work, gds, queue, lane, watch, flights, in_flight: 0, depth, prepared: 0 };
     let passed = reader.run();
     let Reader { queue, lane, mut watch, .. } = reader;
     // Waits for the reads in flight; after that no one writes to the slots.
@@ -62,12 +77,12 @@ pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>, queue: Box<dyn Queue>) -> R
     passed.and(finished)
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn run(&mut self) -> Result<()> {
         let mut taken = None;
         loop {
             while self.in_flight < self.depth.get() {
-                let Some(index) = taken.take().or_else(|| self.work.next_past(self.in_flight == 0)) else {
+                let Some(index) = taken.take().or_else(|| self.next()) else {
                     break;
                 };
                 let Some(slot) = self.lane.acquire(|job| self.work.landed(job))? else {
@@ -88,10 +103,24 @@ impl Reader<'_> {
         }
     }
 
+    /// The next job, unless cuFile has refused one: then others read what is left.
+    fn next(&self) -> Option<usize> {
+        match self.gds {
+            Some(gds) if gds.is_refused() => None,
+            _ => self.work.next_past(self.in_flight == 0),
+        }
+    }
+
+    /// The file of a job, as what reads it opened it.
+    fn access(&self, job: &Job) -> Result<&'a Access> {
+        let (fill, gds) = (self.fill, self.gds);
+        gds.map_or_else(|| fill.routes.past(job.file), |gds| Ok(gds.access(job)))
+    }
+
     /// Starts a read of a flight's blocks, or of what is left of them.
     fn begin(&mut self, flight: Flight) -> Result<()> {
         let job = &self.fill.landing.plan.jobs[flight.index];
-        let access = match self.fill.routes.past(job.file) {
+        let access = match self.access(job) {
             Ok(access) => access,
             Err(error) => return self.without(flight, job, error),
         };
@@ -103,23 +132,25 @@ impl Reader<'_> {
             unsafe { self.queue.prepare(flight.slot, start, self.lane.slot_bytes() as usize) };
         }
         // SAFETY: a slot is as long as the longest span and two blocks more, so the blocks lie within it; it is ours, and
-        // its bytes have values (M2).
+        // in memory that this queue takes: its bytes have values (M2), or it is the device's and the queue cuFile's.
         let buffer = unsafe {
-            std::slice::from_raw_parts_mut(
-                start.add(flight.done as usize),
-                (blocks.bytes - flight.done) as usize,
-            )
+            buffer_at(start.wrapping_add(flight.done as usize), (blocks.bytes - flight.done) as usize)
         };
         let read = Read {
             ticket: flight.slot,
             file: access.file.as_fd(),
             offset: blocks.start + flight.done,
-            buffers: &mut [IoSliceMut::new(buffer)],
+            buffers: &mut [buffer],
             cached_only: false,
         };
         // SAFETY: the slot is not touched before the completion has been taken, and the lane that keeps it is dropped
         // after the queue. The routes keep the file open for longer than the queue.
-        unsafe { self.queue.submit(read) }.map_err(|error| queue_failed(&error))?;
+        if let Err(error) = unsafe { self.queue.submit(read) } {
+            return match self.gds {
+                Some(_) => self.refused(flight, job, &error),
+                None => Err(queue_failed(&error)),
+            };
+        }
         self.flights[flight.slot] = Some(flight);
         self.in_flight += 1;
         Ok(())
@@ -130,7 +161,7 @@ impl Reader<'_> {
         let Some(flight) = flight else { return Ok(()) };
         self.in_flight -= 1;
         let job = &self.fill.landing.plan.jobs[flight.index];
-        let access = self.fill.routes.past(job.file)?;
+        let access = self.access(job)?;
         let blocks = Blocks::of(job, access);
         match completion.result {
             Ok(bytes) => {
@@ -145,10 +176,7 @@ impl Reader<'_> {
                 }
                 self.begin(Flight { done, ..flight })
             }
-            Err(error) if is_refusal(&error) => {
-                let refused = self.fill.routes.refused(job.file, &error);
-                self.without(flight, job, refused)
-            }
+            Err(error) if self.is_refusal(&error) => self.refused(flight, job, &error),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
                     && flight.retries < MAX_RETRIES =>
@@ -159,8 +187,45 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether the system, or cuFile, says that it does not read like this, rather than that the read failed.
+    fn is_refusal(&self, error: &io::Error) -> bool {
+        is_refusal(error) || self.gds.is_some() && ByCuFile::is_refusal(error)
+    }
+
+    /// A read was refused: its job goes another way, if that is allowed.
+    fn refused(&mut self, flight: Flight, job: &Job, error: &io::Error) -> Result<()> {
+        let Some(gds) = self.gds else {
+            let refused = self.fill.routes.refused(job.file, error);
+            return self.without(flight, job, refused);
+        };
+        if self.fill.readers.backend != Backend::Auto {
+            return Err(gds::refusal(self.fill.files[job.file].source.path(), error));
+        }
+        tracing::debug!(%error, "cuFile refuses a read, and is left");
+        gds.refuse();
+        self.lane.release(flight.slot);
+        self.work.leave(flight.index);
+        Ok(())
+    }
+
+    /// The job's bytes lie in its slot on the device, packed from `head` on.
+    fn arrived_on_device(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
+        self.work.count_gds(job);
+        let (to, mut from) = (self.fill.landing.address(job)?, head);
+        let moves = self.fill.landing.plan.pieces_of(job).iter().map(|piece| {
+            let start = from;
+            from += piece.bytes;
+            (start, to.wrapping_add(piece.offset as usize), piece.bytes)
+        });
+        // SAFETY: the slot holds the job's bytes; P2: the pieces lie within the span. W1 and W2 as in `arrived`.
+        unsafe { self.lane.spread(flight.slot, moves, flight.index) }
+    }
+
     /// The job's bytes lie in its slot, packed from `head` on.
     fn arrived(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
+        if self.gds.is_some() {
+            return self.arrived_on_device(flight, job, head);
+        }
         self.work.count(job, Way::Past);
         let start = self.lane.start(flight.slot);
         if self.fill.in_place() {

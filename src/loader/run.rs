@@ -5,7 +5,7 @@ use std::mem;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -46,6 +46,8 @@ pub(super) struct Run {
     pub(super) confirmed: Arc<AtomicBool>,
     pub(super) plan: Plan,
     pub(super) staging: StagingMemory,
+    /// Where readers by cuFile take their scratch from, if the caller has said so.
+    pub(super) scratch: Option<Pool>,
     pub(super) pool: Pool,
     /// The pool was made for this load alone.
     pub(super) owns_pool: bool,
@@ -197,6 +199,7 @@ impl Run {
         let mut choices = self.readers.choices.clone();
         // Where staging memory is refused, and as it was planned otherwise.
         let mut smaller: Option<(Readers, Plan)> = None;
+        let (mut scratch_bytes, mut by_cufile) = (0, Vec::new());
         let (filled, said) = loop {
             let (readers, plan) =
                 smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
@@ -220,11 +223,19 @@ impl Run {
                 routes,
                 staging: &self.staging.pool,
                 budget: &budget,
+                scratch: self.scratch.as_ref(),
+                gds: OnceLock::new(),
                 ring,
                 totals: Totals::default(),
             };
             match crew::run(&fill, callback.as_deref_mut(), &self.control, arrivals) {
-                Ok(filled) => break (filled, fill.routes.said()),
+                Ok(filled) => {
+                    if let Some(gds) = fill.gds.get() {
+                        scratch_bytes = gds.scratch_bytes();
+                        by_cufile.extend(gds.choices());
+                    }
+                    break (filled, fill.routes.said());
+                }
                 Err(Unfilled { error, for_staging }) => {
                     let readers = readers.with_smaller_slots().filter(|_| for_staging).ok_or(error)?;
                     choices.push(Choice {
@@ -243,6 +254,7 @@ impl Run {
         let (readers, plan) =
             smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
         choices.extend(self.choices(readers, &filled, said));
+        choices.extend(by_cufile);
         let filling = self.started.elapsed().saturating_sub(self.times.plan + self.times.reserve);
         Ok(Report {
             device: self.device.clone(),
@@ -250,11 +262,12 @@ impl Run {
             bytes: plan.bytes,
             cached_bytes: filled.through_bytes,
             direct_bytes: filled.past_bytes,
+            gds_bytes: filled.gds_bytes,
             files: self.batch.files.len(),
             regions: self.batch.layout.regions.len(),
             region_bytes: self.batch.layout.regions.iter().map(|region| region.size).sum(),
             threads: filled.threads,
-            staging_bytes: self.staging.pool.stats().high_water_bytes,
+            staging_bytes: self.staging.pool.stats().high_water_bytes + scratch_bytes,
             jobs: plan.jobs.len(),
             times: Times {
                 total: self.started.elapsed(),
@@ -303,6 +316,13 @@ impl Run {
         if let Some((kind, why)) = filled.past.as_ref().filter(|_| filled.past_bytes > 0) {
             let bytes = Bytes(filled.past_bytes);
             backend(*kind, if required { "as asked".into() } else { format!("{bytes}: {why}") });
+        }
+        if let Some(why) = filled.gds.as_ref().filter(|_| filled.gds_bytes > 0) {
+            let bytes = Bytes(filled.gds_bytes);
+            backend(
+                BackendKind::Gds,
+                if required { format!("as asked, {why}") } else { format!("{bytes}: {why}") },
+            );
         }
         if said.contradicted > 0 {
             let why = "they were not in the page cache after all".into();

@@ -109,7 +109,7 @@ impl Staging<'_> {
     }
 }
 
-fn place(pool: &Pool, bytes: u64) -> tensorhold_allocator::Result<Fragment> {
+pub(super) fn place(pool: &Pool, bytes: u64) -> tensorhold_allocator::Result<Fragment> {
     pool.place("staging", Request::new(bytes, PAGE_BYTES))
 }
 

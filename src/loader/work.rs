@@ -86,6 +86,8 @@ pub(super) struct Work<'a> {
     /// Bytes read through the page cache and past it.
     through_bytes: AtomicU64,
     past_bytes: AtomicU64,
+    /// Bytes read by cuFile.
+    gds_bytes: AtomicU64,
     running: AtomicUsize,
     wants_past: AtomicBool,
     /// Jobs past the page cache come off the plan, since nothing is read through it.
@@ -115,6 +117,7 @@ impl<'a> Work<'a> {
             landed_bytes: AtomicU64::new(0),
             through_bytes: AtomicU64::new(0),
             past_bytes: AtomicU64::new(0),
+            gds_bytes: AtomicU64::new(0),
             running: AtomicUsize::new(0),
             wants_past: AtomicBool::new(false),
             only_past,
@@ -244,9 +247,14 @@ impl<'a> Work<'a> {
         counter.fetch_add(job.file_bytes, Ordering::Relaxed);
     }
 
-    /// Bytes read through the page cache and past it.
-    pub(super) fn counted(&self) -> (u64, u64) {
-        (self.through_bytes.load(Ordering::Relaxed), self.past_bytes.load(Ordering::Relaxed))
+    /// Counts a job's bytes as read by cuFile.
+    pub(super) fn count_gds(&self, job: &Job) {
+        self.gds_bytes.fetch_add(job.file_bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes read through the page cache, past it, and by cuFile.
+    pub(super) fn counted(&self) -> [u64; 3] {
+        [&self.through_bytes, &self.past_bytes, &self.gds_bytes].map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
     /// A job's bytes are where they belong.

@@ -166,6 +166,11 @@ impl Stream for Copies {
         Ok(())
     }
 
+    unsafe fn copy_on_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.copy_to_device(to, from, bytes) }
+    }
+
     fn record(&self, _event: usize) -> Result<()> {
         Ok(())
     }

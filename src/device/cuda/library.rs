@@ -19,7 +19,7 @@ const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host(
 
 /// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
 #[cfg(feature = "cuda")]
-const SYMBOLS: [&str; 41] = [
+const SYMBOLS: [&str; 42] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -50,6 +50,7 @@ const SYMBOLS: [&str; 41] = [
     "cuMemHostUnregister",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamGetCtx",

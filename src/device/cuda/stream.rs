@@ -76,6 +76,15 @@ impl Stream for CudaStream {
         check(&self.context.name, "copy to the host", status)
     }
 
+    unsafe fn copy_on_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        let _current = self.context.enter()?;
+        // SAFETY: as above.
+        let status = unsafe {
+            sys::cuMemcpyDtoDAsync_v2(to as CUdeviceptr, from as CUdeviceptr, bytes as usize, self.raw)
+        };
+        check(&self.context.name, "copy on the device", status)
+    }
+
     fn record(&self, event: usize) -> Result<()> {
         let current = self.context.enter()?;
         let mut events = self.events();

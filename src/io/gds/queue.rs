@@ -1,0 +1,78 @@
+//! One read at a time.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use super::Files;
+use super::status::read_result;
+use crate::io::{Completion, Queue, Read, address};
+
+/// A read has ended when `submit` returns.
+pub(super) struct Single {
+    files: Arc<Files>,
+    ended: Option<Completion>,
+}
+
+impl Single {
+    pub(super) fn new(files: Arc<Files>) -> Self {
+        Self { files, ended: None }
+    }
+}
+
+impl Queue for Single {
+    fn depth(&self) -> usize {
+        1
+    }
+
+    unsafe fn submit(&mut self, read: Read<'_, '_>) -> io::Result<()> {
+        let (start, bytes) = one_buffer(&read)?;
+        // SAFETY: passed on.
+        let result = unsafe { read_all(&self.files, read.file.as_raw_fd(), (start, bytes), read.offset) };
+        self.ended = Some(Completion { ticket: read.ticket, result });
+        Ok(())
+    }
+
+    fn complete(&mut self) -> io::Result<Completion> {
+        self.ended.take().ok_or_else(|| io::Error::other("no read is in flight"))
+    }
+}
+
+/// Where a read's only buffer is.
+pub(super) fn one_buffer(read: &Read<'_, '_>) -> io::Result<(*mut u8, usize)> {
+    match (read.buffers.first(), read.buffers.len()) {
+        (Some(buffer), 1) => Ok(address(buffer)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "cuFile reads into one buffer")),
+    }
+}
+
+/// Reads until the buffer is full, or the file ends: cuFile may stop short where it goes through the CPU.
+///
+/// # Safety
+/// As [`Queue::submit`], but for the buffer's bytes having values.
+pub(super) unsafe fn read_all(
+    files: &Files,
+    file: RawFd,
+    (start, bytes): (*mut u8, usize),
+    offset: u64,
+) -> io::Result<usize> {
+    let (handle, cufile) = (files.handle(file)?, &files.cufile);
+    let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let place = cufile.place(start);
+    let mut done = 0;
+    while done < bytes {
+        let moved = done as libc::off_t;
+        // SAFETY: D1, D2; the caller keeps the buffer until this returns, and lets no one else touch it.
+        let returned = unsafe {
+            (cufile.table().read)(handle, place.base, bytes - done, at + moved, place.offset + moved)
+        };
+        match read_result(returned, io::Error::last_os_error) {
+            Ok(0) => break,
+            Ok(more) => done += more.min(bytes - done),
+            // What has been read is told first; whoever reads on meets the error again.
+            Err(_) if done > 0 && done.is_multiple_of(super::BLOCK_BYTES as usize) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}

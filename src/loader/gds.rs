@@ -1,0 +1,278 @@
+//! Reads by cuFile: whole blocks into scratch on the device, and from there, by a copy within it, to their places.
+//!
+//! [`past`](super::past) reads so as it reads otherwise; only the memory of its lanes is another's, and the copies out of it. Everything
+//! that cuFile needs is opened when there is something to read for it, and goes when the readers have ended.
+//!
+//! Where cuFile is required, it reads everything. Otherwise it reads what is not cached, if it does so directly for each of the
+//! files; when it then refuses some read after all, it is left, and the usual readers past the page cache go on.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tensorhold_allocator::{Bytes, Fragment, Memory, Pool};
+
+use super::fill::Fill;
+use super::lane::{FIRST_SLOTS, Lane};
+use super::plan::Job;
+use super::staging::{self, Budget};
+use crate::device::ContextGuard;
+use crate::error::{Error, Result};
+use crate::io::gds::{self, CuFile, Registered};
+use crate::io::{Access, Backend, BackendKind, Engine, Queue};
+use crate::report::Choice;
+
+/// Reads shorter than this, on average, go in batches: a thread for each costs more than it reads.
+const SHORT_BYTES: u64 = 64 << 10;
+
+/// What a load has of cuFile.
+pub(super) struct ByCuFile {
+    cufile: Arc<CuFile>,
+    /// Keeps the files registered.
+    _engine: Arc<dyn Engine>,
+    /// By file.
+    accesses: Vec<Access>,
+    pool: Pool,
+    /// The pool goes with the load.
+    owns_pool: bool,
+    /// All slots in one piece, and how many have been handed out.
+    scratch: Mutex<(Option<Fragment>, usize)>,
+    scratch_bytes: u64,
+    slots: usize,
+    slot_bytes: u64,
+    /// No slots are made beside them.
+    budget: Budget,
+    /// It has refused a read, and others shall read what is left.
+    refused: AtomicBool,
+}
+
+/// Readers by cuFile that can be started.
+pub(super) struct Readers {
+    pub(super) load: ByCuFile,
+    pub(super) queues: Vec<Box<dyn Queue>>,
+    pub(super) why: String,
+}
+
+/// What becomes of the question whether cuFile reads.
+pub(super) enum Answer {
+    Reads(Box<Readers>),
+    /// It does not; with the reason, where one might have expected it to.
+    Not(Option<String>),
+}
+
+/// Opens cuFile for a load, if it is to read.
+///
+/// # Errors
+/// When it is required and cannot be had, or does not take one of the files.
+pub(super) fn open(fill: &Fill<'_>) -> Result<Answer> {
+    match fill.readers.backend {
+        Backend::Require(BackendKind::Gds) => {}
+        Backend::Auto if fill.engines.gds.serves(fill.device) && fill.engines.gds.is_likely() => {}
+        _ => return Ok(Answer::Not(None)),
+    }
+    match Readers::open(fill) {
+        Ok(readers) => Ok(Answer::Reads(Box::new(readers))),
+        Err(error) if fill.readers.backend == Backend::Auto => {
+            tracing::debug!(%error, "not read by cuFile");
+            Ok(Answer::Not(Some(error.to_string())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Readers {
+    fn open(fill: &Fill<'_>) -> Result<Self> {
+        let provider = &fill.engines.gds;
+        if fill.in_place() || !provider.serves(fill.device) {
+            return Err(Error::Option {
+                option: "backend",
+                got: format!("gds onto {}", fill.device),
+                expected: "a CUDA device with memory that the CPU does not share".into(),
+                remedy: "use Backend::Auto",
+            });
+        }
+        let cufile = provider.open().map_err(gds::Missing::into_error)?;
+        let _current = fill.device.make_current()?;
+        let engine = provider.engine(&cufile);
+        let required = fill.readers.backend != Backend::Auto;
+        let open = |file: &super::headers::Opened| {
+            let directly = if required { Ok(()) } else { provider.check_directness(&cufile, &file.source) };
+            directly
+                .and_then(|()| engine.open(&file.source))
+                .map_err(|error| refusal(file.source.path(), &error))
+        };
+        let accesses = fill.files.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let pool = scratch_pool(fill, &cufile)?;
+        let (mut slots, slot_bytes) = (slots(fill), fill.readers.job_bytes);
+        let block = loop {
+            match staging::place(&pool, slot_bytes * slots as u64) {
+                Ok(block) => break block,
+                // A device that is almost full may have room for fewer.
+                Err(error) if slots > FIRST_SLOTS => {
+                    tracing::debug!(%error, slots, "less scratch");
+                    slots = (slots / 2).max(FIRST_SLOTS);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let scratch_bytes = slot_bytes * slots as u64;
+        let (queues, why) = queues(fill, &*engine, &cufile, slots)?;
+        let load = ByCuFile {
+            cufile,
+            _engine: engine,
+            accesses,
+            owns_pool: fill.scratch.is_none(),
+            pool,
+            scratch: Mutex::new((Some(block), 0)),
+            scratch_bytes,
+            slots,
+            slot_bytes,
+            budget: Budget::new(0),
+            refused: AtomicBool::new(false),
+        };
+        Ok(Self { load, queues, why })
+    }
+}
+
+/// The pool that scratch comes from.
+fn scratch_pool(fill: &Fill<'_>, cufile: &Arc<CuFile>) -> Result<Pool> {
+    let memory = Registered::new(fill.device, cufile);
+    match fill.scratch {
+        Some(pool) if pool.memory().name() != memory.name() => Err(Error::Option {
+            option: "scratch",
+            got: format!("a pool over {}", pool.memory().name()),
+            expected: format!("one over {}", memory.name()),
+            remedy: "make it over gds_memory of the device",
+        }),
+        Some(pool) => Ok(pool.clone()),
+        // A region for just the slots: it is registered whole.
+        None => Ok(Pool::builder(Arc::new(memory))
+            .name(format!("scratch for {}", fill.device))
+            .region_bytes(1)
+            .build()?),
+    }
+}
+
+/// How many slots there are: what staging memory has room for, and no more than jobs have use for.
+fn slots(fill: &Fill<'_>) -> usize {
+    let most = match fill.readers.backend {
+        // The usual readers find their first slots where cuFile refuses a read.
+        Backend::Auto => fill.readers.past_slots.saturating_sub(FIRST_SLOTS).max(FIRST_SLOTS),
+        Backend::Require(_) => fill.readers.staging_jobs,
+    };
+    let wanted = most.min(FIRST_SLOTS * fill.landing.plan.jobs.len());
+    // Two are there in any case.
+    (0..wanted).take_while(|_| fill.budget.take(1)).count().max(FIRST_SLOTS)
+}
+
+/// A queue for each reader, and why it is those.
+fn queues(
+    fill: &Fill<'_>,
+    engine: &dyn Engine,
+    cufile: &CuFile,
+    slots: usize,
+) -> Result<(Vec<Box<dyn Queue>>, String)> {
+    let (plan, readers) = (fill.landing.plan, fill.readers);
+    let mean = plan.bytes / plan.jobs.len().max(1) as u64;
+    let depth = slots.min(cufile.max_batch());
+    let mode = cufile.mode().describe();
+    if mean < SHORT_BYTES && depth > 1 && readers.job_bytes <= cufile.max_batch_read() {
+        match engine.queue(depth) {
+            Ok(queue) => return Ok((vec![queue], format!("{mode}, {depth} short reads at a time"))),
+            Err(error) => tracing::debug!(%error, "cuFile makes no batch; it reads one by one"),
+        }
+    }
+    let threads = (slots / FIRST_SLOTS).min(readers.threads).min(plan.jobs.len()).max(1);
+    let queues = (0..threads).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
+    let queues = queues.map_err(|error| super::fill::queue_refused(BackendKind::Gds, &error))?;
+    Ok((queues, mode.into()))
+}
+
+impl ByCuFile {
+    /// A lane of so many slots in the scratch; `None` when there are no more.
+    pub(super) fn open_lane(&self, fill: &Fill<'_>, slots: usize) -> Result<Option<Lane<'_>>> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let (block, taken) = &mut *scratch;
+        let slots = slots.min(self.slots - *taken);
+        let part = block
+            .as_ref()
+            .and_then(|block| block.slice(*taken as u64 * self.slot_bytes, slots as u64 * self.slot_bytes));
+        let Some(part) = part.filter(|_| slots > 0) else { return Ok(None) };
+        *taken += slots;
+        let staging = staging::Staging {
+            pool: &self.pool,
+            budget: &self.budget,
+            slot_bytes: self.slot_bytes,
+            slot_jobs: 1,
+            slots,
+        };
+        Lane::over(fill.device, staging, part).map(Some)
+    }
+
+    /// Keeps the device current for calls of cuFile on this thread.
+    pub(super) fn make_current<'a>(&self, fill: &'a Fill<'_>) -> Result<ContextGuard<'a>> {
+        fill.device.make_current()
+    }
+
+    /// The file of a job.
+    pub(super) fn access(&self, job: &Job) -> &Access {
+        &self.accesses[job.file]
+    }
+
+    /// Whether an error says that cuFile does not read like this.
+    pub(super) fn is_refusal(error: &io::Error) -> bool {
+        gds::is_from_library(error)
+    }
+
+    /// Notes that it has refused a read: others shall go on.
+    pub(super) fn refuse(&self) {
+        self.refused.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the scratch.
+    pub(super) fn scratch_bytes(&self) -> u64 {
+        self.scratch_bytes
+    }
+
+    /// What the report says beside the backend.
+    pub(super) fn choices(&self) -> [Choice; 2] {
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = scratch.0.as_ref().map(Fragment::as_ptr);
+        let registered = start.is_some_and(|start| self.cufile.is_registered(start));
+        let why = match self.cufile.refusal().filter(|_| !registered) {
+            _ if registered => {
+                "registered with cuFile; tensors move on from there, to regions that are not".into()
+            }
+            Some(refusal) => format!("not registered: {refusal}"),
+            None => "not registered".into(),
+        };
+        let scratch = format!("{} on the device, in one region", Bytes(self.scratch_bytes));
+        [
+            Choice {
+                about: "cufile",
+                picked: self.cufile.describe(),
+                why: self.cufile.mode().describe().into(),
+            },
+            Choice { about: "scratch", picked: scratch, why },
+        ]
+    }
+}
+
+impl Drop for ByCuFile {
+    fn drop(&mut self) {
+        // Every reader has ended, and with it the lanes and queues. The device gets its memory back before the load returns (I4).
+        *self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner) = (None, 0);
+        if self.owns_pool {
+            self.pool.trim();
+        }
+    }
+}
+
+/// The error for a file that cuFile does not read.
+pub(super) fn refusal(path: &std::path::Path, error: &io::Error) -> Error {
+    Error::Backend { backend: BackendKind::Gds.name(), path: path.to_path_buf(), detail: error.to_string() }
+}

@@ -1,0 +1,276 @@
+//! Loads by cuFile onto a device whose memory the CPU is told not to touch, with a library that reads into memory of the host: each ends in
+//! the right bytes or the right error, with nothing registered, in flight or held.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use tensorhold_allocator::Pool;
+
+use super::Loader;
+use super::engines::Engines;
+use crate::device::Device;
+use crate::error::Error;
+use crate::io::faulty::{Fault, Faults};
+use crate::io::gds::fake::{Fake, Fakes};
+use crate::io::gds::{Provider, Registered};
+use crate::io::{Backend, BackendKind};
+use crate::report::Report;
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use support::{
+    Spec, assert_all_back, assert_holds, bytes_tensor, drop_cached, on_disk, pool_for, staged_host,
+};
+
+const REQUIRED: Backend = Backend::Require(BackendKind::Gds);
+
+/// Sizes around blocks and jobs, and small ones with gaps between them.
+fn tensors() -> Vec<Spec> {
+    let large = [0, 1, 4095, 4096, 4097, (1 << 20) - 8192, (1 << 20) + 1, 9_000_001, 0, 3];
+    let small = (0..300).map(|n| n * 7 % 601);
+    large.into_iter().chain(small).enumerate().map(|(n, size)| bytes_tensor(&format!("t{n}"), size)).collect()
+}
+
+fn engines(fakes: Fakes) -> (Engines, Arc<Fakes>) {
+    let fakes = Arc::new(fakes);
+    (Engines { gds: Arc::clone(&fakes) as _, ..Engines::default() }, fakes)
+}
+
+/// Loads, and sees to it that nothing is left but the tensors.
+fn load(path: &Path, backend: Backend, fakes: Fakes, tensors: &[Spec]) -> Result<Report, Error> {
+    let (device, (engines, fakes)) = (staged_host::device(), engines(fakes));
+    let pool = pool_for(&device);
+    let loader = Loader::new(device).files([path]).backend(backend).pool(&pool).threads(4).engines(engines);
+    let loaded = loader.load().map(|weights| {
+        assert_holds(&weights, tensors);
+        weights.report().clone()
+    });
+    assert_all_back(&pool);
+    fakes.fake.assert_nothing_left();
+    loaded
+}
+
+fn picked<'a>(report: &'a Report, about: &str) -> Vec<(&'a str, &'a str)> {
+    let choices = report.choices.iter().filter(|choice| choice.about == about);
+    choices.map(|choice| (choice.picked.as_str(), choice.why.as_str())).collect()
+}
+
+#[test]
+fn cufile_brings_every_byte_through_scratch_that_is_bounded() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for (threads, staging_bytes) in [(1, 128 << 10), (2, 1 << 20), (5, 3 << 20), (16, 64 << 20)] {
+        let (device, (engines, fakes)) = (staged_host::device(), engines(Fakes::new(Fake::new())));
+        let loader = Loader::new(device).files([&path]).backend(REQUIRED).engines(engines);
+        let weights = loader.threads(threads).staging_bytes(staging_bytes).load().unwrap();
+        assert_holds(&weights, &tensors);
+        let report = weights.report();
+        assert_eq!((report.cached_bytes, report.direct_bytes, report.gds_bytes), (0, 0, report.bytes));
+        assert!(report.staging_bytes <= staging_bytes && report.staging_bytes > 0, "{report:?}");
+        assert!(fakes.fake.get("buffer_bytes") <= staging_bytes as i64 + (64 << 10), "more is registered");
+        assert_eq!(fakes.fake.get("unregistered"), 0);
+        fakes.fake.assert_nothing_left();
+        let [(backend, why)] = picked(report, "backend")[..] else { panic!("{report:?}") };
+        assert!(backend == "gds" && why.contains("compatibility mode"), "{report:?}");
+        let [(_, scratch)] = picked(report, "scratch")[..] else { panic!("{report:?}") };
+        assert!(scratch.starts_with("registered"), "{scratch}");
+    }
+}
+
+#[test]
+fn short_reads_go_in_batches() {
+    // Every other tensor is left out, so that no two are read together.
+    let tensors: Vec<Spec> = (0..200).map(|n| bytes_tensor(&format!("t{n}"), 3000 + n)).collect();
+    let (_folder, path) = on_disk(&tensors);
+    let wanted: Vec<Spec> = tensors.iter().step_by(2).cloned().collect();
+    for (refused, batches) in [(0, true), (5039, false)] {
+        let fake = Fake::new();
+        fake.set("setup_error", refused).set("pending", 3).set("batch_short", 2500);
+        let (device, (engines, fakes)) = (staged_host::device(), engines(Fakes::new(fake)));
+        let names: Vec<String> = wanted.iter().map(|tensor| tensor.name.clone()).collect();
+        let loader = Loader::new(device).files([&path]).backend(REQUIRED).engines(engines);
+        let weights =
+            loader.select(move |tensor| names.iter().any(|name| **name == *tensor.name)).load().unwrap();
+        assert_holds(&weights, &wanted);
+        assert_eq!(fakes.fake.get("batch_reads") > 0, batches);
+        let why = picked(weights.report(), "backend")[0].1;
+        assert_eq!(why.contains("short reads at a time"), batches, "{why}");
+        fakes.fake.assert_nothing_left();
+    }
+}
+
+#[test]
+fn reads_that_stop_short_or_are_interrupted_end_in_the_right_bytes() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let fake = Fake::new();
+    fake.set("short", 5000);
+    load(&path, REQUIRED, Fakes::new(fake), &tensors).unwrap();
+    let halts = [Fault::Short(8192), Fault::Errno(libc::EINTR), Fault::Errno(libc::EAGAIN)];
+    let reads = (0..100).map(|read| (read, halts[read as usize % 3])).collect();
+    let faults = Faults { reads, ..Faults::default() };
+    load(&path, REQUIRED, Fakes { faults, ..Fakes::new(Fake::new()) }, &tensors).unwrap();
+}
+
+#[test]
+fn a_read_that_fails_is_an_error_that_says_where() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for read in [0, 3] {
+        let reads = [(read, Fault::Errno(libc::EIO))].into();
+        let fakes = Fakes { faults: Faults { reads, ..Faults::default() }, ..Fakes::new(Fake::new()) };
+        match load(&path, REQUIRED, fakes, &tensors) {
+            Err(Error::Read { path: named, source, .. }) => {
+                assert_eq!((named.as_path(), source.raw_os_error()), (path.as_path(), Some(libc::EIO)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    for (name, value) in [("errno", libc::EIO), ("errno", libc::EINTR)] {
+        let fake = Fake::new();
+        fake.set(name, value.into()).set("faults", -1);
+        let error = load(&path, REQUIRED, Fakes::new(fake), &tensors).unwrap_err();
+        assert!(matches!(error, Error::Read { .. }), "{error}");
+    }
+    let nothing = Faults { every_read: Some(Fault::Short(0)), ..Faults::default() };
+    let error =
+        load(&path, REQUIRED, Fakes { faults: nothing, ..Fakes::new(Fake::new()) }, &tensors).unwrap_err();
+    assert!(error.to_string().contains("cut short"), "{error}");
+}
+
+#[test]
+fn what_cufile_refuses_is_an_error_where_it_is_required() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for (name, value, said) in [
+        ("handle_error", 5027, "/run/udev"),
+        ("read_error", 5008, "5008"),
+        ("version", 1000, "expected at least 1.7"),
+    ] {
+        let fake = Fake::new();
+        fake.set(name, value).set("faults", if name == "read_error" { -1 } else { 0 });
+        let message = load(&path, REQUIRED, Fakes::new(fake), &tensors).unwrap_err().to_string();
+        assert!(message.contains(said) && message.contains("gds"), "{message}");
+    }
+    // The host needs no scratch to be filled: there is no way to do as asked.
+    let (engines, _fakes) = engines(Fakes::new(Fake::new()));
+    let loader = Loader::new(Device::host()).files([&path]).backend(REQUIRED).engines(engines);
+    let message = loader.load().unwrap_err().to_string();
+    assert!(message.contains("gds onto host") && message.contains("use Backend::Auto"), "{message}");
+}
+
+#[test]
+fn a_registration_that_is_refused_is_reported_and_costs_no_byte() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let fake = Fake::new();
+    fake.set("buffer_error", 5036);
+    let report = load(&path, REQUIRED, Fakes::new(fake), &tensors).unwrap();
+    let why = picked(&report, "scratch")[0].1;
+    assert!(why.contains("not registered") && why.contains("5036"), "{why}");
+}
+
+#[test]
+fn scratch_of_a_pool_is_registered_once_for_many_loads() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let (device, (engines, fakes)) = (staged_host::device(), engines(Fakes::new(Fake::new())));
+    let memory = Arc::new(Registered::new(&device, &fakes.open().unwrap()));
+    let scratch = Pool::builder(memory).retain_bytes(u64::MAX).build().unwrap();
+    let mut registered = Vec::new();
+    for _ in 0..3 {
+        let loader = Loader::new(device.clone()).files([&path]).backend(REQUIRED).scratch(&scratch);
+        assert_holds(&loader.engines(engines.clone()).load().unwrap(), &tensors);
+        registered.push(fakes.fake.get("buffer_bytes"));
+    }
+    assert!(registered[0] > 0 && registered[2] == registered[0], "{registered:?}");
+    let other = pool_for(&device);
+    let loader = Loader::new(device).files([&path]).backend(REQUIRED).scratch(&other).engines(engines);
+    let message = loader.load().unwrap_err().to_string();
+    assert!(message.contains("option scratch") && message.contains("gds_memory"), "{message}");
+    scratch.trim_to(0);
+    fakes.fake.assert_nothing_left();
+}
+
+#[test]
+fn a_load_by_cufile_that_is_cancelled_gives_everything_back() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let (device, (engines, fakes)) = (staged_host::device(), engines(Fakes::new(Fake::new())));
+    let pool = pool_for(&device);
+    let loader = Loader::new(device).files([&path]).backend(REQUIRED).pool(&pool).engines(engines);
+    let loader = loader.progress(|progress| match progress.done_bytes {
+        0 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    });
+    assert!(matches!(loader.load(), Err(Error::Cancelled { .. })));
+    assert_all_back(&pool);
+    fakes.fake.assert_nothing_left();
+}
+
+#[test]
+fn auto_leaves_cufile_alone_where_it_does_not_read_directly() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    drop_cached(&path, 0, 0);
+    let unlikely = load(&path, Backend::Auto, Fakes::new(Fake::new()), &tensors).unwrap();
+    assert_eq!(unlikely.gds_bytes, 0);
+    drop_cached(&path, 0, 0);
+    let (engines, fakes) = engines(Fakes { likely: true, ..Fakes::new(Fake::new()) });
+    let loader = Loader::new(staged_host::device()).files([&path]).engines(engines);
+    let weights = loader.load().unwrap();
+    assert_holds(&weights, &tensors);
+    assert_eq!((weights.report().gds_bytes, fakes.fake.get("opens")), (0, 1));
+    let why = picked(weights.report(), "backend").iter().map(|choice| choice.1).collect::<String>();
+    assert!(why.contains("not by cuFile") && why.contains("compatibility mode"), "{why}");
+}
+
+/// A library that reads directly whatever the tests' files are on.
+fn direct() -> Fakes {
+    let fake = Fake::new();
+    fake.set("major", 2).set("storage", 1 << 4);
+    Fakes { likely: true, direct: true, ..Fakes::new(fake) }
+}
+
+#[test]
+fn auto_reads_by_cufile_what_is_not_cached_where_it_reads_directly() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    drop_cached(&path, 0, 0);
+    let cold = load(&path, Backend::Auto, direct(), &tensors).unwrap();
+    // Reading the header may bring in what lies behind it.
+    assert_eq!((cold.cached_bytes + cold.gds_bytes, cold.direct_bytes), (cold.bytes, 0));
+    assert!(cold.gds_bytes > cold.bytes / 2, "{cold:?}");
+    assert!(
+        picked(&cold, "backend").iter().any(|choice| choice.1.contains("directly, by nvidia-fs")),
+        "{cold:?}"
+    );
+    let length = std::fs::metadata(&path).unwrap().len() as usize;
+    let _kept = support::Kept::new(&path, length);
+    std::fs::read(&path).unwrap();
+    let warm = load(&path, Backend::Auto, direct(), &tensors).unwrap();
+    assert_eq!((warm.cached_bytes, warm.gds_bytes), (warm.bytes, 0));
+}
+
+#[test]
+fn auto_goes_on_without_cufile_when_it_refuses() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for (name, value, after) in [("read_error", 5008, 0), ("read_error", 5010, 3), ("handle_error", 5027, 0)]
+    {
+        drop_cached(&path, 0, 0);
+        let fakes = direct();
+        fakes.fake.set(name, value);
+        let reads = (after..400).map(|read| (read, Fault::Errno(libc::EOPNOTSUPP))).collect();
+        let faults = Faults { reads, ..Faults::default() };
+        let faults = if name == "read_error" && after > 0 { faults } else { Faults::default() };
+        fakes.fake.set("faults", if after == 0 { -1 } else { 0 });
+        let report = load(&path, Backend::Auto, Fakes { faults, ..fakes }, &tensors).unwrap();
+        assert_eq!(report.cached_bytes + report.direct_bytes + report.gds_bytes, report.bytes);
+        assert!(report.direct_bytes > 0 && (report.gds_bytes > 0) == (after > 0), "{report:?}");
+        let why = picked(&report, "backend").iter().map(|choice| choice.1).collect::<String>();
+        assert!(why.contains("cuFile refused reads") || why.contains("not by cuFile"), "{why}");
+    }
+}
