@@ -1,8 +1,11 @@
 //! What needs a CUDA device. Without one every test is ignored, and counted as such; with `TENSORHOLD_REQUIRE_GPU=1` it
-//! fails instead, so that a GPU machine whose driver is broken does not pass.
+//! fails instead, so that a GPU machine whose driver is broken does not pass. What needs cuFile is ignored where that cannot be used, and fails with
+//! `TENSORHOLD_REQUIRE_CUFILE=1`.
 
 #[path = "gpu/driver.rs"]
 mod driver;
+#[path = "gpu/gds.rs"]
+mod gds;
 #[path = "gpu/handles.rs"]
 mod handles;
 #[path = "gpu/kernels.rs"]
@@ -14,6 +17,8 @@ mod parts;
 #[path = "gpu/streams.rs"]
 mod streams;
 mod support;
+#[path = "gpu/unified.rs"]
+mod unified;
 
 use std::ptr;
 use std::sync::Barrier;
@@ -84,13 +89,39 @@ fn main() {
             kernels::gather_on_the_device_copies_what_the_indices_say,
         ),
         ("more_than_4_gib_move_and_convert", kernels::more_than_4_gib_move_and_convert),
+        ("the_unified_device_conforms", unified::the_unified_device_conforms),
+        (
+            "unified_memory_is_filled_in_place_and_read_by_the_device",
+            unified::unified_memory_is_filled_in_place_and_read_by_the_device,
+        ),
     ];
-    let required = std::env::var_os("TENSORHOLD_REQUIRE_GPU").is_some_and(|value| value == "1");
-    let skip = Device::cuda_count() == 0 && !required;
-    let trials = tests.iter().map(|&(name, test)| Trial::test(name, test).with_ignored_flag(skip)).collect();
+    let with_cufile: &[(&str, Test)] = &[
+        ("cufile_brings_every_byte", gds::cufile_brings_every_byte),
+        ("cufile_reads_what_is_short_in_batches", gds::cufile_reads_what_is_short_in_batches),
+        ("cufile_gives_the_memory_back_to_the_device", gds::cufile_gives_the_memory_back_to_the_device),
+        (
+            "scratch_stays_registered_from_one_load_to_the_next",
+            gds::scratch_stays_registered_from_one_load_to_the_next,
+        ),
+        ("loads_by_cufile_and_by_others_at_once", gds::loads_by_cufile_and_by_others_at_once),
+        ("cufile_leaves_no_log_in_the_working_directory", gds::cufile_leaves_no_log_in_the_working_directory),
+    ];
+    let requires = |variable| std::env::var_os(variable).is_some_and(|value| value == "1");
+    let skip = Device::cuda_count() == 0 && !requires("TENSORHOLD_REQUIRE_GPU");
+    let skip_cufile = skip || !requires("TENSORHOLD_REQUIRE_CUFILE") && is_without_cufile();
+    let tests =
+        tests.iter().map(|test| (test, skip)).chain(with_cufile.iter().map(|test| (test, skip_cufile)));
+    let trials = tests.map(|(&(name, test), skip)| Trial::test(name, test).with_ignored_flag(skip)).collect();
     // One at a time: several of them look at the device's free memory.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Whether the tests of cuFile have nothing to test; says why.
+fn is_without_cufile() -> bool {
+    let missing = gds::missing();
+    missing.iter().for_each(|missing| eprintln!("the tests of cuFile are skipped: {missing}"));
+    missing.is_some()
 }
 
 fn tensors() -> Vec<Spec> {

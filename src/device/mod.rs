@@ -10,6 +10,7 @@
 //! | [`Device::host`] | anonymous host memory, read in place | not needed |
 //! | [`Device::pinned`] | page-locked host memory of a CUDA machine, read in place | not needed |
 //! | [`Device::cuda`] | device memory | page-locked, one ring for each reader |
+//! | the same, of a machine whose devices share memory with the CPU | that memory, read in place | not needed |
 
 #[cfg(feature = "cuda-external")]
 mod cuda;
@@ -222,19 +223,38 @@ impl Device {
         Err(built_without_cuda("pinned"))
     }
 
-    /// The CUDA device with this ordinal, through its primary context.
+    /// The CUDA device with this ordinal, through its primary context. Where it shares memory with the CPU, as those of Grace Hopper
+    /// and DGX Spark do, tensors are placed in that, and files are read into it in place.
     ///
     /// # Errors
     /// When there is no CUDA driver or no such device, or this build has no CUDA.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         #[cfg(feature = "cuda-external")]
-        return cuda::CudaDriver::open(ordinal).map(|driver| Self {
-            // Those of the context: the same however often the device is opened, and not destroyed with any handle.
-            idle: driver.idle_streams(),
-            ..Self::from_driver(Arc::new(driver))
-        });
+        return cuda::CudaDriver::open(ordinal).map(Self::of_cuda);
         #[cfg(not(feature = "cuda-external"))]
         Err(built_without_cuda(&format!("cuda:{ordinal}")))
+    }
+
+    /// The CUDA device with this ordinal as if it shared memory with the CPU: where it does not, page-locked memory of the host's, mapped to
+    /// the device, stands in for it. For trying that way where there is no such machine: kernels read the stand-in across the bus.
+    ///
+    /// # Errors
+    /// As those of [`cuda`](Self::cuda), and when the device has other addresses for such memory than the CPU.
+    pub fn cuda_unified(ordinal: usize) -> Result<Self> {
+        #[cfg(feature = "cuda-external")]
+        return cuda::CudaDriver::open_unified(ordinal).map(Self::of_cuda);
+        #[cfg(not(feature = "cuda-external"))]
+        Err(built_without_cuda(&format!("cuda:{ordinal}")))
+    }
+
+    #[cfg(feature = "cuda-external")]
+    fn of_cuda(driver: cuda::CudaDriver) -> Self {
+        let shares = driver.memory().is_host_accessible();
+        let idle = driver.idle_streams();
+        let device = Self::from_driver(Arc::new(driver));
+        // Those of the context: the same however often the device is opened, and not destroyed with any handle. Where the CPU
+        // copies, there are others.
+        if shares { device } else { Self { idle, ..device } }
     }
 
     /// How many CUDA devices there are; 0 without a driver.

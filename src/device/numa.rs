@@ -40,6 +40,17 @@ impl Node {
         Self::find(Path::new(SYSFS), address)
     }
 
+    /// The node with this number, which has memory.
+    pub(super) fn numbered(number: u32) -> Self {
+        Self { number, refused: AtomicBool::new(false) }
+    }
+
+    /// Whether there is such a node, and it has memory.
+    pub(super) fn exists(number: u32) -> bool {
+        let nodes = read(&Path::new(SYSFS).join("devices/system/node/has_memory"));
+        nodes.and_then(|nodes| parse_list(&nodes)).is_some_and(|nodes| nodes.contains(&number))
+    }
+
     fn find(sysfs: &Path, address: &str) -> Option<Self> {
         let nodes = parse_list(&read(&sysfs.join("devices/system/node/has_memory"))?)?;
         if nodes.len() < 2 {

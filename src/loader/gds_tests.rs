@@ -9,6 +9,9 @@ use tensorhold_allocator::Pool;
 
 use super::Loader;
 use super::engines::Engines;
+use super::fault_tests::support::{
+    self, Spec, assert_all_back, assert_holds, bytes_tensor, drop_cached, on_disk, pool_for, staged_host,
+};
 use crate::device::Device;
 use crate::error::Error;
 use crate::io::faulty::{Fault, Faults};
@@ -16,13 +19,6 @@ use crate::io::gds::fake::{Fake, Fakes};
 use crate::io::gds::{Provider, Registered};
 use crate::io::{Backend, BackendKind};
 use crate::report::Report;
-
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
-use support::{
-    Spec, assert_all_back, assert_holds, bytes_tensor, drop_cached, on_disk, pool_for, staged_host,
-};
 
 const REQUIRED: Backend = Backend::Require(BackendKind::Gds);
 

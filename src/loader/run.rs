@@ -26,7 +26,7 @@ use super::route::{Routes, Said};
 use super::staging::{Budget, StagingMemory};
 use super::stopwatch::Totals;
 use super::work::{Arrivals, Control};
-use crate::device::Device;
+use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind};
 use crate::names::Names;
@@ -280,9 +280,10 @@ impl Run {
     }
 
     fn choices(&self, readers: &Readers, filled: &Filled, said: Said) -> Vec<Choice> {
-        let (path, why) = match self.device.is_host_accessible() {
-            true => ("in place", "the CPU can write the target"),
-            false => ("staged", "the CPU cannot write the target"),
+        let (path, why) = match (self.device.is_host_accessible(), self.device.kind()) {
+            (true, DeviceKind::Cuda(_)) => ("in place", "the CPU and the device share the target"),
+            (true, _) => ("in place", "the CPU can write the target"),
+            (false, _) => ("staged", "the CPU cannot write the target"),
         };
         let mut choices = vec![Choice { about: "path", picked: path.into(), why: why.into() }];
         choices.push(Choice {

@@ -130,6 +130,29 @@ impl Context {
         check(&self.name, "look at", status).map(|()| value)
     }
 
+    /// The number of the NUMA node that the device's memory is, where it is one. Asked by the number of the attribute
+    /// (`CU_DEVICE_ATTRIBUTE_NUMA_ID`), which is newer than the oldest driver that serves.
+    #[cfg(feature = "cuda")]
+    pub(super) fn memory_node(&self) -> Option<u32> {
+        const NUMA_ID: i32 = 131;
+        type Ask = unsafe extern "C" fn(*mut i32, i32, CUdevice) -> CUresult;
+        let mut node = -1;
+        // SAFETY: C1: the driver has the symbol, whose second argument is an int; `node` is valid for the write, and a driver that
+        // does not know the attribute says so.
+        let status = unsafe {
+            let ask = sys::culib().get::<Ask>(b"cuDeviceGetAttribute").ok()?;
+            ask(&mut node, NUMA_ID, self.device)
+        };
+        let node = u32::try_from(node).ok().filter(|_| status == CUresult::CUDA_SUCCESS)?;
+        Node::exists(node).then_some(node)
+    }
+
+    /// The application chose how the driver is linked: only what cudarc declares can be asked.
+    #[cfg(not(feature = "cuda"))]
+    pub(super) fn memory_node(&self) -> Option<u32> {
+        None
+    }
+
     /// The driver's number of the device.
     pub(super) fn device_number(&self) -> i32 {
         self.device

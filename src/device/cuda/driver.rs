@@ -1,6 +1,7 @@
 //! The CUDA devices and page-locked host memory as [`Driver`]s.
 
 use std::ffi::c_void;
+use std::fmt;
 use std::sync::Arc;
 
 use tensorhold_allocator::{Memory, OrderedStream};
@@ -10,6 +11,7 @@ use super::library::Library;
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::ordered::AppStream;
 use super::stream::CudaStream;
+use super::unified::{self, SharedMemory, Sharing};
 use crate::device::host::HostStream;
 use crate::device::idle::IdleStreams;
 use crate::device::{DeviceKind, Driver, HandleTypes, Stream, not_peers};
@@ -21,23 +23,49 @@ pub(crate) fn device_count() -> usize {
 }
 
 /// A CUDA device.
-#[derive(Debug)]
 pub(crate) struct CudaDriver {
     context: &'static Context,
-    memory: Arc<DeviceMemory>,
+    memory: Arc<dyn Memory>,
     staging: Arc<PinnedMemory>,
 }
 
 impl CudaDriver {
     pub(crate) fn open(ordinal: usize) -> Result<Self> {
         let context = Context::of(ordinal)?;
-        let memory = Arc::new(DeviceMemory::new(context));
+        Self::with(context, unified::Said::of(context)?.sharing())
+    }
+
+    /// The device as if it shared memory with the CPU, where it does not: with memory of the host's, mapped.
+    pub(crate) fn open_unified(ordinal: usize) -> Result<Self> {
+        let context = Context::of(ordinal)?;
+        match unified::Said::of(context)?.sharing() {
+            Sharing::Not => Self::with(context, Sharing::Mapped),
+            sharing => Self::with(context, sharing),
+        }
+    }
+
+    fn with(context: &'static Context, sharing: Sharing) -> Result<Self> {
+        let memory: Arc<dyn Memory> = match sharing {
+            Sharing::Not => Arc::new(DeviceMemory::new(context)),
+            Sharing::PageTables(node) => Arc::new(SharedMemory::new(context, node)),
+            Sharing::Mapped => {
+                unified::check_addresses(context)?;
+                Arc::new(PinnedMemory::mapped(context))
+            }
+        };
+        tracing::debug!(device = %context.name, ?sharing, "opened");
         Ok(Self { context, memory, staging: Arc::new(PinnedMemory::staging(context)) })
     }
 
     /// Streams of the context that are kept for reuse.
     pub(crate) fn idle_streams(&self) -> Arc<IdleStreams> {
         Arc::clone(&self.context.idle)
+    }
+}
+
+impl fmt::Debug for CudaDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaDriver").field("context", &self.context).finish_non_exhaustive()
     }
 }
 
@@ -51,7 +79,7 @@ impl Driver for CudaDriver {
     }
 
     fn memory(&self) -> Arc<dyn Memory> {
-        Arc::clone(&self.memory) as Arc<dyn Memory>
+        Arc::clone(&self.memory)
     }
 
     fn memory_with(&self, handles: HandleTypes) -> Result<Arc<dyn Memory>> {
@@ -70,7 +98,11 @@ impl Driver for CudaDriver {
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>> {
-        Ok(Box::new(CudaStream::new(self.context)?))
+        // The CPU copies what it shares.
+        match self.memory.is_host_accessible() {
+            true => Ok(Box::new(HostStream)),
+            false => Ok(Box::new(CudaStream::new(self.context)?)),
+        }
     }
 
     unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {

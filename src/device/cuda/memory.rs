@@ -136,6 +136,11 @@ impl PinnedMemory {
         Self { name, context, pages: HostMemory::new(), node: context.node.as_ref(), all_devices: None }
     }
 
+    /// Memory that the device's kernels use at the CPU's addresses, as its own: so it has the device's name.
+    pub(super) fn mapped(context: &'static Context) -> Self {
+        Self { name: context.name.clone(), ..Self::staging(context) }
+    }
+
     /// Memory that any device may copy from and to.
     pub(super) fn portable(library: Library, context: &'static Context) -> Self {
         Self {

@@ -17,5 +17,6 @@ mod ordered;
 mod parted;
 mod status;
 mod stream;
+mod unified;
 
 pub(super) use driver::{CudaDriver, PinnedDriver, device_count};
