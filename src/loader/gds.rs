@@ -103,7 +103,8 @@ impl Readers {
         };
         let accesses = fill.files.iter().map(open).collect::<Result<Vec<_>>>()?;
         let pool = scratch_pool(fill, &cufile)?;
-        let (mut slots, slot_bytes) = (slots(fill), fill.readers.job_bytes);
+        let (mut queues, mut slots, why) = queues(fill, &*engine, &cufile)?;
+        let slot_bytes = fill.readers.job_bytes;
         let block = loop {
             match staging::place(&pool, slot_bytes * slots as u64) {
                 Ok(block) => break block,
@@ -111,12 +112,11 @@ impl Readers {
                 Err(error) if slots > FIRST_SLOTS => {
                     tracing::debug!(%error, slots, "less scratch");
                     slots = (slots / 2).max(FIRST_SLOTS);
+                    queues.truncate((slots / FIRST_SLOTS).max(1));
                 }
                 Err(error) => return Err(error.into()),
             }
         };
-        let scratch_bytes = slot_bytes * slots as u64;
-        let (queues, why) = queues(fill, &*engine, &cufile, slots)?;
         let load = ByCuFile {
             cufile,
             _engine: engine,
@@ -124,7 +124,7 @@ impl Readers {
             owns_pool: fill.scratch.is_none(),
             pool,
             scratch: Mutex::new((Some(block), 0)),
-            scratch_bytes,
+            scratch_bytes: slot_bytes * slots as u64,
             slots,
             slot_bytes,
             budget: Budget::new(0),
@@ -153,39 +153,43 @@ fn scratch_pool(fill: &Fill<'_>, cufile: &Arc<CuFile>) -> Result<Pool> {
     }
 }
 
-/// How many slots there are: what staging memory has room for, and no more than jobs have use for.
-fn slots(fill: &Fill<'_>) -> usize {
-    let most = match fill.readers.backend {
-        // The usual readers find their first slots where cuFile refuses a read.
-        Backend::Auto => fill.readers.past_slots.saturating_sub(FIRST_SLOTS).max(FIRST_SLOTS),
-        Backend::Require(_) => fill.readers.staging_jobs,
-    };
-    let wanted = most.min(FIRST_SLOTS * fill.landing.plan.jobs.len());
-    // Two are there in any case.
-    (0..wanted).take_while(|_| fill.budget.take(1)).count().max(FIRST_SLOTS)
-}
-
-/// A queue for each reader, and why it is those.
+/// A queue for each reader, the slots that they share, and why it is those. There are as many slots as staging memory has room for, and as
+/// jobs and readers have use for.
 fn queues(
     fill: &Fill<'_>,
     engine: &dyn Engine,
     cufile: &CuFile,
-    slots: usize,
-) -> Result<(Vec<Box<dyn Queue>>, String)> {
+) -> Result<(Vec<Box<dyn Queue>>, usize, String)> {
     let (plan, readers) = (fill.landing.plan, fill.readers);
-    let mean = plan.bytes / plan.jobs.len().max(1) as u64;
-    let depth = slots.min(cufile.max_batch());
+    let most = match readers.backend {
+        // The usual readers find their first slots where cuFile refuses a read.
+        Backend::Auto => readers.past_slots.saturating_sub(FIRST_SLOTS),
+        Backend::Require(_) => readers.staging_jobs,
+    };
+    let jobs = plan.jobs.len().max(1);
+    let take = |slots: usize| {
+        // Two are there in any case.
+        (0..slots.clamp(FIRST_SLOTS, most.max(FIRST_SLOTS)))
+            .take_while(|_| fill.budget.take(1))
+            .count()
+            .max(FIRST_SLOTS)
+    };
     let mode = cufile.mode().describe();
-    if mean < SHORT_BYTES && depth > 1 && readers.job_bytes <= cufile.max_batch_read() {
+    let depth = jobs.min(most).min(cufile.max_batch());
+    let are_short = plan.bytes / (jobs as u64) < SHORT_BYTES;
+    if are_short && depth > 1 && readers.job_bytes <= cufile.max_batch_read() {
         match engine.queue(depth) {
-            Ok(queue) => return Ok((vec![queue], format!("{mode}, {depth} short reads at a time"))),
+            Ok(queue) => {
+                let why = format!("{mode}, {depth} short reads at a time");
+                return Ok((vec![queue], take(depth), why));
+            }
             Err(error) => tracing::debug!(%error, "cuFile makes no batch; it reads one by one"),
         }
     }
-    let threads = (slots / FIRST_SLOTS).min(readers.threads).min(plan.jobs.len()).max(1);
-    let queues = (0..threads).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
+    let slots = take(FIRST_SLOTS * readers.threads.min(jobs));
+    let queues = (0..slots / FIRST_SLOTS).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
     let queues = queues.map_err(|error| super::fill::queue_refused(BackendKind::Gds, &error))?;
-    Ok((queues, mode.into()))
+    Ok((queues, slots, mode.into()))
 }
 
 impl ByCuFile {

@@ -49,7 +49,8 @@ pub(crate) fn cufile_brings_every_byte() -> Result<(), Failed> {
             assert_eq!((report.gds_bytes, report.direct_bytes, report.cached_bytes), (report.bytes, 0, 0));
             assert!(report.staging_bytes <= staging_bytes, "{report:?}");
             assert!(why(report, "scratch").starts_with("registered"), "{report:?}");
-            let library = report.choices.iter().find(|choice| choice.about == "cufile").ok_or("no library")?;
+            let library =
+                report.choices.iter().find(|choice| choice.about == "cufile").ok_or("no library")?;
             if !cached && threads == 1 {
                 eprintln!("read by {}, {}", library.picked, library.why);
             }
