@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use tensorhold_allocator::Pool;
+use tensorhold_allocator::{Pool, RegionParts};
 
 use super::Loader;
 use super::engines::Engines;
@@ -187,6 +187,20 @@ fn scratch_of_a_pool_is_registered_once_for_many_loads() {
     let message = loader.load().unwrap_err().to_string();
     assert!(message.contains("option scratch") && message.contains("gds_memory"), "{message}");
     scratch.trim_to(0);
+    fakes.fake.assert_nothing_left();
+}
+
+#[test]
+fn regions_that_are_backed_in_parts_are_filled_by_cufile_too() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let (device, (engines, fakes)) = (staged_host::device(), engines(Fakes::new(Fake::new())));
+    let pool = Pool::builder(device.memory()).region_parts(RegionParts::Require).build().unwrap();
+    let loader = Loader::new(device).files([&path]).backend(REQUIRED).pool(&pool).engines(engines);
+    let weights = loader.load().unwrap();
+    assert_holds(&weights, &tensors);
+    drop(weights);
+    assert_all_back(&pool);
     fakes.fake.assert_nothing_left();
 }
 
