@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tensorhold_allocator::{Bytes, Fragment, Memory, Pool};
 
-use super::fill::Fill;
+use super::fill::{Fill, queue_refused};
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
 use super::staging::{self, Budget};
@@ -103,7 +103,7 @@ impl Readers {
         };
         let accesses = fill.files.iter().map(open).collect::<Result<Vec<_>>>()?;
         let pool = scratch_pool(fill, &cufile)?;
-        let (mut queues, mut slots, why) = queues(fill, &*engine, &cufile)?;
+        let Queues { mut queues, mut slots, why } = Queues::open(fill, &*engine, &cufile)?;
         let slot_bytes = fill.readers.job_bytes;
         let block = loop {
             match staging::place(&pool, slot_bytes * slots as u64) {
@@ -153,43 +153,45 @@ fn scratch_pool(fill: &Fill<'_>, cufile: &Arc<CuFile>) -> Result<Pool> {
     }
 }
 
-/// A queue for each reader, the slots that they share, and why it is those. There are as many slots as staging memory has room for, and as
-/// jobs and readers have use for.
-fn queues(
-    fill: &Fill<'_>,
-    engine: &dyn Engine,
-    cufile: &CuFile,
-) -> Result<(Vec<Box<dyn Queue>>, usize, String)> {
-    let (plan, readers) = (fill.landing.plan, fill.readers);
-    let most = match readers.backend {
-        // The usual readers find their first slots where cuFile refuses a read.
-        Backend::Auto => readers.past_slots.saturating_sub(FIRST_SLOTS),
-        Backend::Require(_) => readers.staging_jobs,
-    };
-    let jobs = plan.jobs.len().max(1);
-    let take = |slots: usize| {
+/// A queue for each reader, the slots that they share, and why it is those.
+struct Queues {
+    queues: Vec<Box<dyn Queue>>,
+    slots: usize,
+    why: String,
+}
+
+impl Queues {
+    /// As many slots as staging memory has room for, and as jobs and readers have use for.
+    fn open(fill: &Fill<'_>, engine: &dyn Engine, cufile: &CuFile) -> Result<Self> {
+        let (plan, readers) = (fill.landing.plan, fill.readers);
+        let most = match readers.backend {
+            // The usual readers find their first slots where cuFile refuses a read.
+            Backend::Auto => readers.past_slots.saturating_sub(FIRST_SLOTS).max(FIRST_SLOTS),
+            Backend::Require(_) => readers.staging_jobs.max(FIRST_SLOTS),
+        };
         // Two are there in any case.
-        (0..slots.clamp(FIRST_SLOTS, most.max(FIRST_SLOTS)))
-            .take_while(|_| fill.budget.take(1))
-            .count()
-            .max(FIRST_SLOTS)
-    };
-    let mode = cufile.mode().describe();
-    let depth = jobs.min(most).min(cufile.max_batch());
-    let are_short = plan.bytes / (jobs as u64) < SHORT_BYTES;
-    if are_short && depth > 1 && readers.job_bytes <= cufile.max_batch_read() {
-        match engine.queue(depth) {
-            Ok(queue) => {
-                let why = format!("{mode}, {depth} short reads at a time");
-                return Ok((vec![queue], take(depth), why));
+        let take = |slots: usize| {
+            let slots = slots.clamp(FIRST_SLOTS, most);
+            (0..slots).take_while(|_| fill.budget.take(1)).count().max(FIRST_SLOTS)
+        };
+        let jobs = plan.jobs.len().max(1);
+        let mode = cufile.mode().describe();
+        let depth = jobs.min(most).min(cufile.max_batch());
+        let are_short = plan.bytes / (jobs as u64) < SHORT_BYTES;
+        if are_short && depth > 1 && readers.job_bytes <= cufile.max_batch_read() {
+            match engine.queue(depth) {
+                Ok(queue) => {
+                    let why = format!("{mode}, {depth} short reads at a time");
+                    return Ok(Self { queues: vec![queue], slots: take(depth), why });
+                }
+                Err(error) => tracing::debug!(%error, "cuFile makes no batch; it reads one by one"),
             }
-            Err(error) => tracing::debug!(%error, "cuFile makes no batch; it reads one by one"),
         }
+        let slots = take(FIRST_SLOTS * readers.threads.min(jobs));
+        let queues = (0..slots / FIRST_SLOTS).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
+        let queues = queues.map_err(|error| queue_refused(BackendKind::Gds, &error))?;
+        Ok(Self { queues, slots, why: mode.into() })
     }
-    let slots = take(FIRST_SLOTS * readers.threads.min(jobs));
-    let queues = (0..slots / FIRST_SLOTS).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
-    let queues = queues.map_err(|error| super::fill::queue_refused(BackendKind::Gds, &error))?;
-    Ok((queues, slots, mode.into()))
 }
 
 impl ByCuFile {
