@@ -20,7 +20,10 @@ fn file() -> (tempfile::NamedTempFile, FileSource, Vec<u8>) {
             (state >> 56) as u8
         })
         .collect();
-    let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    // On a machine that the tests were not built on, too.
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/target");
+    std::fs::create_dir_all(folder).unwrap();
+    let mut file = tempfile::NamedTempFile::new_in(folder).unwrap();
     file.write_all(&bytes).unwrap();
     file.as_file().sync_all().unwrap();
     let source = FileSource::open(file.path()).unwrap();

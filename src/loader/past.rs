@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
                 self.begin(Flight { index, slot, done: 0, retries: 0 })?;
             }
             if self.in_flight > 0 {
-                let completion = self.queue.complete().map_err(|error| queue_failed(&error))?;
+                let completion = self.queue.complete().map_err(|error| self.queue_failed(&error))?;
                 self.watch.lap(Stage::Read);
                 self.ended(completion)?;
                 self.watch.lap(Stage::Send);
@@ -148,7 +148,7 @@ impl<'a> Reader<'a> {
         if let Err(error) = unsafe { self.queue.submit(read) } {
             return match self.gds {
                 Some(_) => self.refused(flight, job, &error),
-                None => Err(queue_failed(&error)),
+                None => Err(self.queue_failed(&error)),
             };
         }
         self.flights[flight.slot] = Some(flight);
@@ -185,6 +185,12 @@ impl<'a> Reader<'a> {
             }
             Err(error) => Err(read_error(self.fill, job, error)),
         }
+    }
+
+    /// The error for a queue that stopped working.
+    fn queue_failed(&self, error: &io::Error) -> Error {
+        let kind = if self.gds.is_some() { BackendKind::Gds } else { BackendKind::IoUring };
+        queue_refused(kind, error)
     }
 
     /// Whether the system, or cuFile, says that it does not read like this, rather than that the read failed.
@@ -285,11 +291,6 @@ impl Blocks {
         let bytes = (head + job.file_bytes).next_multiple_of(access.alignment);
         Self { start: job.file_offset - head, head, bytes }
     }
-}
-
-/// The error for a queue that stopped working.
-fn queue_failed(error: &io::Error) -> Error {
-    queue_refused(BackendKind::IoUring, error)
 }
 
 /// Whether the system says that it does not read like this, rather than that the read failed.

@@ -34,6 +34,7 @@ fn fill(fragment: &mut Fragment, seed: u8) {
 fn bytes_make_the_round_trip(device: &Device) {
     for bytes in [1, 2, 255, 4096, 4097, 1_000_003, 33 << 20] {
         let (there, mut staging) = fragments(device, bytes);
+        let (elsewhere, _) = fragments(device, bytes + 256);
         fill(&mut staging, bytes as u8);
         let sent = staging.as_bytes().unwrap().to_vec();
         let stream = device.driver().stream().unwrap();
@@ -42,8 +43,12 @@ fn bytes_make_the_round_trip(device: &Device) {
         unsafe { stream.copy_to_device(there.as_ptr().cast_mut(), start, bytes) }.unwrap();
         stream.synchronize().unwrap();
         staging.as_bytes_mut().unwrap().fill(0);
+        // To another place on the device, in the order of the stream, and from there.
+        let moved = elsewhere.as_ptr().wrapping_add(256);
         // SAFETY: as above.
-        unsafe { stream.copy_to_host(start, there.as_ptr(), bytes) }.unwrap();
+        unsafe { stream.copy_on_device(moved.cast_mut(), there.as_ptr(), bytes) }.unwrap();
+        // SAFETY: as above.
+        unsafe { stream.copy_to_host(start, moved, bytes) }.unwrap();
         stream.synchronize().unwrap();
         assert!(staging.as_bytes().unwrap() == sent, "{bytes} bytes differ after a round trip");
     }

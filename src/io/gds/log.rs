@@ -23,7 +23,8 @@ pub(super) struct Log {
 impl Log {
     /// Looks at the folder, before. With `wanted`, someone has said where the log goes: it stays.
     pub(super) fn watch(folder: &Path, wanted: bool) -> Self {
-        let path = folder.join(NAME);
+        // The working directory may be another when the log is taken.
+        let path = fs::canonicalize(folder).unwrap_or_else(|_| folder.into()).join(NAME);
         let appears = !wanted && !fs::exists(&path).unwrap_or(true);
         Self { appears: appears.then_some(path) }
     }

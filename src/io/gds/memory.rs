@@ -88,7 +88,8 @@ unsafe impl Memory for Registered {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        let region = self.memory.reserve(bytes.next_multiple_of(PAGE_BYTES), align)?;
+        let region =
+            self.memory.reserve(bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(bytes), align)?;
         if let Err(error) = self.register(region) {
             // SAFETY: reserved above, and neither registered nor used.
             unsafe { self.memory.release(region) }?;

@@ -2,7 +2,7 @@
 //!
 //! cuFile moves whole blocks straight from a disk only where the offset in the file, the length and the address are multiples
 //! of 4 KiB. Tensors lie in files wherever those before them end. So reads take whole blocks into *scratch*, device memory that is
-//! registered with cuFile, and a copy within the device moves each byte once to its place: at thirty times the speed of a bus,
+//! registered with cuFile, and a copy within the device moves each byte once to its place, at the speed of the device's memory,
 //! where cuFile would take the same way through buffers of its own, a mebibyte at a time. So only the scratch is ever
 //! registered, and tensors lie in whatever memory their pool has.
 //!
