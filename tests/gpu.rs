@@ -1,6 +1,8 @@
 //! What needs a CUDA device. Without one every test is ignored, and counted as such; with `TENSORHOLD_REQUIRE_GPU=1` it
 //! fails instead, so that a GPU machine whose driver is broken does not pass.
 
+#[path = "gpu/changes.rs"]
+mod changes;
 #[path = "gpu/driver.rs"]
 mod driver;
 #[path = "gpu/kernels.rs"]
@@ -74,6 +76,25 @@ fn main() {
             kernels::gather_on_the_device_copies_what_the_indices_say,
         ),
         ("more_than_4_gib_move_and_convert", kernels::more_than_4_gib_move_and_convert),
+        ("every_pair_of_types_arrives_converted", changes::every_pair_of_types_arrives_converted),
+        (
+            "every_backend_brings_the_same_changed_tensors",
+            changes::every_backend_brings_the_same_changed_tensors,
+        ),
+        (
+            "long_tensors_are_converted_from_any_alignment",
+            changes::long_tensors_are_converted_from_any_alignment,
+        ),
+        ("shards_of_matrices_arrive_every_way", changes::shards_of_matrices_arrive_every_way),
+        (
+            "a_stream_gives_changed_tensors_that_have_arrived",
+            changes::a_stream_gives_changed_tensors_that_have_arrived,
+        ),
+        (
+            "what_conversions_lose_is_counted_on_the_device",
+            changes::what_conversions_lose_is_counted_on_the_device,
+        ),
+        ("changed_loads_give_all_memory_back", changes::changed_loads_give_all_memory_back),
     ];
     let required = std::env::var_os("TENSORHOLD_REQUIRE_GPU").is_some_and(|value| value == "1");
     let skip = Device::cuda_count() == 0 && !required;

@@ -14,7 +14,7 @@ use crate::io::{Backend, BackendKind, Buffered, Direct, Engine, Uring};
 use crate::report::Report;
 
 #[path = "../../tests/support/mod.rs"]
-mod support;
+pub(super) mod support;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, on_disk, pool_for};
 

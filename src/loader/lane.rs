@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use tensorhold_allocator::Fragment;
 
 use super::staging::Staging;
-use crate::device::{Device, Stream};
+use crate::device::{Device, Stream, Transform};
 use crate::error::Result;
 
 /// A lane begins with so many slots: one is copied while the other is filled.
@@ -138,6 +138,18 @@ impl<'a> Lane<'a> {
         // SAFETY: the caller promises the target. L1: the slot is not handed out again before the event recorded below has
         // passed, and it stays allocated until its memory has been synchronized (I1).
         unsafe { self.stream.copy_to_device(target, from, bytes) }?;
+        self.stream.record(slot)?;
+        self.copying.push_back((slot, job));
+        Ok(())
+    }
+
+    /// Enqueues what the device makes of a slot's bytes; they are those of job `job`.
+    ///
+    /// # Safety
+    /// As [`send`](Self::send), for the transform's source and target. The counters stay until then, too.
+    pub(crate) unsafe fn transform(&mut self, slot: usize, transform: &Transform, job: usize) -> Result<()> {
+        // SAFETY: as in `send`.
+        unsafe { self.stream.transform(transform) }?;
         self.stream.record(slot)?;
         self.copying.push_back((slot, job));
         Ok(())

@@ -4,6 +4,7 @@ use std::thread;
 
 use tensorhold_allocator::{Bytes, Pool};
 
+use super::asked::Asked;
 use super::engines::Engines;
 use super::lane::FIRST_SLOTS;
 use super::plan::Limits;
@@ -83,6 +84,8 @@ pub(super) struct Options {
     pub(super) pool: Option<Pool>,
     pub(super) staging: Option<Pool>,
     pub(super) backend: Option<Backend>,
+    /// What is asked of the tensors.
+    pub(super) asked: Asked,
     pub(super) engines: Engines,
 }
 
@@ -121,6 +124,15 @@ impl Readers {
     /// The longest span of jobs that are copied together.
     pub(super) fn group_bytes(&self) -> u64 {
         self.job_bytes * self.group_jobs as u64
+    }
+
+    /// The same where each reader through the page cache needs room for a job besides, which is set aside: for what the CPU transforms.
+    pub(super) fn with_scratch(&self) -> Self {
+        let threads = self.threads.min((self.staging_jobs / 4).max(1));
+        let staging_jobs = self.staging_jobs.saturating_sub(threads).max(FIRST_SLOTS);
+        let ring_bytes = self.ring_bytes.map(|bytes| bytes.saturating_sub(threads as u64 * self.job_bytes));
+        let past_slots = self.past_slots.min(staging_jobs).max(FIRST_SLOTS);
+        Self { threads, staging_jobs, ring_bytes, past_slots, ..self.clone() }
     }
 
     /// The same for a load of so many bytes: a short one pins little, which is soon done, and divides that among many.

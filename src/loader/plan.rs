@@ -20,6 +20,8 @@ use std::ops::Range;
 use tensorhold_allocator::Request;
 use tensorhold_allocator::offsets::Layout;
 
+use super::change::Changes;
+use super::parts::{Cutter, Part};
 use crate::io::MAX_BUFFERS;
 
 /// Where a selected tensor's bytes are.
@@ -29,6 +31,7 @@ pub(crate) struct Extent {
     pub(crate) file: usize,
     /// Offset in the file.
     pub(crate) start: u64,
+    /// Bytes of the tensor as it will be. So many lie in the file, one after the other, unless it is changed.
     pub(crate) bytes: u64,
 }
 
@@ -60,6 +63,19 @@ pub(crate) struct Job {
     pub(crate) pieces: Range<usize>,
     /// The tensors whose bytes are among these: indices of extents.
     pub(crate) tensors: Range<usize>,
+    /// What it has of a changed tensor, in [`Plan::parts`]; its one piece is then what it has in the file. `None` where the bytes stay as they are.
+    pub(crate) part: Option<usize>,
+    /// What readers through the page cache leave in a slot: the span, or what the device makes that of.
+    pub(crate) staged: u64,
+    /// Where that begins in the slot of the job's group.
+    pub(crate) slot: u64,
+}
+
+impl Job {
+    /// Bytes of tensors that have arrived when it has landed.
+    pub(crate) fn bytes(&self) -> u64 {
+        if self.part.is_some() { self.span } else { self.file_bytes }
+    }
 }
 
 /// A part of a job's span that is filled from the file.
@@ -83,7 +99,7 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// How many bytes of a file there are until the next place where it is cut.
-    fn until_cut(&self, start: u64) -> u64 {
+    pub(super) fn until_cut(&self, start: u64) -> u64 {
         self.cut.map_or(u64::MAX, |cut| cut - start % cut)
     }
 }
@@ -93,15 +109,21 @@ impl Limits {
 pub(crate) struct Plan {
     pub(crate) jobs: Vec<Job>,
     pub(crate) pieces: Vec<Piece>,
+    pub(super) parts: Vec<Part>,
     /// Consecutive jobs whose spans lie close together, for those who copy them together.
     pub(crate) groups: Vec<Range<usize>>,
-    /// Bytes to read in all.
+    /// Bytes of tensors in all.
     pub(crate) bytes: u64,
 }
 
 impl Plan {
     /// Cuts the tensors into jobs and groups. `layout` places `extents`, one for one.
-    pub(crate) fn new(extents: impl IntoIterator<Item = Extent>, layout: &Layout, limits: Limits) -> Self {
+    pub(super) fn new(
+        extents: impl IntoIterator<Item = Extent>,
+        layout: &Layout,
+        limits: Limits,
+        changes: &Changes,
+    ) -> Self {
         let bytes: u64 = layout.placements.iter().map(|placement| placement.bytes).sum();
         let tensors = layout.placements.len();
         // Each span but the last of a file is full, or ends for want of buffers.
@@ -113,10 +135,15 @@ impl Plan {
             pieces: Vec::with_capacity(jobs as usize + tensors),
             ..Self::default()
         };
+        let mut changed = changes.changed.iter().enumerate().peekable();
         for (tensor, (extent, placement)) in extents.into_iter().zip(&layout.placements).enumerate() {
+            let region = placement.region as usize;
+            if let Some((number, _)) = changed.next_if(|(_, (changed, _))| *changed == tensor) {
+                Cutter::cut(&mut plan, limits, changes, number, extent, (region, placement.offset));
+                continue;
+            }
             let mut done = 0;
             while done < extent.bytes {
-                let region = placement.region as usize;
                 done += plan.add(tensor, extent, region, placement.offset, done, limits);
             }
         }
@@ -126,13 +153,27 @@ impl Plan {
 
     fn group(&mut self, max_group: u64) {
         let mut first = 0;
-        for (index, job) in self.jobs.iter().enumerate() {
-            let start = &self.jobs[first];
-            // Tensors are laid out in ascending order, and so are jobs within a region.
-            let fits = job.region == start.region && job.offset + job.span - start.offset <= max_group;
-            if !fits {
-                self.groups.push(first..index);
-                first = index;
+        for index in 0..self.jobs.len() {
+            let (before, rest) = self.jobs.split_at_mut(index);
+            let (Some(start), Some(last), Some(job)) = (before.get(first), before.last(), rest.first_mut())
+            else {
+                continue;
+            };
+            let slot = (job.region == start.region).then(|| {
+                match (launches(&self.parts, last), launches(&self.parts, job)) {
+                    // What is copied lies as in the region, where tensors are laid out in ascending order, and so are jobs: one copy moves it all.
+                    (false, false) => last.slot + (job.offset - last.offset),
+                    // What is of one tensor goes on, so that one launch is enough.
+                    (true, true) if last.tensors == job.tensors => last.slot + last.staged,
+                    _ => (last.slot + last.staged).next_multiple_of(TENSOR_ALIGN),
+                }
+            });
+            match slot.filter(|slot| slot + job.staged <= max_group) {
+                Some(slot) => job.slot = slot,
+                None => {
+                    self.groups.push(first..index);
+                    first = index;
+                }
             }
         }
         if first < self.jobs.len() {
@@ -140,9 +181,28 @@ impl Plan {
         }
     }
 
+    /// Whether the device transforms what readers through the page cache leave in staging memory.
+    pub(super) fn launches(&self, job: &Job) -> bool {
+        launches(&self.parts, job)
+    }
+
+    /// Whether `next` can be launched with `job`, as one.
+    pub(super) fn continues(&self, job: &Job, next: &Job) -> bool {
+        let dense = |job: &Job| self.part(job).is_some_and(|part| part.on_device && part.is_dense());
+        dense(job)
+            && dense(next)
+            && job.tensors == next.tensors
+            && (job.slot + job.staged, job.offset + job.span) == (next.slot, next.offset)
+    }
+
+    /// What a job has of a changed tensor.
+    pub(super) fn part(&self, job: &Job) -> Option<&Part> {
+        self.parts.get(job.part?)
+    }
+
     /// Adds the rest of an extent from `done` on, or as much of it as the current job or a new one takes. Returns how
     /// much.
-    fn add(
+    pub(super) fn add(
         &mut self,
         tensor: usize,
         extent: Extent,
@@ -153,6 +213,7 @@ impl Plan {
     ) -> u64 {
         let (start, offset, rest) = (extent.start + done, offset + done, extent.bytes - done);
         if let Some(job) = self.jobs.last_mut()
+            && job.part.is_none()
             && (job.file, job.region) == (extent.file, region)
             && job.file_offset + job.file_bytes == start
             && job.file_bytes < limits.until_cut(job.file_offset)
@@ -171,6 +232,7 @@ impl Plan {
             }
             job.file_bytes += bytes;
             job.span = at + bytes;
+            job.staged = job.span;
             job.tensors.end = tensor + 1;
             self.bytes += bytes;
             return bytes;
@@ -187,6 +249,9 @@ impl Plan {
             span: bytes,
             pieces: first..first + 1,
             tensors: tensor..tensor + 1,
+            part: None,
+            staged: bytes,
+            slot: 0,
         });
         self.bytes += bytes;
         bytes
@@ -195,4 +260,8 @@ impl Plan {
     pub(crate) fn pieces_of(&self, job: &Job) -> &[Piece] {
         self.pieces.get(job.pieces.clone()).unwrap_or_default()
     }
+}
+
+fn launches(parts: &[Part], job: &Job) -> bool {
+    job.part.and_then(|part| parts.get(part)).is_some_and(|part| part.on_device)
 }

@@ -25,6 +25,7 @@ use super::ring::Ring;
 use super::route::{Routes, Said};
 use super::staging::{Budget, StagingMemory};
 use super::stopwatch::Totals;
+use super::tally::Tally;
 use super::work::{Arrivals, Control};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ pub(super) struct Run {
     pub(super) plan: Plan,
     pub(super) staging: StagingMemory,
     pub(super) pool: Pool,
+    /// What conversions meet is counted.
+    pub(super) counts: bool,
     /// The pool was made for this load alone.
     pub(super) owns_pool: bool,
     /// What stops it.
@@ -113,7 +116,7 @@ impl Run {
         callback: Option<&mut Callback>,
         sender: Sender<usize>,
     ) -> Result<Weights> {
-        let arrivals = Arrivals::new(self.batch.extents().collect(), sender);
+        let arrivals = Arrivals::new(self.batch.layout.placements.clone(), sender);
         let filled = self.fill(bases, callback, Some(&arrivals));
         self.finish(reserved, filled.map(|report| (ready, report)))
     }
@@ -195,6 +198,7 @@ impl Run {
         arrivals: Option<&Arrivals>,
     ) -> Result<Report> {
         let mut choices = self.readers.choices.clone();
+        let tally = self.counts.then(|| Tally::open(&self.device, &self.batch.changes)).transpose()?;
         // Where staging memory is refused, and as it was planned otherwise.
         let mut smaller: Option<(Readers, Plan)> = None;
         let (filled, said) = loop {
@@ -202,7 +206,7 @@ impl Run {
                 smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
             let routes = Routes::new(readers.backend, &self.engines, &self.batch.files);
             let budget = Budget::new(readers.staging_jobs);
-            let landing = Landing { plan, bases };
+            let landing = Landing { plan, changes: &self.batch.changes, bases };
             let ring = match self.device.is_host_accessible() {
                 true => None,
                 false => {
@@ -221,6 +225,7 @@ impl Run {
                 staging: &self.staging.pool,
                 budget: &budget,
                 ring,
+                tally: tally.as_ref(),
                 totals: Totals::default(),
             };
             match crew::run(&fill, callback.as_deref_mut(), &self.control, arrivals) {
@@ -243,6 +248,8 @@ impl Run {
         let (readers, plan) =
             smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
         choices.extend(self.choices(readers, &filled, said));
+        choices.extend(self.batch.changes.choices(plan));
+        let converted = tally.map(|tally| tally.read(&self.batch.changes)).transpose()?;
         let filling = self.started.elapsed().saturating_sub(self.times.plan + self.times.reserve);
         Ok(Report {
             device: self.device.clone(),
@@ -263,6 +270,7 @@ impl Run {
                 ..self.times
             },
             choices,
+            converted,
         })
     }
 

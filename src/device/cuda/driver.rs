@@ -66,6 +66,10 @@ impl Driver for CudaDriver {
         Ok(Box::new(CudaStream::new(self.context)?))
     }
 
+    fn has_transforms(&self) -> bool {
+        true
+    }
+
     unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
         // SAFETY: passed on.
         Ok(Box::new(unsafe { AppStream::new(self.context, raw) }?))

@@ -19,7 +19,7 @@ const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host(
 
 /// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
 #[cfg(feature = "cuda")]
-const SYMBOLS: [&str; 41] = [
+const SYMBOLS: [&str; 45] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -61,6 +61,10 @@ const SYMBOLS: [&str; 41] = [
     "cuEventQuery",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
+    "cuMemHostGetDevicePointer_v2",
+    "cuModuleLoadDataEx",
+    "cuModuleGetFunction",
+    "cuLaunchKernel",
 ];
 
 impl Library {
