@@ -65,6 +65,8 @@ pub(crate) struct Job {
     pub(crate) tensors: Range<usize>,
     /// What it has of a changed tensor, in [`Plan::parts`]; its one piece is then what it has in the file. `None` where the bytes stay as they are.
     pub(crate) part: Option<usize>,
+    /// Readers through the page cache find out by reading what is cached: of much that the job spans, little is read.
+    pub(crate) is_tried: bool,
     /// What readers through the page cache leave in a slot: the span, or what the device makes that of.
     pub(crate) staged: u64,
     /// Where that begins in the slot of the job's group.
@@ -250,6 +252,7 @@ impl Plan {
             pieces: first..first + 1,
             tensors: tensor..tensor + 1,
             part: None,
+            is_tried: false,
             staged: bytes,
             slot: 0,
         });
