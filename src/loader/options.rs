@@ -7,6 +7,7 @@ use tensorhold_allocator::{Bytes, Pool};
 use super::asked::Asked;
 use super::engines::Engines;
 use super::lane::FIRST_SLOTS;
+use super::parts;
 use super::plan::Limits;
 use super::progress::Callback;
 use super::staging::{Budget, Staging};
@@ -126,13 +127,22 @@ impl Readers {
         self.job_bytes * self.group_jobs as u64
     }
 
-    /// The same where each reader through the page cache needs room for a job besides, which is set aside: for what the CPU transforms.
+    /// The same where each reader through the page cache needs scratch, for what the CPU transforms: so much of the staging memory is set aside, a
+    /// quarter at most.
     pub(super) fn with_scratch(&self) -> Self {
-        let threads = self.threads.min((self.staging_jobs / 4).max(1));
-        let staging_jobs = self.staging_jobs.saturating_sub(threads).max(FIRST_SLOTS);
-        let ring_bytes = self.ring_bytes.map(|bytes| bytes.saturating_sub(threads as u64 * self.job_bytes));
-        let past_slots = self.past_slots.min(staging_jobs).max(FIRST_SLOTS);
-        Self { threads, staging_jobs, ring_bytes, past_slots, ..self.clone() }
+        let scratch = parts::part_bytes(self.limits(), false);
+        let staging = self.staging_jobs as u64 * self.job_bytes;
+        let threads = (self.threads as u64).min(staging / 4 / scratch).max(1);
+        let aside = threads * scratch;
+        let staging_jobs = self.staging_jobs.saturating_sub(aside.div_ceil(self.job_bytes) as usize);
+        Self {
+            threads: threads as usize,
+            staging_jobs,
+            ring_bytes: self.ring_bytes.map(|bytes| bytes.saturating_sub(aside)),
+            past_slots: self.past_slots.min(staging_jobs).max(FIRST_SLOTS),
+            rings: self.rings.min(staging_jobs / FIRST_SLOTS).max(1),
+            ..self.clone()
+        }
     }
 
     /// The same for a load of so many bytes: a short one pins little, which is soon done, and divides that among many.
@@ -285,6 +295,22 @@ mod tests {
                 let ring = readers.group_bytes() * readers.ring_slots as u64;
                 let past = readers.job_bytes * FIRST_SLOTS as u64;
                 assert!(ring + past <= staging.unwrap_or(STAGING_BYTES), "{staging:?}, {bytes}: {readers:?}");
+            }
+        }
+        for staging in [None, Some(MIN_STAGING_BYTES), Some(1 << 20), Some(20 << 20)] {
+            for (in_place, threads) in [(true, 16), (false, 16), (false, 1000)] {
+                let options = Options { threads: Some(threads), ..options(staging) };
+                let readers = options.readers(in_place, Cores::Most).unwrap().with_scratch();
+                for bytes in [0, 90_000_000, 16_000_000_000] {
+                    let readers = readers.for_bytes(bytes);
+                    let scratch = parts::part_bytes(readers.limits(), false) * readers.threads as u64;
+                    let ring = readers.group_bytes() * readers.ring_slots as u64;
+                    let past = readers.job_bytes * FIRST_SLOTS as u64;
+                    let all = scratch + ring + past;
+                    assert!(all <= staging.unwrap_or(STAGING_BYTES), "{staging:?}, {bytes}: {readers:?}");
+                    assert!(in_place || readers.ring_slots > 0, "{staging:?}, {bytes}: {readers:?}");
+                }
+                assert!(staging.is_some() || readers.threads >= 16, "{readers:?}");
             }
         }
         let default = options(None).readers(false, Cores::Most).unwrap().for_bytes(16_000_000_000);

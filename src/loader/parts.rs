@@ -43,6 +43,9 @@ pub(super) struct Part {
     pub(super) run_bytes: u64,
     /// The device transforms what readers through the page cache leave in staging memory.
     pub(super) on_device: bool,
+    /// How far behind a multiple of 256 that begins in its slot, so that its elements' words lie as their places' do: a kernel then reads each word
+    /// once.
+    pub(super) phase: u64,
 }
 
 impl Part {
@@ -65,13 +68,19 @@ const FAR_BYTES: u64 = 16 << 10;
 /// What is so long, or so far apart, is worth a job of its own: virtual disks may count what is read in blocks of so much.
 const ALONE_BYTES: u64 = 256 << 10;
 
+/// No word that kernels read or write has more units.
+const WORD_UNITS: u64 = 16;
+
 /// A part takes no more than this in the file: what is read past the page cache is read as a whole.
 const PART_BYTES: u64 = 1 << 20;
 
 /// The longest parts, in the file and in the region. Where the CPU transforms them, both fit into one span.
 pub(super) fn part_bytes(limits: Limits, on_device: bool) -> u64 {
-    let span = if on_device { limits.span } else { limits.span / 2 };
-    span.min(PART_BYTES)
+    match on_device {
+        true => limits.span.min(PART_BYTES),
+        // And stay in a processor's cache.
+        false => (limits.span / 2).min(PART_BYTES / 2),
+    }
 }
 
 /// How a tensor's runs are best read through the page cache: one by one if what lies between them takes longer to read than a call.
@@ -216,6 +225,8 @@ impl<'a> Cutter<'a> {
             (true, Reading::Runs) => run_bytes,
             (true, Reading::Whole) => file_bytes,
         };
+        let offset = self.offset + target * target_unit;
+        let phase = if on_device { offset / target_unit % WORD_UNITS * unit } else { 0 };
         let (first, part) = (self.plan.pieces.len(), self.plan.parts.len());
         self.plan.pieces.push(Piece { offset: 0, bytes: file_bytes });
         self.plan.parts.push(Part {
@@ -224,13 +235,14 @@ impl<'a> Cutter<'a> {
             reading: self.reading,
             run_bytes,
             on_device,
+            phase,
         });
         self.plan.jobs.push(Job {
             file: self.extent.file,
             file_offset: self.extent.start + source * unit,
             file_bytes,
             region: self.region,
-            offset: self.offset + target * target_unit,
+            offset,
             span,
             pieces: first..first + 1,
             tensors: self.tensor..self.tensor + 1,

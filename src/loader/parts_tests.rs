@@ -116,6 +116,10 @@ proptest! {
             let mut end = 0;
             for job in &plan.jobs[jobs.clone()] {
                 prop_assert!(job.slot >= end, "places in a slot overlap");
+                if let Some(part) = plan.part(job).filter(|part| part.on_device) {
+                    let (unit, target_unit) = if to.is_some() { (unit, target_unit) } else { (1, 1) };
+                    prop_assert_eq!(job.slot / unit % 16, job.offset / target_unit % 16, "words do not match: {:?}", part);
+                }
                 end = job.slot + job.staged;
             }
             prop_assert!(jobs.len() == 1 || end <= span * group);

@@ -157,23 +157,27 @@ impl Plan {
         let mut first = 0;
         for index in 0..self.jobs.len() {
             let (before, rest) = self.jobs.split_at_mut(index);
-            let (Some(start), Some(last), Some(job)) = (before.get(first), before.last(), rest.first_mut())
-            else {
-                continue;
-            };
-            let slot = (job.region == start.region).then(|| {
-                match (launches(&self.parts, last), launches(&self.parts, job)) {
-                    // What is copied lies as in the region, where tensors are laid out in ascending order, and so are jobs: one copy moves it all.
-                    (false, false) => last.slot + (job.offset - last.offset),
-                    // What is of one tensor goes on, so that one launch is enough.
-                    (true, true) if last.tensors == job.tensors => last.slot + last.staged,
-                    _ => (last.slot + last.staged).next_multiple_of(TENSOR_ALIGN),
+            let Some(job) = rest.first_mut() else { continue };
+            let launched =
+                |job: &Job| job.part.and_then(|part| self.parts.get(part)).filter(|part| part.on_device);
+            let phase = launched(job).map_or(0, |part| part.phase);
+            let fits = before.get(first).zip(before.last()).filter(|(start, _)| start.region == job.region);
+            let slot = fits.map(|(_, last)| match (launched(last), launched(job)) {
+                // What is copied lies as in the region, where tensors are laid out in ascending order, and so are jobs: one copy moves it all.
+                (None, None) => last.slot + (job.offset - last.offset),
+                // One launch is enough.
+                (Some(part), Some(next)) if part.is_dense() && next.is_dense() && follows(last, job) => {
+                    last.slot + last.staged
                 }
+                _ => (last.slot + last.staged).next_multiple_of(TENSOR_ALIGN) + phase,
             });
             match slot.filter(|slot| slot + job.staged <= max_group) {
                 Some(slot) => job.slot = slot,
                 None => {
-                    self.groups.push(first..index);
+                    job.slot = phase;
+                    if index > 0 {
+                        self.groups.push(first..index);
+                    }
                     first = index;
                 }
             }
@@ -185,16 +189,13 @@ impl Plan {
 
     /// Whether the device transforms what readers through the page cache leave in staging memory.
     pub(super) fn launches(&self, job: &Job) -> bool {
-        launches(&self.parts, job)
+        self.part(job).is_some_and(|part| part.on_device)
     }
 
     /// Whether `next` can be launched with `job`, as one.
     pub(super) fn continues(&self, job: &Job, next: &Job) -> bool {
         let dense = |job: &Job| self.part(job).is_some_and(|part| part.on_device && part.is_dense());
-        dense(job)
-            && dense(next)
-            && job.tensors == next.tensors
-            && (job.slot + job.staged, job.offset + job.span) == (next.slot, next.offset)
+        dense(job) && dense(next) && follows(job, next) && job.slot + job.staged == next.slot
     }
 
     /// What a job has of a changed tensor.
@@ -265,6 +266,7 @@ impl Plan {
     }
 }
 
-fn launches(parts: &[Part], job: &Job) -> bool {
-    job.part.and_then(|part| parts.get(part)).is_some_and(|part| part.on_device)
+/// Whether a job's elements come right behind another's of the same tensor.
+fn follows(job: &Job, next: &Job) -> bool {
+    job.tensors == next.tensors && job.offset + job.span == next.offset
 }

@@ -160,7 +160,11 @@ impl Driver for StagedHost {
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>> {
-        Ok(Box::new(Copies { left: Arc::clone(&self.copies) }))
+        let left = Arc::clone(&self.copies);
+        Ok(match self.transforms {
+            Transforms::None => Box::new(Copies { left }),
+            Transforms::Some => Box::new(Transforming(Copies { left })),
+        })
     }
 
     fn has_transforms(&self) -> bool {
@@ -187,9 +191,12 @@ impl Copies {
     }
 }
 
-impl Stream for Copies {
+/// Transforms, too.
+struct Transforming(Copies);
+
+impl Stream for Transforming {
     unsafe fn transform(&self, transform: &Transform) -> Result<()> {
-        self.take()?;
+        self.0.take()?;
         // What a kernel's launch checks, too.
         let span = |address: *const u8, bytes| Span { address: address as u64, bytes };
         let source = span(transform.source, transform.source_bytes);
@@ -204,6 +211,34 @@ impl Stream for Copies {
         unsafe { transform.on_cpu() }
     }
 
+    unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.0.copy_to_device(to, from, bytes) }
+    }
+
+    unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.0.copy_to_host(to, from, bytes) }
+    }
+
+    fn record(&self, event: usize) -> Result<()> {
+        self.0.record(event)
+    }
+
+    fn wait(&self, event: usize) -> Result<()> {
+        self.0.wait(event)
+    }
+
+    fn has_passed(&self, event: usize) -> Result<bool> {
+        self.0.has_passed(event)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.0.synchronize()
+    }
+}
+
+impl Stream for Copies {
     unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         self.take()?;
         // SAFETY: as the caller promises.
