@@ -1,7 +1,7 @@
 //! What a load is asked to change of the tensors on their way: types and parts. Each tensor's change is found, and checked, before any tensor's
 //! bytes are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -54,23 +54,48 @@ pub(super) struct Asked {
     pub(super) dtype: Option<DType>,
     /// For each tensor, before that.
     pub(super) dtype_rule: Option<DTypeRule>,
-    pub(super) cuts: Vec<Cuts>,
+    pub(super) cuts: Cuts,
     pub(super) overflow: Overflow,
     pub(super) counts: bool,
     pub(super) transform_on: TransformOn,
     pub(super) cut_reads: CutReads,
 }
 
-/// Cuts that are made in the order in which they were asked for.
-pub(super) enum Cuts {
-    Of(String, Cut),
-    By(CutRule),
+/// Cuts, which are made in the order in which they were asked for: each has its number in it.
+#[derive(Default)]
+pub(super) struct Cuts {
+    count: usize,
+    named: BTreeMap<String, Vec<(usize, Cut)>>,
+    rules: Vec<(usize, CutRule)>,
+}
+
+impl Cuts {
+    pub(super) fn add(&mut self, name: String, cut: Cut) {
+        self.named.entry(name).or_default().push((self.count, cut));
+        self.count += 1;
+    }
+
+    pub(super) fn add_rule(&mut self, rule: CutRule) {
+        self.rules.push((self.count, rule));
+        self.count += 1;
+    }
+
+    /// Those of a tensor.
+    fn of(&self, info: &TensorInfo) -> Vec<(usize, Cut)> {
+        let mut cuts = self.named.get(&*info.name).cloned().unwrap_or_default();
+        for (number, rule) in &self.rules {
+            cuts.extend(rule(info).into_iter().map(|cut| (*number, cut)));
+        }
+        // Those of one rule stay in their order.
+        cuts.sort_by_key(|(number, _)| *number);
+        cuts
+    }
 }
 
 impl Asked {
     /// Whether tensors are loaded as they are in their files.
     pub(super) fn is_nothing(&self) -> bool {
-        self.dtype.is_none() && self.dtype_rule.is_none() && self.cuts.is_empty()
+        self.dtype.is_none() && self.dtype_rule.is_none() && self.cuts.count == 0
     }
 
     /// Checks what can be checked without a tensor.
@@ -107,14 +132,7 @@ impl Asked {
 
     /// Checks that there is a tensor of each name that is to be cut.
     pub(super) fn check_names<'a>(&self, all: impl Iterator<Item = &'a TensorInfo> + Clone) -> Result<()> {
-        let mut missing: BTreeMap<&str, ()> = self
-            .cuts
-            .iter()
-            .filter_map(|cuts| match cuts {
-                Cuts::Of(name, _) => Some((name.as_str(), ())),
-                Cuts::By(_) => None,
-            })
-            .collect();
+        let mut missing: BTreeSet<&str> = self.cuts.named.keys().map(String::as_str).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -122,7 +140,7 @@ impl Asked {
             missing.remove(&*info.name);
         });
         match missing.pop_first() {
-            Some((name, ())) => {
+            Some(name) => {
                 let tensors = all.clone().count();
                 Err(Error::unknown_tensor(name, all.map(|info| &*info.name), tensors))
             }
@@ -167,20 +185,13 @@ impl Asked {
 
     /// The parts of the dimensions that are left; `None` where all are.
     fn ranges(&self, info: &TensorInfo) -> Result<Option<Vec<Range<usize>>>> {
-        let mut cuts = Vec::new();
-        for asked in &self.cuts {
-            match asked {
-                Cuts::Of(name, cut) if **name == *info.name => cuts.push(*cut),
-                Cuts::Of(..) => {}
-                Cuts::By(rule) => cuts.extend(rule(info)),
-            }
-        }
+        let cuts = self.cuts.of(info);
         if cuts.is_empty() {
             return Ok(None);
         }
         let mut ranges: Vec<Range<usize>> = info.shape.iter().map(|&there| 0..there).collect();
         let mut shape = info.shape.to_vec();
-        for cut in cuts {
+        for (_, cut) in cuts {
             let (dim, part) = cut.of(info, &shape)?;
             // Both are within the dimension.
             let start = ranges[dim].start;

@@ -57,7 +57,6 @@ use std::{fmt, fs};
 use tensorhold_allocator::{Memory, Pool, Reserved};
 use tensorhold_kernels::Overflow;
 
-use self::asked::Cuts;
 use self::batch::Batch;
 use self::change::Changes;
 use self::described::Told;
@@ -186,7 +185,7 @@ impl Loader {
     /// [description](TensorInfo) is that of the part. Cuts are made one after the other, in the order in which they were asked for, and before a
     /// conversion. A name that no tensor has is an error, and so is a part that the tensor does not have, before any tensor's bytes are read.
     pub fn cut(mut self, name: impl Into<String>, cut: Cut) -> Self {
-        self.options.asked.cuts.push(Cuts::Of(name.into(), cut));
+        self.options.asked.cuts.add(name.into(), cut);
         self
     }
 
@@ -197,7 +196,7 @@ impl Loader {
         rule: impl Fn(&TensorInfo) -> C + Send + 'static,
     ) -> Self {
         let rule = move |tensor: &TensorInfo| rule(tensor).into_iter().collect();
-        self.options.asked.cuts.push(Cuts::By(Box::new(rule)));
+        self.options.asked.cuts.add_rule(Box::new(rule));
         self
     }
 

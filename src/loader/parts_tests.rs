@@ -4,7 +4,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use tensorhold_allocator::offsets::lay_out;
 
-use super::asked::{Asked, CutReads, Cuts};
+use super::asked::{Asked, CutReads};
 use super::change::Changes;
 use super::cut::Cut;
 use super::parts::{Reading, reading};
@@ -21,8 +21,9 @@ fn info(dtype: DType, shape: &[usize]) -> TensorInfo {
 
 /// What is asked of every tensor.
 fn asked(dtype: Option<DType>, cuts: impl IntoIterator<Item = Cut>) -> Asked {
-    let cuts = cuts.into_iter().map(|cut| Cuts::Of("t".into(), cut)).collect();
-    Asked { dtype, cuts, ..Asked::default() }
+    let mut asked = Asked { dtype, ..Asked::default() };
+    cuts.into_iter().for_each(|cut| asked.cuts.add("t".into(), cut));
+    asked
 }
 
 /// A shape and a part of each of its dimensions.

@@ -13,7 +13,8 @@
 //! # Invariants
 //! - **P1** Each byte of each selected tensor is in exactly one piece (I2).
 //! - **P2** A job's pieces lie in order, without overlap, within its span; the span lies within its region.
-//! - **P3** A job's bytes lie between two neighbouring multiples of the length at which files are cut, if they are.
+//! - **P3** A job's bytes lie between two neighbouring multiples of the length at which files are cut, if they are; those of a changed tensor need
+//!   not (P4, P5).
 
 use std::ops::Range;
 
