@@ -258,8 +258,8 @@ impl Loader {
     /// Loads the tensors. When it returns, each is readable on any stream and from any thread.
     ///
     /// # Errors
-    /// When an index, file or header is not as it should be, a tensor cannot be had as is asked, the device or its memory refuses, the callback breaks, or a file
-    /// changes while it is read. Nothing is left behind (I4).
+    /// When an index, file or header is not as it should be, a tensor cannot be had as is asked, the device or its memory
+    /// refuses, the callback breaks, or a file changes while it is read. Nothing is left behind (I4).
     pub fn load(mut self) -> Result<Weights> {
         if self.may_guess() {
             let confirmed = Arc::new(AtomicBool::new(false));
