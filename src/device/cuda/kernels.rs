@@ -35,7 +35,7 @@ unsafe impl Send for Function {}
 const LOG_BYTES: usize = 4096;
 
 /// What to do about an image that the driver does not take.
-const UPDATE: &str = "install NVIDIA driver r525 or newer, or have the loader convert on the CPU";
+const UPDATE: &str = "install NVIDIA driver r525 or newer, or use TransformOn::Cpu";
 
 impl Functions {
     /// The function of a kernel. Its image is loaded if it is not yet: others wait, since they probably want the same.
