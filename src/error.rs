@@ -183,6 +183,20 @@ pub enum Error {
     Memory(#[from] tensorhold_allocator::Error),
 }
 
+impl Error {
+    /// The error for a name that none of so many tensors has, with the one most like it.
+    pub(crate) fn unknown_tensor<'a>(
+        name: &str,
+        known: impl Iterator<Item = &'a str>,
+        tensors: usize,
+    ) -> Self {
+        // A search among very many names would cost more than the hint is worth.
+        let similar = known.take(10_000).map(|known| (strsim::normalized_levenshtein(known, name), known));
+        let nearest = similar.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(similarity, _)| *similarity > 0.6);
+        Self::UnknownTensor { name: name.into(), nearest: nearest.map(|(_, known)| known.into()), tensors }
+    }
+}
+
 fn described(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file",

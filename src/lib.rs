@@ -16,6 +16,8 @@
 //! # Ok::<(), tensorhold::Error>(())
 //! ```
 //!
+//! On their way, tensors can be converted ([`Loader::dtype`]) and cut ([`Loader::cut_by`], [`Loader::shard`], [`Loader::narrow`]).
+//!
 //! # The rooms
 //! Dependencies point one way: `store` → `loader` → `weights` → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
 //! `names`, `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
@@ -47,13 +49,13 @@ mod store;
 mod tensor;
 mod weights;
 
-pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream};
+pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream, Transform};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use io::gds::gds_memory;
 pub use io::{Backend, BackendKind};
-pub use loader::{FileInfo, Inspection, Loader, Progress, TensorStream};
-pub use report::{Choice, Report, Stages, Times};
+pub use loader::{Cut, CutReads, FileInfo, Inspection, Loader, Progress, TensorStream, TransformOn};
+pub use report::{Choice, Converted, Report, Stages, Times};
 pub use shape::Shape;
 pub use store::{OldVersion, WeightStore};
 #[cfg(feature = "cuda-external")]
@@ -61,6 +63,8 @@ pub use tensor::{Lent, LentMut};
 pub use tensor::{Tensor, TensorInfo, TensorView, TensorViewMut};
 pub use tensorhold_allocator as allocator;
 pub use tensorhold_allocator::{Closed, Held, OrderedStream, Pool, StillHeld, StreamUse};
+pub use tensorhold_kernels as kernels;
+pub use tensorhold_kernels::Overflow;
 pub use weights::{Metadata, Weights};
 
 #[cfg(doctest)]

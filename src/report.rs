@@ -1,5 +1,6 @@
 //! What a load says of itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -14,11 +15,12 @@ pub struct Report {
     pub device: Device,
     /// Tensors loaded.
     pub tensors: usize,
-    /// Bytes of those tensors.
+    /// Bytes of those tensors, as they are now.
     pub bytes: u64,
-    /// Of these, how many were read through the page cache.
+    /// How many bytes of the files were read through the page cache.
     pub cached_bytes: u64,
-    /// Of these, how many were read past it.
+    /// How many bytes of the files were read past it. With those read through it, these are the tensors' bytes, unless tensors were converted, or cut
+    /// out of rows that were read as a whole.
     pub direct_bytes: u64,
     /// Of these, how many cuFile read, whichever way it takes.
     pub gds_bytes: u64,
@@ -39,6 +41,20 @@ pub struct Report {
     pub times: Times,
     /// What was chosen, and why.
     pub choices: Vec<Choice>,
+    /// The converted tensors that had values out of range, or NaN, if [that was counted](crate::Loader::count_conversions).
+    pub converted: Option<Vec<Converted>>,
+}
+
+/// What a conversion met in a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Converted {
+    /// The tensor.
+    pub name: Arc<str>,
+    /// Values that are not NaN, and would round to more than the largest finite value of the new type. An infinity that stays one is not counted.
+    pub out_of_range: u64,
+    /// NaN, which stays NaN.
+    pub nan: u64,
 }
 
 /// Where the time of a load went. `total` is from the call of `load` to its return.
@@ -95,9 +111,11 @@ pub struct Choice {
 }
 
 impl Report {
-    /// Bytes of tensors over the whole time, in 10^9 bytes a second.
+    /// Bytes of files over the whole time, in 10^9 bytes a second: of tensors, where they are loaded as they are.
     pub fn gigabytes_per_second(&self) -> f64 {
-        self.bytes as f64 / 1e9 / self.times.total.as_secs_f64().max(f64::MIN_POSITIVE)
+        (self.cached_bytes + self.direct_bytes) as f64
+            / 1e9
+            / self.times.total.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 }
 

@@ -223,14 +223,6 @@ impl Weights {
     }
 
     fn unknown(&self, name: &str) -> Error {
-        // A search among very many names would cost more than the hint is worth.
-        let similar =
-            self.names().take(10_000).map(|known| (strsim::normalized_levenshtein(known, name), known));
-        let nearest = similar.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(similarity, _)| *similarity > 0.6);
-        Error::UnknownTensor {
-            name: name.into(),
-            nearest: nearest.map(|(_, known)| known.into()),
-            tensors: self.len(),
-        }
+        Error::unknown_tensor(name, self.names(), self.len())
     }
 }

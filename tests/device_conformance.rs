@@ -13,6 +13,7 @@ fn the_host_conforms() {
 #[test]
 fn a_driver_from_outside_conforms() {
     device::conforms(&staged_host::device());
+    device::conforms(&staged_host::device_with_transforms());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! fails instead, so that a GPU machine whose driver is broken does not pass. What needs cuFile is ignored where that cannot be used, and fails with
 //! `TENSORHOLD_REQUIRE_CUFILE=1`.
 
+#[path = "gpu/changes.rs"]
+mod changes;
 #[path = "gpu/driver.rs"]
 mod driver;
 #[path = "gpu/gds.rs"]
@@ -94,6 +96,25 @@ fn main() {
             "unified_memory_is_filled_in_place_and_read_by_the_device",
             unified::unified_memory_is_filled_in_place_and_read_by_the_device,
         ),
+        ("every_pair_of_types_arrives_converted", changes::every_pair_of_types_arrives_converted),
+        (
+            "every_backend_brings_the_same_changed_tensors",
+            changes::every_backend_brings_the_same_changed_tensors,
+        ),
+        (
+            "long_tensors_are_converted_from_any_alignment",
+            changes::long_tensors_are_converted_from_any_alignment,
+        ),
+        ("shards_of_matrices_arrive_every_way", changes::shards_of_matrices_arrive_every_way),
+        (
+            "a_stream_gives_changed_tensors_that_have_arrived",
+            changes::a_stream_gives_changed_tensors_that_have_arrived,
+        ),
+        (
+            "what_conversions_lose_is_counted_on_the_device",
+            changes::what_conversions_lose_is_counted_on_the_device,
+        ),
+        ("changed_loads_give_all_memory_back", changes::changed_loads_give_all_memory_back),
     ];
     let with_cufile: &[(&str, Test)] = &[
         ("cufile_brings_every_byte", gds::cufile_brings_every_byte),

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use globset::{GlobBuilder, GlobMatcher};
 use tensorhold::allocator::RegionParts;
 use tensorhold::allocator::replay::Policy;
-use tensorhold::{Backend, BackendKind};
+use tensorhold::{Backend, BackendKind, DType};
 
 use crate::device::DeviceName;
 
@@ -54,6 +54,9 @@ pub(crate) struct LoadArgs {
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) options: LoadOptions,
+    /// Convert floats on their way, to f32, f16, bf16, f8_e4m3 or f8_e5m2 [default: they stay as they are]
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    pub(crate) dtype: Option<DType>,
     /// Record what happens in the pool of the tensors' memory to this file, until it has been closed; for `replay` and `trace`
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
@@ -197,6 +200,11 @@ fn backend(text: &str) -> Result<Backend, String> {
     let kind = BackendKind::ALL.into_iter().find(|kind| kind.name() == text);
     kind.map(Backend::Require)
         .ok_or_else(|| format!("expected auto, {}", BackendKind::ALL.map(BackendKind::name).join(", ")))
+}
+
+fn dtype(text: &str) -> Result<DType, String> {
+    let dtype = DType::ALL.iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text));
+    dtype.copied().ok_or_else(|| "expected a type of the format, such as bf16".into())
 }
 
 fn policy() -> impl TypedValueParser<Value = Policy> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use tensorhold::allocator::Bytes;
-use tensorhold::{Loader, Pool, Report, Weights};
+use tensorhold::{DType, Loader, Pool, Report, Weights};
 
 use crate::args::{LoadArgs, LoadOptions};
 use crate::device::{self, Chosen};
@@ -17,8 +17,8 @@ pub(crate) fn run(args: &LoadArgs) -> anyhow::Result<()> {
     let chosen = device::choose(args.options.device)?;
     let recording =
         args.events.as_ref().map(|file| Recording::start(file, &chosen.device, &args.options)).transpose()?;
-    let loaded =
-        load_into(&args.path, &args.options, chosen, recording.as_ref().map(|recording| &recording.pool));
+    let pool = recording.as_ref().map(|recording| &recording.pool);
+    let loaded = load_into(&args.path, &args.options, args.dtype, chosen, pool);
     let printed = loaded.and_then(|loaded| {
         output::print(|out| match args.json {
             true => output::write_json(out, &loaded.document()),
@@ -48,13 +48,14 @@ pub(crate) struct Document<'a> {
 
 /// Loads the selected tensors onto the chosen device, with a progress bar.
 pub(crate) fn load(path: &Path, options: &LoadOptions, chosen: Chosen) -> anyhow::Result<Loaded> {
-    load_into(path, options, chosen, None)
+    load_into(path, options, None, chosen, None)
 }
 
-/// As [`load`], into a pool, if one is given.
+/// As [`load`], converted, and into a pool, if they are given.
 fn load_into(
     path: &Path,
     options: &LoadOptions,
+    dtype: Option<DType>,
     chosen: Chosen,
     pool: Option<&Pool>,
 ) -> anyhow::Result<Loaded> {
@@ -69,6 +70,9 @@ fn load_into(
     if !options.selection.is_all() {
         let selection = options.selection.clone();
         loader = loader.select(move |tensor| selection.wants(&tensor.name));
+    }
+    if let Some(dtype) = dtype {
+        loader = loader.dtype(dtype);
     }
     if let Some(threads) = options.threads {
         loader = loader.threads(threads.into());

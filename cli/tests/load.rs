@@ -45,6 +45,20 @@ fn only_what_is_selected_is_loaded() {
 }
 
 #[test]
+fn floats_are_converted_if_that_is_asked() {
+    let folder = checkpoint();
+    let report = json(&run("load", folder.path(), &["--device", "cpu", "--dtype", "bf16", "--json"]));
+    assert_eq!(
+        (&report["tensors"], &report["bytes"], &report["cached_bytes"]),
+        (&json!(3), &json!(28), &json!(56))
+    );
+    let message = failure(&run("load", folder.path(), &["--device", "cpu", "--dtype", "i64"]), 1);
+    assert!(message.contains("option dtype: got I64, expected one of F32"), "{message}");
+    let message = failure(&run("load", folder.path(), &["--dtype", "float"]), 2);
+    assert!(message.contains("expected a type of the format"), "{message}");
+}
+
+#[test]
 fn a_selection_of_nothing_is_an_error() {
     let folder = checkpoint();
     let message = failure(&run("load", folder.path(), &["--device", "cpu", "--select", "c.*"]), 1);

@@ -21,6 +21,7 @@ mod host;
 mod idle;
 #[cfg(feature = "cuda-external")]
 mod numa;
+mod transform;
 
 use std::ffi::c_void;
 use std::fmt;
@@ -33,6 +34,8 @@ use tensorhold_allocator::{Memory, OrderedStream};
 pub use self::handles::HandleTypes;
 use self::idle::IdleStreams;
 use crate::error::{Error, Result};
+
+pub use transform::Transform;
 
 /// A device that tensors can be loaded to. A cheap handle: clones are the same device.
 #[derive(Clone)]
@@ -101,6 +104,12 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// When the driver refuses.
     fn stream(&self) -> Result<Box<dyn Stream>>;
+
+    /// Whether its streams convert and gather what lies in staging memory: [`Stream::transform`]. The default is that they do not, and
+    /// then a load does so on the CPU, before it copies.
+    fn has_transforms(&self) -> bool {
+        false
+    }
 
     /// A stream of the application's, by the platform's handle, on which the use of tensors can be recorded.
     ///
@@ -177,6 +186,24 @@ pub trait Stream: Send + Sync {
             operation: "copy on the device",
             detail: "it has no copies within its memory".into(),
             remedy: "copy through host memory instead",
+        })
+    }
+
+    /// Enqueues a conversion or a gather, from staging memory or the device's to the device's. Called only where the driver
+    /// [has transforms](Driver::has_transforms); the default is that there are none.
+    ///
+    /// # Errors
+    /// When the driver refuses, or has none.
+    ///
+    /// # Safety
+    /// As [`Transform::on_cpu`], but that the target and the counters are in the device's memory, and the source there or in its staging memory; until an
+    /// event recorded after it has passed, or the stream is synchronized.
+    unsafe fn transform(&self, transform: &Transform) -> Result<()> {
+        Err(Error::Device {
+            device: "of this stream".into(),
+            operation: transform.operation(),
+            detail: "its streams do not transform".into(),
+            remedy: "transform on the CPU, before the copy",
         })
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tensorhold_allocator::offsets::Layout;
 use tensorhold_allocator::{Fragment, Pool, Reserved};
 
+use super::change::Changes;
 use super::headers::Opened;
 use super::options::Readers;
 use super::plan::{Extent, Plan};
@@ -17,13 +18,15 @@ pub(super) struct Batch {
     /// The files and, of each, the places of those tensors.
     pub(super) files: Vec<Opened>,
     pub(super) layout: Layout,
+    /// Those of the tensors that do not come as they lie in the files.
+    pub(super) changes: Changes,
 }
 
 impl Batch {
     /// The tensors that are left in the files, laid out by the pool.
-    pub(super) fn new(files: Vec<Opened>, pool: &Pool) -> Result<Self> {
+    pub(super) fn new(files: Vec<Opened>, pool: &Pool, changes: Changes) -> Result<Self> {
         let layout = pool.lay_out(extents(&files).map(|extent| extent.request()))?;
-        Ok(Self { files, layout })
+        Ok(Self { files, layout, changes })
     }
 
     /// How many tensors there are.
@@ -42,14 +45,14 @@ impl Batch {
         path.unwrap_or_default().into()
     }
 
-    /// Where the tensors are.
-    pub(super) fn extents(&self) -> impl Iterator<Item = Extent> {
-        extents(&self.files)
+    /// Bytes of the files that they are made of.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.changes.file_bytes(self.bytes())
     }
 
     /// What these readers do to read it.
     pub(super) fn plan(&self, readers: &Readers) -> Plan {
-        Plan::new(self.extents(), &self.layout, readers.limits())
+        Plan::new(extents(&self.files), &self.layout, readers.limits(), &self.changes)
     }
 
     /// Cuts the memory into that of the tensors, which have these labels. After an error the memory is where it was.

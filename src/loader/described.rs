@@ -6,7 +6,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{mem, thread};
 
+use super::asked::Asked;
 use super::beside::each;
+use super::change::Change;
 use super::headers::{self, Header, Indexed, Opened, Said};
 use super::options::Select;
 use crate::device::Device;
@@ -45,6 +47,30 @@ impl Told {
         let others = wanted.map_or_else(Vec::new, |wanted| leave_out(files, wanted));
         let headers = files.iter_mut().map(|file| mem::take(&mut file.header)).collect();
         Self { headers, others, indexes }
+    }
+
+    /// Makes of the wanted tensors what is asked. All headers have been read.
+    ///
+    /// # Errors
+    /// When a tensor cannot be had like that, or there is none of a name.
+    pub(super) fn change(&mut self, files: &mut [Opened], asked: &Asked) -> Result<Vec<(usize, Change)>> {
+        let said = || self.headers.iter().filter_map(Header::said).flat_map(|said| &said.descriptions);
+        let all = said().chain(self.others.iter().map(|(_, description)| description));
+        asked.check_names(all.map(|description| &description.info))?;
+        let (mut changed, mut number) = (Vec::new(), 0);
+        for (header, file) in self.headers.iter_mut().zip(files) {
+            let Header::Read(said) = header else { continue };
+            for (place, description) in file.places.iter_mut().zip(&mut said.descriptions) {
+                if let Some(found) = asked.of(&description.info, *place)? {
+                    *place = found.place;
+                    let device = Arc::clone(&description.device);
+                    *description = Arc::new(Description { info: found.info, device });
+                    changed.extend(found.change.map(|change| (number, change)));
+                }
+                number += 1;
+            }
+        }
+        Ok(changed)
     }
 
     /// Reads the rest.
@@ -100,7 +126,7 @@ fn leave_out(files: &mut [Opened], wanted: &Select) -> Vec<(usize, Arc<Descripti
 
 impl Described {
     /// What the wanted tensors are, in the order of the batch.
-    pub(super) fn infos(&self) -> impl Iterator<Item = &TensorInfo> {
+    pub(super) fn infos(&self) -> impl Iterator<Item = &TensorInfo> + Clone {
         self.said.iter().flat_map(|said| &said.descriptions).map(|description| &description.info)
     }
 

@@ -22,6 +22,7 @@ use super::ring::Ring;
 use super::route::Routes;
 use super::staging::Budget;
 use super::stopwatch::Totals;
+use super::tally::Tally;
 use super::work::Work;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -46,6 +47,8 @@ pub(super) struct Fill<'a> {
     pub(super) gds: OnceLock<ByCuFile>,
     /// Where readers through the page cache leave what the device copies; `None` where they read in place.
     pub(super) ring: Option<Ring<'a>>,
+    /// What conversions meet, if that is counted.
+    pub(super) tally: Option<&'a Tally>,
     pub(super) totals: Totals,
 }
 
@@ -65,6 +68,21 @@ impl Fill<'_> {
 
     pub(super) fn in_place(&self) -> bool {
         self.device.is_host_accessible()
+    }
+
+    /// The error for a part that the CPU is to transform where there is no scratch memory for it.
+    pub(super) fn without_scratch(&self, job: &Job) -> Error {
+        Error::Device {
+            device: self.device.name().into(),
+            operation: "transform on the CPU",
+            detail: format!("there is no scratch memory for {} bytes", job.file_bytes),
+            remedy: "raise staging_bytes",
+        }
+    }
+
+    /// The counters of a job's conversions in the device's memory, if they are counted.
+    pub(super) fn device_counters(&self, job: &Job) -> Option<*mut u64> {
+        self.tally?.on_device(self.landing.part(job)?.0.change)
     }
 
     /// The error for a file that ends at `end`, before the job's bytes do.

@@ -91,6 +91,14 @@ impl Readers {
                 remedy: "use Backend::Auto",
             });
         }
+        if !fill.landing.plan.parts.is_empty() && !fill.landing.changes.on_device {
+            return Err(Error::Option {
+                option: "transform_on",
+                got: format!("tensors that the CPU changes, of bytes that cuFile brings to {}", fill.device),
+                expected: "tensors that stay as they are, or a device that changes them".into(),
+                remedy: "use TransformOn::Auto, or Backend::Auto",
+            });
+        }
         let cufile = provider.open().map_err(gds::Missing::into_error)?;
         let _current = fill.device.make_current()?;
         let engine = provider.engine(&cufile);

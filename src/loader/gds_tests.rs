@@ -7,12 +7,16 @@ use std::sync::Arc;
 
 use tensorhold_allocator::{Pool, RegionParts};
 
-use super::Loader;
 use super::engines::Engines;
+use super::fault_tests::support::changed::{Changed, assert_changed};
 use super::fault_tests::support::{
     self, Spec, assert_all_back, assert_holds, bytes_tensor, drop_cached, on_disk, pool_for, staged_host,
 };
+use super::{Cut, Loader, TransformOn};
+use tensorhold_kernels::Overflow;
+
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::Error;
 use crate::io::faulty::{Fault, Faults};
 use crate::io::gds::fake::{Fake, Fakes};
@@ -235,6 +239,49 @@ fn auto_leaves_cufile_alone_where_it_does_not_read_directly() {
     assert_eq!((weights.report().gds_bytes, fakes.fake.get("opens")), (0, 1));
     let why = picked(weights.report(), "backend").iter().map(|choice| choice.1).collect::<String>();
     assert!(why.contains("not by cuFile") && why.contains("compatibility mode"), "{why}");
+}
+
+#[test]
+fn what_cufile_brings_is_changed_on_the_device_or_not_read_by_it() {
+    let specs: Vec<Spec> = [70_000, 3]
+        .iter()
+        .map(|&rows| support::tensor(&format!("t{rows}"), "F32", &[rows, 20], rows * 80))
+        .collect();
+    let ranges = |rows: usize| [0..rows, 5..10];
+    let expected: Vec<Spec> = [70_000, 3]
+        .iter()
+        .map(|&rows| {
+            let name = format!("t{rows}");
+            let changed = Changed::new(&name, "F32", &[rows, 20], &ranges(rows), Some(DType::BF16));
+            changed.expected(Overflow::Torch)
+        })
+        .collect();
+    let (_folder, path) = on_disk(&specs);
+    for (backend, transforms, place) in [
+        (REQUIRED, true, TransformOn::Auto),
+        (REQUIRED, true, TransformOn::Cpu),
+        (REQUIRED, false, TransformOn::Auto),
+        (Backend::Auto, true, TransformOn::Auto),
+        (Backend::Auto, false, TransformOn::Auto),
+    ] {
+        drop_cached(&path, 0, 0);
+        let device = if transforms { staged_host::device_with_transforms() } else { staged_host::device() };
+        let (engines, fakes) = engines(direct());
+        let loader = Loader::new(device).files([&path]).backend(backend).engines(engines);
+        let loader = loader.dtype(DType::BF16).cut_by(|_| vec![Cut::narrow(1, 5, 5)]).transform_on(place);
+        match loader.load() {
+            Ok(weights) => {
+                assert_changed(&weights, &expected);
+                let by_cufile = weights.report().gds_bytes > 0;
+                assert_eq!(by_cufile, transforms, "{backend:?}: {:?}", weights.report());
+            }
+            Err(error) => {
+                assert!(backend == REQUIRED && !(transforms && place == TransformOn::Auto), "{error}");
+                assert!(error.to_string().contains("transform_on"), "{error}");
+            }
+        }
+        fakes.fake.assert_nothing_left();
+    }
 }
 
 /// A library that reads directly whatever the tests' files are on.

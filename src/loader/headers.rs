@@ -17,7 +17,7 @@ use crate::weights::Metadata;
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) source: FileSource,
-    /// Where the tensors' bytes are, in order.
+    /// Where the tensors' bytes are, in order; and how many the tensors of a batch will have.
     pub(super) places: Vec<Place>,
     /// What lies there, until it is a batch's.
     pub(super) header: Header,
@@ -29,6 +29,16 @@ pub(super) enum Header {
     /// This, which no one has read yet.
     Text(Vec<u8>),
     Read(Said),
+}
+
+impl Header {
+    /// What it says, if it has been read.
+    pub(super) fn said(&self) -> Option<&Said> {
+        match self {
+            Self::Read(said) => Some(said),
+            Self::Text(_) => None,
+        }
+    }
 }
 
 /// What a header says, when it has been read.

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::asked::Asked;
 use super::headers::Opened;
 use super::options::Select;
+use crate::error::Result;
+use crate::format::Place;
 use crate::tensor::TensorInfo;
 use crate::weights::Metadata;
 
@@ -14,7 +17,7 @@ use crate::weights::Metadata;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// The selected tensors, file by file in the order of their bytes.
+    /// The selected tensors as they would be loaded, file by file in the order of their bytes.
     pub tensors: Vec<TensorInfo>,
     /// The files, in the order in which they were given.
     pub files: Vec<FileInfo>,
@@ -41,9 +44,10 @@ impl Inspection {
     pub(super) fn new<'a>(
         opened: Vec<Opened>,
         metadata: Vec<Metadata>,
-        tensors: impl Iterator<Item = &'a TensorInfo>,
+        tensors: impl Iterator<Item = &'a TensorInfo> + Clone,
         wanted: Option<&Select>,
-    ) -> Self {
+        asked: &Asked,
+    ) -> Result<Self> {
         let file = |(Opened { source, places, .. }, metadata): (Opened, Metadata)| FileInfo {
             path: Arc::clone(source.path()),
             file_bytes: source.len(),
@@ -51,10 +55,15 @@ impl Inspection {
             bytes: places.iter().map(|place| place.bytes).sum(),
             metadata,
         };
-        let tensors = tensors.filter(|info| wanted.is_none_or(|wanted| wanted(info)));
-        Self {
-            tensors: tensors.cloned().collect(),
+        asked.check_names(tensors.clone())?;
+        let tensors = tensors.filter(|info| wanted.is_none_or(|wanted| wanted(info))).map(|info| {
+            // Where it lies in the file does not matter here.
+            let found = asked.of(info, Place { start: 0, bytes: info.nbytes })?;
+            Ok(found.map_or_else(|| info.clone(), |found| found.info))
+        });
+        Ok(Self {
+            tensors: tensors.collect::<Result<_>>()?,
             files: opened.into_iter().zip(metadata).map(file).collect(),
-        }
+        })
     }
 }

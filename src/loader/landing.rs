@@ -11,14 +11,19 @@ use std::ptr;
 
 use smallvec::SmallVec;
 use tensorhold_allocator::Bases;
+use tensorhold_kernels::Block;
 
+use super::change::{Change, Changes};
+use super::parts::Part;
 use super::plan::{Job, Plan};
+use crate::device::Transform;
 use crate::error::Result;
 
 /// The regions that are filled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Landing<'a> {
     pub(super) plan: &'a Plan,
+    pub(super) changes: &'a Changes,
     pub(super) bases: &'a Bases,
 }
 
@@ -31,9 +36,47 @@ pub(super) enum Form {
     Spread,
 }
 
+/// How what a job has of a changed tensor lies in a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PartForm {
+    /// From the first byte to the last, as in the file.
+    AsInFile,
+    /// Its runs, one behind the other.
+    Dense,
+}
+
 pub(super) type Buffers<'a> = SmallVec<[IoSliceMut<'a>; 16]>;
 
-impl Landing<'_> {
+impl<'a> Landing<'a> {
+    /// What a job has of a changed tensor, and how that is changed.
+    pub(super) fn part(&self, job: &Job) -> Option<(&'a Part, &'a Change)> {
+        let part = self.plan.part(job)?;
+        self.changes.changed.get(part.change).map(|(_, change)| (part, change))
+    }
+
+    /// What makes so many jobs' spans, which lie side by side, of what lies at `source` in this form. `None` when none of it is changed.
+    pub(super) fn transform(
+        &self,
+        jobs: &[Job],
+        source: *const u8,
+        form: PartForm,
+        target: *mut u8,
+        counters: Option<*mut u64>,
+    ) -> Option<Transform> {
+        let (part, change) = self.part(jobs.first()?)?;
+        let target_bytes = jobs.iter().map(|job| job.span).sum();
+        let dense = form == PartForm::Dense || part.block.counts == [1; 3];
+        let (block, source_bytes) = match dense {
+            true => (
+                Block::whole(target_bytes / change.target_unit),
+                target_bytes / change.target_unit * change.unit,
+            ),
+            false => (part.block, jobs.first()?.file_bytes),
+        };
+        let conversion = change.conversion;
+        Some(Transform { conversion, block, source, source_bytes, target, target_bytes, counters })
+    }
+
     /// Where a job's span begins in its region. Where regions are backed in parts, waits until there is memory up to the
     /// end of the span.
     ///

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use tensorhold_allocator::{Fragment, HostMemory};
 
 use super::staging::Staging;
-use crate::device::{Device, Stream};
+use crate::device::{Device, Stream, Transform};
 use crate::error::Result;
 
 /// A lane has so many slots or more: one is copied while the other is filled.
@@ -188,6 +188,18 @@ impl<'a> Lane<'a> {
             // SAFETY: as in `send`.
             unsafe { self.stream.copy_on_device(target, start.wrapping_add(offset as usize), bytes) }?;
         }
+        self.stream.record(slot)?;
+        self.copying.push_back((slot, job));
+        Ok(())
+    }
+
+    /// Enqueues what the device makes of a slot's bytes; they are those of job `job`.
+    ///
+    /// # Safety
+    /// As [`send`](Self::send), for the transform's source and target. The counters stay until then, too.
+    pub(crate) unsafe fn transform(&mut self, slot: usize, transform: &Transform, job: usize) -> Result<()> {
+        // SAFETY: as in `send`.
+        unsafe { self.stream.transform(transform) }?;
         self.stream.record(slot)?;
         self.copying.push_back((slot, job));
         Ok(())

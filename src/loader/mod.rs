@@ -4,12 +4,18 @@
 //! 2. **Reserve**: one block of the pool for the whole batch.
 //! 3. **Fill** ([`crew`]): readers take jobs, each the quicker way ([`route`]): [`through`] the page cache or [`past`] it, in
 //!    place where that can be, through the [`ring`] or a [`lane`] elsewhere.
+//!    Tensors that are [asked](asked) for in another type, or in parts, are [remade](remake) from [parts].
 //! 4. **Publish**: when the last byte has arrived and the files are still what they were, tensors become
 //!    [`Weights`]; a [`TensorStream`] gives each as soon as it has landed.
 
+mod asked;
 mod batch;
 mod beside;
+mod change;
+#[cfg(test)]
+mod change_fault_tests;
 mod crew;
+mod cut;
 mod depth;
 mod described;
 mod engines;
@@ -24,17 +30,23 @@ mod inspection;
 mod landing;
 mod lane;
 mod options;
+mod parts;
+#[cfg(test)]
+mod parts_tests;
 mod past;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod progress;
+mod remake;
 mod ring;
 mod route;
 mod run;
 mod staging;
 mod stopwatch;
 mod stream;
+mod strided;
+mod tally;
 mod through;
 mod work;
 
@@ -46,14 +58,17 @@ use std::time::Instant;
 use std::{fmt, fs};
 
 use tensorhold_allocator::{Memory, Pool, Reserved};
+use tensorhold_kernels::Overflow;
 
 use self::batch::Batch;
+use self::change::Changes;
 use self::described::Told;
 use self::headers::{First, Indexed, Opened};
 use self::options::{Cores, Options};
 use self::run::Run;
 use self::staging::StagingMemory;
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::{self, Shards};
 use crate::io::{self, Backend};
@@ -61,6 +76,8 @@ use crate::report::Times;
 use crate::tensor::TensorInfo;
 use crate::weights::Weights;
 
+pub use asked::{CutReads, TransformOn};
+pub use cut::Cut;
 pub use inspection::{FileInfo, Inspection};
 pub use progress::Progress;
 pub use stream::TensorStream;
@@ -112,6 +129,90 @@ impl Loader {
     /// tensor's bytes are read. Default: all.
     pub fn select(mut self, wanted: impl Fn(&TensorInfo) -> bool + Send + 'static) -> Self {
         self.options.select = Some(Box::new(wanted));
+        self
+    }
+
+    /// Converts floats to this type, one of F32, F16, BF16, F8_E4M3 and F8_E5M2, on their way: all tensors of F64, F32, F16 and BF16. Integers,
+    /// booleans and what is quantized to eight bits or fewer stay as they are, since they are indexes, or have scales;
+    /// [`dtype_by`](Self::dtype_by) converts those, too, and is asked first. `docs/kernels.md` says how numbers are rounded.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let file = folder.path().join("model.safetensors");
+    /// # let header = r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    /// # let data = [1.5_f32, -2.0].map(f32::to_le_bytes).concat();
+    /// # std::fs::write(&file, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()).unwrap();
+    /// use tensorhold::{DType, Device, Loader};
+    ///
+    /// let weights = Loader::new(Device::host()).files([file]).dtype(DType::BF16).load()?;
+    /// assert_eq!(weights.view("w")?.dtype(), DType::BF16);
+    /// assert_eq!(weights.view("w")?.to_host()?, [0xc0, 0x3f, 0x00, 0xc0]);
+    /// # Ok::<(), tensorhold::Error>(())
+    /// ```
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.options.asked.dtype = Some(dtype);
+        self
+    }
+
+    /// Converts each tensor to the type that the rule gives, on its way. Where it gives none, [`dtype`](Self::dtype) decides. The rule is given the
+    /// selected tensors as their files have them, before any tensor's bytes are read; a pair of types without a conversion is an error then.
+    pub fn dtype_by(mut self, rule: impl Fn(&TensorInfo) -> Option<DType> + Send + 'static) -> Self {
+        self.options.asked.dtype_rule = Some(Box::new(rule));
+        self
+    }
+
+    /// What becomes of values that are too large for an 8-bit float. Default: what torch does.
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.options.asked.overflow = overflow;
+        self
+    }
+
+    /// Counts, for each converted tensor, the values that are out of the new type's range, and NaN: [`Report::converted`](crate::Report::converted).
+    /// That costs some time.
+    pub fn count_conversions(mut self) -> Self {
+        self.options.asked.counts = true;
+        self
+    }
+
+    /// Loads part `rank` of `world` equal parts of a tensor, along dimension `dim`: the same as [`cut`](Self::cut) with [`Cut::shard`].
+    pub fn shard(self, name: impl Into<String>, dim: usize, rank: usize, world: usize) -> Self {
+        self.cut(name, Cut::shard(dim, rank, world))
+    }
+
+    /// Loads `length` elements of a tensor along dimension `dim`, from `start` on: the same as [`cut`](Self::cut) with [`Cut::narrow`].
+    pub fn narrow(self, name: impl Into<String>, dim: usize, start: usize, length: usize) -> Self {
+        self.cut(name, Cut::narrow(dim, start, length))
+    }
+
+    /// Loads a part of a tensor. Of the rest no more is read than is in the way. Parts are dense, as any tensor, and the tensor's
+    /// [description](TensorInfo) is that of the part. Cuts are made one after the other, in the order in which they were asked for, and before a
+    /// conversion. A name that no tensor has is an error, and so is a part that the tensor does not have, before any tensor's bytes are read.
+    pub fn cut(mut self, name: impl Into<String>, cut: Cut) -> Self {
+        self.options.asked.cuts.add(name.into(), cut);
+        self
+    }
+
+    /// Loads a part of each tensor that the rule gives cuts for: an `Option` of one, or several, which are made one after the other. The
+    /// rule is given the selected tensors as their files have them. As [`cut`](Self::cut) otherwise.
+    pub fn cut_by<C: IntoIterator<Item = Cut>>(
+        mut self,
+        rule: impl Fn(&TensorInfo) -> C + Send + 'static,
+    ) -> Self {
+        let rule = move |tensor: &TensorInfo| rule(tensor).into_iter().collect();
+        self.options.asked.cuts.add_rule(Box::new(rule));
+        self
+    }
+
+    /// Where tensors are converted, and gathered from rows that are read as a whole. The bytes are the same. Default: on the device, where its
+    /// driver has transforms, else on the CPU.
+    pub fn transform_on(mut self, place: TransformOn) -> Self {
+        self.options.asked.transform_on = place;
+        self
+    }
+
+    /// How what is cut out of rows is read through the page cache. The bytes are the same. Default: tensor by tensor the quicker way.
+    pub fn cut_reads(mut self, reads: CutReads) -> Self {
+        self.options.asked.cut_reads = reads;
         self
     }
 
@@ -168,8 +269,8 @@ impl Loader {
     /// Loads the tensors. When it returns, each is readable on any stream and from any thread.
     ///
     /// # Errors
-    /// When an index, file or header is not as it should be, the device or its memory refuses, the callback breaks, or a file
-    /// changes while it is read. Nothing is left behind (I4).
+    /// When an index, file or header is not as it should be, a tensor cannot be had as is asked, the device or its memory
+    /// refuses, the callback breaks, or a file changes while it is read. Nothing is left behind (I4).
     pub fn load(mut self) -> Result<Weights> {
         if self.may_guess() {
             let confirmed = Arc::new(AtomicBool::new(false));
@@ -223,14 +324,15 @@ impl Loader {
     /// Whether the files near a long index may be taken for those that it names until it has been read: where no one is told of
     /// tensors or bytes before, and no one else needs the memory that a wrong guess takes.
     fn may_guess(&self) -> bool {
-        let Options { select, callback, pool, .. } = &self.options;
-        let alone = select.is_none() && callback.is_none() && pool.is_none();
+        let Options { select, callback, pool, asked, .. } = &self.options;
+        let alone = select.is_none() && callback.is_none() && pool.is_none() && asked.is_nothing();
         alone && self.checkpoints.iter().any(headers::is_guessable)
     }
 
-    /// What is read before the tensors' bytes, without a guess: what a selection looks at.
+    /// What is read before the tensors' bytes, without a guess: what a selection and changes look at.
     fn first(&self) -> First {
-        if self.options.select.is_some() { First::All } else { First::Places }
+        let all = self.options.select.is_some() || !self.options.asked.is_nothing();
+        if all { First::All } else { First::Places }
     }
 
     /// Plans and reserves.
@@ -243,14 +345,22 @@ impl Loader {
         let in_place = self.device.is_host_accessible();
         let all = in_place || files.next().is_some_and(|file| io::is_in_memory(file));
         let readers = self.options.readers(in_place, if all { Cores::All } else { Cores::Most })?;
+        let asked = &self.options.asked;
+        asked.check()?;
+        let (on_device, why) = asked.on_device(&self.device)?;
+        let readers = if on_device || asked.is_nothing() { readers } else { readers.with_scratch() };
         let pool = self.open_pool()?;
         let staging =
             self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
         let staging = StagingMemory::new(&self.device, staging, readers.for_bytes(file_bytes).first_slots())?;
         let (mut files, indexes) = self.open_files(first)?;
-        let told = Told::take(&mut files, indexes, self.options.select.as_ref());
-        let batch = Batch::new(files, &pool)?;
-        let readers = readers.for_bytes(batch.bytes());
+        let mut told = Told::take(&mut files, indexes, self.options.select.as_ref());
+        let mut changes = Changes { on_device, why, cut_reads: asked.cut_reads, ..Changes::default() };
+        if !asked.is_nothing() {
+            changes.changed = told.change(&mut files, asked)?;
+        }
+        let batch = Batch::new(files, &pool, changes)?;
+        let readers = readers.for_bytes(batch.file_bytes());
         let planned = started.elapsed();
         let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
         let times =
@@ -267,6 +377,7 @@ impl Loader {
             plan,
             staging,
             scratch: self.options.scratch.clone(),
+            counts: asked.counts,
             owns_pool: self.options.pool.is_none(),
             pool,
             control: Arc::default(),
@@ -279,13 +390,15 @@ impl Loader {
     /// Reads and checks the headers alone, and says what a load would load.
     ///
     /// # Errors
-    /// When a file, header or index is not as it should be.
+    /// When a file, header or index is not as it should be, or a tensor cannot be had as is asked.
     pub fn inspect(self) -> Result<Inspection> {
         let (mut files, indexes) = self.open_files(First::All)?;
         let mut described = Told::take(&mut files, indexes, None).read(&files, &self.device)?;
         described.check(&files)?;
         let metadata = described.take_metadata();
-        Ok(Inspection::new(files, metadata, described.infos(), self.options.select.as_ref()))
+        let Options { select, asked, .. } = &self.options;
+        asked.check()?;
+        Inspection::new(files, metadata, described.infos(), select.as_ref(), asked)
     }
 
     fn open_pool(&self) -> Result<Pool> {

@@ -4,8 +4,10 @@ use std::thread;
 
 use tensorhold_allocator::{Bytes, Pool};
 
+use super::asked::Asked;
 use super::engines::Engines;
 use super::lane::FIRST_SLOTS;
+use super::parts;
 use super::plan::Limits;
 use super::progress::Callback;
 use super::staging::{Budget, Staging};
@@ -87,6 +89,8 @@ pub(super) struct Options {
     pub(super) staging: Option<Pool>,
     pub(super) scratch: Option<Pool>,
     pub(super) backend: Option<Backend>,
+    /// What is asked of the tensors.
+    pub(super) asked: Asked,
     pub(super) engines: Engines,
 }
 
@@ -125,6 +129,24 @@ impl Readers {
     /// The longest span of jobs that are copied together.
     pub(super) fn group_bytes(&self) -> u64 {
         self.job_bytes * self.group_jobs as u64
+    }
+
+    /// The same where each reader through the page cache needs scratch, for what the CPU transforms: so much of the staging memory is set aside, a
+    /// quarter at most.
+    pub(super) fn with_scratch(&self) -> Self {
+        let scratch = parts::part_bytes(self.limits(), false);
+        let staging = self.staging_jobs as u64 * self.job_bytes;
+        let threads = (self.threads as u64).min(staging / 4 / scratch).max(1);
+        let aside = threads * scratch;
+        let staging_jobs = self.staging_jobs.saturating_sub(aside.div_ceil(self.job_bytes) as usize);
+        Self {
+            threads: threads as usize,
+            staging_jobs,
+            ring_bytes: self.ring_bytes.map(|bytes| bytes.saturating_sub(aside)),
+            past_slots: self.past_slots.min(staging_jobs).max(FIRST_SLOTS),
+            rings: self.rings.min(staging_jobs / FIRST_SLOTS).max(1),
+            ..self.clone()
+        }
     }
 
     /// The same for a load of so many bytes: a short one pins little, which is soon done, and divides that among many.
@@ -281,6 +303,22 @@ mod tests {
                 let ring = readers.group_bytes() * readers.ring_slots as u64;
                 let past = readers.job_bytes * FIRST_SLOTS as u64;
                 assert!(ring + past <= staging.unwrap_or(STAGING_BYTES), "{staging:?}, {bytes}: {readers:?}");
+            }
+        }
+        for staging in [None, Some(MIN_STAGING_BYTES), Some(1 << 20), Some(20 << 20)] {
+            for (in_place, threads) in [(true, 16), (false, 16), (false, 1000)] {
+                let options = Options { threads: Some(threads), ..options(staging) };
+                let readers = options.readers(in_place, Cores::Most).unwrap().with_scratch();
+                for bytes in [0, 90_000_000, 16_000_000_000] {
+                    let readers = readers.for_bytes(bytes);
+                    let scratch = parts::part_bytes(readers.limits(), false) * readers.threads as u64;
+                    let ring = readers.group_bytes() * readers.ring_slots as u64;
+                    let past = readers.job_bytes * FIRST_SLOTS as u64;
+                    let all = scratch + ring + past;
+                    assert!(all <= staging.unwrap_or(STAGING_BYTES), "{staging:?}, {bytes}: {readers:?}");
+                    assert!(in_place || readers.ring_slots > 0, "{staging:?}, {bytes}: {readers:?}");
+                }
+                assert!(staging.is_some() || readers.threads >= 16, "{readers:?}");
             }
         }
         let default = options(None).readers(false, Cores::Most).unwrap().for_bytes(16_000_000_000);

@@ -10,9 +10,10 @@ use std::time::Instant;
 use super::depth::Depth;
 use super::fill::{Fill, queue_refused};
 use super::gds::{self, ByCuFile};
-use super::landing::Form;
+use super::landing::{Form, PartForm};
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
+use super::remake;
 use super::route::Way;
 use super::stopwatch::{Stage, Stopwatch};
 use super::through::{self, MAX_RETRIES, read_error};
@@ -217,6 +218,10 @@ impl<'a> Reader<'a> {
     /// The job's bytes lie in its slot on the device, packed from `head` on.
     fn arrived_on_device(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
         self.work.count_gds(job);
+        if job.part.is_some() {
+            // By a kernel: cuFile is left alone where the CPU would have to see the bytes.
+            return self.arrived_part(flight, job, head);
+        }
         let (to, mut from) = (self.fill.landing.address(job)?, head);
         let moves = self.fill.landing.plan.pieces_of(job).iter().map(|piece| {
             let start = from;
@@ -233,6 +238,9 @@ impl<'a> Reader<'a> {
             return self.arrived_on_device(flight, job, head);
         }
         self.work.count(job, Way::Past);
+        if job.part.is_some() {
+            return self.arrived_part(flight, job, head);
+        }
         let start = self.lane.start(flight.slot);
         if self.fill.in_place() {
             // SAFETY: the slot holds the job's bytes; W1: no one else touches their places.
@@ -250,6 +258,37 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What a job has of a changed tensor lies in its slot, as in the file, from `head` on.
+    fn arrived_part(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
+        let (landing, start) = (&self.fill.landing, self.lane.start(flight.slot));
+        let (from, to) = (start.wrapping_add(head as usize), landing.address(job)?);
+        if self.fill.in_place() {
+            // SAFETY: the slot holds the job's bytes; W1: no one else touches their place.
+            unsafe { remake::transform(self.fill, job, from, PartForm::AsInFile, to) }?;
+            self.lane.release(flight.slot);
+            self.work.landed(flight.index);
+            return Ok(());
+        }
+        // Also what readers through the page cache would leave as it is: here it lies among its rows.
+        if landing.changes.on_device {
+            let (jobs, counters) = (std::slice::from_ref(job), self.fill.device_counters(job));
+            let transform = landing.transform(jobs, from, PartForm::AsInFile, to, counters);
+            let Some(transform) = transform else { return Ok(()) };
+            // SAFETY: P4, P5: as for copies. The counters outlive the fill.
+            return unsafe { self.lane.transform(flight.slot, &transform, flight.index) };
+        }
+        let behind = remake::behind(job, head);
+        if behind + job.span > self.lane.slot_bytes() {
+            return Err(self.fill.without_scratch(job));
+        }
+        // SAFETY: P5: the slot has room for both, and is this reader's.
+        unsafe {
+            remake::transform(self.fill, job, from, PartForm::AsInFile, start.wrapping_add(behind as usize))
+        }?;
+        // SAFETY: as for other copies.
+        unsafe { self.lane.send(flight.slot, behind, to, job.span, flight.index) }
+    }
+
     /// Reads a job through the page cache after all, if that is allowed.
     fn without(&mut self, flight: Flight, job: &Job, refused: Error) -> Result<()> {
         if !self.fill.routes.refuse_past(job.file) {
@@ -260,6 +299,10 @@ impl<'a> Reader<'a> {
         let start = self.lane.start(flight.slot);
         // SAFETY: the slot is as long as the longest span, and ours.
         unsafe { through::read_job(self.fill, &mut *queue, job, start, Way::Buffered) }?;
+        if job.part.is_some() {
+            self.work.count_whole(job);
+            return self.arrived_part(flight, job, 0);
+        }
         self.work.count(job, Way::Buffered);
         if self.fill.in_place() {
             // SAFETY: as in `arrived`.

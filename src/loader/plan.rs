@@ -13,13 +13,16 @@
 //! # Invariants
 //! - **P1** Each byte of each selected tensor is in exactly one piece (I2).
 //! - **P2** A job's pieces lie in order, without overlap, within its span; the span lies within its region.
-//! - **P3** A job's bytes lie between two neighbouring multiples of the length at which files are cut, if they are.
+//! - **P3** A job's bytes lie between two neighbouring multiples of the length at which files are cut, if they are; those of a changed tensor need
+//!   not (P4, P5).
 
 use std::ops::Range;
 
 use tensorhold_allocator::Request;
 use tensorhold_allocator::offsets::Layout;
 
+use super::change::Changes;
+use super::parts::{Cutter, Part};
 use crate::io::MAX_BUFFERS;
 
 /// Where a selected tensor's bytes are.
@@ -29,6 +32,7 @@ pub(crate) struct Extent {
     pub(crate) file: usize,
     /// Offset in the file.
     pub(crate) start: u64,
+    /// Bytes of the tensor as it will be. So many lie in the file, one after the other, unless it is changed.
     pub(crate) bytes: u64,
 }
 
@@ -60,6 +64,21 @@ pub(crate) struct Job {
     pub(crate) pieces: Range<usize>,
     /// The tensors whose bytes are among these: indices of extents.
     pub(crate) tensors: Range<usize>,
+    /// What it has of a changed tensor, in [`Plan::parts`]; its one piece is then what it has in the file. `None` where the bytes stay as they are.
+    pub(crate) part: Option<usize>,
+    /// Readers through the page cache find out by reading what is cached: of much that the job spans, little is read.
+    pub(crate) is_tried: bool,
+    /// What readers through the page cache leave in a slot: the span, or what the device makes that of.
+    pub(crate) staged: u64,
+    /// Where that begins in the slot of the job's group.
+    pub(crate) slot: u64,
+}
+
+impl Job {
+    /// Bytes of tensors that have arrived when it has landed.
+    pub(crate) fn bytes(&self) -> u64 {
+        if self.part.is_some() { self.span } else { self.file_bytes }
+    }
 }
 
 /// A part of a job's span that is filled from the file.
@@ -83,7 +102,7 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// How many bytes of a file there are until the next place where it is cut.
-    fn until_cut(&self, start: u64) -> u64 {
+    pub(super) fn until_cut(&self, start: u64) -> u64 {
         self.cut.map_or(u64::MAX, |cut| cut - start % cut)
     }
 }
@@ -93,15 +112,21 @@ impl Limits {
 pub(crate) struct Plan {
     pub(crate) jobs: Vec<Job>,
     pub(crate) pieces: Vec<Piece>,
+    pub(super) parts: Vec<Part>,
     /// Consecutive jobs whose spans lie close together, for those who copy them together.
     pub(crate) groups: Vec<Range<usize>>,
-    /// Bytes to read in all.
+    /// Bytes of tensors in all.
     pub(crate) bytes: u64,
 }
 
 impl Plan {
     /// Cuts the tensors into jobs and groups. `layout` places `extents`, one for one.
-    pub(crate) fn new(extents: impl IntoIterator<Item = Extent>, layout: &Layout, limits: Limits) -> Self {
+    pub(super) fn new(
+        extents: impl IntoIterator<Item = Extent>,
+        layout: &Layout,
+        limits: Limits,
+        changes: &Changes,
+    ) -> Self {
         let bytes: u64 = layout.placements.iter().map(|placement| placement.bytes).sum();
         let tensors = layout.placements.len();
         // Each span but the last of a file is full, or ends for want of buffers.
@@ -113,10 +138,15 @@ impl Plan {
             pieces: Vec::with_capacity(jobs as usize + tensors),
             ..Self::default()
         };
+        let mut changed = changes.changed.iter().enumerate().peekable();
         for (tensor, (extent, placement)) in extents.into_iter().zip(&layout.placements).enumerate() {
+            let region = placement.region as usize;
+            if let Some((number, _)) = changed.next_if(|(_, (changed, _))| *changed == tensor) {
+                Cutter::cut(&mut plan, limits, changes, number, extent, (region, placement.offset));
+                continue;
+            }
             let mut done = 0;
             while done < extent.bytes {
-                let region = placement.region as usize;
                 done += plan.add(tensor, extent, region, placement.offset, done, limits);
             }
         }
@@ -126,13 +156,31 @@ impl Plan {
 
     fn group(&mut self, max_group: u64) {
         let mut first = 0;
-        for (index, job) in self.jobs.iter().enumerate() {
-            let start = &self.jobs[first];
-            // Tensors are laid out in ascending order, and so are jobs within a region.
-            let fits = job.region == start.region && job.offset + job.span - start.offset <= max_group;
-            if !fits {
-                self.groups.push(first..index);
-                first = index;
+        for index in 0..self.jobs.len() {
+            let (before, rest) = self.jobs.split_at_mut(index);
+            let Some(job) = rest.first_mut() else { continue };
+            let launched =
+                |job: &Job| job.part.and_then(|part| self.parts.get(part)).filter(|part| part.on_device);
+            let phase = launched(job).map_or(0, |part| part.phase);
+            let fits = before.get(first).zip(before.last()).filter(|(start, _)| start.region == job.region);
+            let slot = fits.map(|(_, last)| match (launched(last), launched(job)) {
+                // What is copied lies as in the region, where tensors are laid out in ascending order, and so are jobs: one copy moves it all.
+                (None, None) => last.slot + (job.offset - last.offset),
+                // One launch is enough.
+                (Some(part), Some(next)) if part.is_dense() && next.is_dense() && follows(last, job) => {
+                    last.slot + last.staged
+                }
+                _ => (last.slot + last.staged).next_multiple_of(TENSOR_ALIGN) + phase,
+            });
+            match slot.filter(|slot| slot + job.staged <= max_group) {
+                Some(slot) => job.slot = slot,
+                None => {
+                    job.slot = phase;
+                    if index > 0 {
+                        self.groups.push(first..index);
+                    }
+                    first = index;
+                }
             }
         }
         if first < self.jobs.len() {
@@ -140,9 +188,25 @@ impl Plan {
         }
     }
 
+    /// Whether the device transforms what readers through the page cache leave in staging memory.
+    pub(super) fn launches(&self, job: &Job) -> bool {
+        self.part(job).is_some_and(|part| part.on_device)
+    }
+
+    /// Whether `next` can be launched with `job`, as one.
+    pub(super) fn continues(&self, job: &Job, next: &Job) -> bool {
+        let dense = |job: &Job| self.part(job).is_some_and(|part| part.on_device && part.is_dense());
+        dense(job) && dense(next) && follows(job, next) && job.slot + job.staged == next.slot
+    }
+
+    /// What a job has of a changed tensor.
+    pub(super) fn part(&self, job: &Job) -> Option<&Part> {
+        self.parts.get(job.part?)
+    }
+
     /// Adds the rest of an extent from `done` on, or as much of it as the current job or a new one takes. Returns how
     /// much.
-    fn add(
+    pub(super) fn add(
         &mut self,
         tensor: usize,
         extent: Extent,
@@ -153,6 +217,7 @@ impl Plan {
     ) -> u64 {
         let (start, offset, rest) = (extent.start + done, offset + done, extent.bytes - done);
         if let Some(job) = self.jobs.last_mut()
+            && job.part.is_none()
             && (job.file, job.region) == (extent.file, region)
             && job.file_offset + job.file_bytes == start
             && job.file_bytes < limits.until_cut(job.file_offset)
@@ -171,6 +236,7 @@ impl Plan {
             }
             job.file_bytes += bytes;
             job.span = at + bytes;
+            job.staged = job.span;
             job.tensors.end = tensor + 1;
             self.bytes += bytes;
             return bytes;
@@ -187,6 +253,10 @@ impl Plan {
             span: bytes,
             pieces: first..first + 1,
             tensors: tensor..tensor + 1,
+            part: None,
+            is_tried: false,
+            staged: bytes,
+            slot: 0,
         });
         self.bytes += bytes;
         bytes
@@ -195,4 +265,9 @@ impl Plan {
     pub(crate) fn pieces_of(&self, job: &Job) -> &[Piece] {
         self.pieces.get(job.pieces.clone()).unwrap_or_default()
     }
+}
+
+/// Whether a job's elements come right behind another's of the same tensor.
+fn follows(job: &Job, next: &Job) -> bool {
+    job.tensors == next.tensors && job.offset + job.span == next.offset
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use tensorhold_allocator::offsets::lay_out;
 
+use super::change::Changes;
 use super::plan::{Extent, Limits, Plan};
 
 /// Files of tensors, one after the other; some tensors are left out, as by a selection.
@@ -31,7 +32,7 @@ proptest! {
         let requests: Vec<_> = extents.iter().map(Extent::request).collect();
         let layout = lay_out(&requests, region_limit).unwrap();
         let limits = Limits { span: max_span, cut, group: max_span * group };
-        let plan = Plan::new(extents.iter().copied(), &layout, limits);
+        let plan = Plan::new(extents.iter().copied(), &layout, limits, &Changes::default());
         // Every planned run of bytes, as (file, offset in the file, region, offset in the region, length).
         let mut runs = Vec::new();
         for job in &plan.jobs {
@@ -59,6 +60,9 @@ proptest! {
             grouped = jobs.end;
             let (first, last) = (&plan.jobs[jobs.start], &plan.jobs[jobs.end - 1]);
             prop_assert!(first.region == last.region && last.offset + last.span - first.offset <= max_span * group);
+            for job in &plan.jobs[jobs.clone()] {
+                prop_assert_eq!((job.slot, job.staged), (job.offset - first.offset, job.span), "a slot is as the region");
+            }
         }
         prop_assert_eq!(grouped, plan.jobs.len());
         let mut runs = runs.into_iter();
@@ -90,8 +94,8 @@ fn a_run_of_tensors_is_one_job_of_as_many_pieces_as_there_are_gaps() {
         Extent { file: 0, start: start - bytes, bytes }
     });
     let layout = lay_out(extents.map(|extent| extent.request()), None).unwrap();
-    let plan =
-        Plan::new(extents.iter().copied(), &layout, Limits { span: 1 << 20, cut: None, group: 1 << 20 });
+    let limits = Limits { span: 1 << 20, cut: None, group: 1 << 20 };
+    let plan = Plan::new(extents.iter().copied(), &layout, limits, &Changes::default());
     // 256 + 512 + 100 touch; then 100 and 300 are padded.
     let pieces: Vec<_> = plan.pieces.iter().map(|piece| (piece.offset, piece.bytes)).collect();
     assert_eq!((plan.jobs.len(), pieces), (1, vec![(0, 868), (1024, 300), (1536, 256)]));
@@ -102,6 +106,7 @@ fn a_job_has_no_more_pieces_than_a_read_has_buffers() {
     let extents: Vec<Extent> = (0..3000).map(|n| Extent { file: 0, start: n, bytes: 1 }).collect();
     let requests: Vec<_> = extents.iter().map(Extent::request).collect();
     let limits = Limits { span: u64::MAX, cut: None, group: u64::MAX };
-    let plan = Plan::new(extents.iter().copied(), &lay_out(&requests, None).unwrap(), limits);
+    let layout = lay_out(&requests, None).unwrap();
+    let plan = Plan::new(extents.iter().copied(), &layout, limits, &Changes::default());
     assert_eq!(plan.jobs.iter().map(|job| job.pieces.len()).collect::<Vec<_>>(), [1024, 1024, 952]);
 }

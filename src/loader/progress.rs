@@ -6,9 +6,9 @@ use std::ops::ControlFlow;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Bytes read from files so far.
+    /// Bytes of tensors that have arrived so far, counted as they are loaded.
     pub done_bytes: u64,
-    /// Bytes to read in all.
+    /// Bytes of tensors in all.
     pub total_bytes: u64,
     /// Tensors to load in all.
     pub tensors: usize,

@@ -2,14 +2,14 @@
 //!
 //! A device takes few large copies far better than many small ones, and a processor reads best into little memory at a
 //! time. So a slot holds a *group* of consecutive jobs: several readers fill it, a job each, and the last of them
-//! submits one copy for all. Slots are made as they are first needed. Where none is free and no more may be made, one
+//! submits one copy for all, or what the device is to transform. Slots are made as they are first needed. Where none is free and no more may be made, one
 //! reader waits for the oldest copy, and the others for that reader. When all groups have been handed out, slots are left
 //! to the readers past the page cache as their copies end.
 //!
 //! # Invariants
 //! - **G1** A slot is one group's at a time. It is free when the event with its number, recorded after the last copy out of
 //!   it, has passed, or when nothing was copied out of it. What is left to others is free, and not used here again.
-//! - **G2** A job's part of a slot is written by the reader that claimed the job, before it counts the job as done; the
+//! - **G2** A job's place in a slot is written by the reader that claimed the job, before it counts the job as done; the
 //!   copy is submitted by the reader that counts the last one, after it has seen all others' counts.
 //! - The slots are fragments of a pool, so that they too go back only when the memory has been synchronized (I1),
 //!   whatever else fails.
@@ -22,7 +22,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 use tensorhold_allocator::Fragment;
 
-use super::landing::Landing;
+use super::fill::Fill;
+use super::landing::{Landing, PartForm};
+use super::parts::Part;
 use super::plan::Job;
 use super::route::{Routes, Way};
 use super::staging::Staging;
@@ -30,10 +32,14 @@ use super::work::Work;
 use crate::device::{Device, Stream};
 use crate::error::Result;
 
+/// The device goes from one launch to the next, and has the other stream's to do meanwhile.
+const LAUNCH_STREAMS: usize = 2;
+
 pub(super) struct Ring<'a> {
     landing: Landing<'a>,
     staging: Staging<'a>,
-    stream: Box<dyn Stream>,
+    /// Copies go down one; where the device transforms, its work goes down several by turns, so that it does not rest between two.
+    streams: Vec<Box<dyn Stream>>,
     state: Mutex<State>,
     /// Something has changed that a waiting reader may want to know.
     changed: Condvar,
@@ -91,9 +97,8 @@ struct Group {
 }
 
 /// A group's jobs that are read through the page cache, and how; the others have been left. At least one.
+#[derive(Default)]
 struct Routed {
-    /// The group's first job, whose span begins where the slot does.
-    first: usize,
     jobs: SmallVec<[(usize, Way); 8]>,
 }
 
@@ -129,8 +134,15 @@ impl<'a> Ring<'a> {
         // What is no whole slot is in the way of others all the same.
         let rest = first.as_ref().map_or(0, Fragment::len) % staging.slot_bytes;
         staging.budget.take((rest * staging.slot_jobs as u64).div_ceil(staging.slot_bytes) as usize);
-        let stream = device.driver().stream()?;
-        Ok(Self { landing, staging, stream, state: Mutex::new(state), changed: Condvar::new() })
+        let launches = landing.plan.parts.iter().any(|part| part.on_device);
+        let count = if launches { LAUNCH_STREAMS } else { 1 };
+        let streams = (0..count).map(|_| device.driver().stream()).collect::<Result<_>>()?;
+        Ok(Self { landing, staging, streams, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// What empties this slot.
+    fn stream(&self, slot: usize) -> &dyn Stream {
+        &*self.streams[slot % self.streams.len()]
     }
 
     /// Lets slots be made, now that all readers have been started: a thread starts slowly while memory is made ready.
@@ -226,7 +238,7 @@ impl<'a> Ring<'a> {
 
     /// Decides how a group's jobs are read. `None` when all of them are left to others.
     fn route(&self, jobs: Range<usize>, work: &Work<'_>, routes: &Routes<'_>) -> Option<Routed> {
-        let mut routed = Routed { first: jobs.start, jobs: SmallVec::new() };
+        let mut routed = Routed::default();
         for index in jobs {
             match routes.way(&self.landing.plan.jobs[index]) {
                 Way::Past => work.leave(index),
@@ -264,14 +276,14 @@ impl<'a> Ring<'a> {
 
     /// Waits for a group's copy, and frees its slot and those whose copies have ended too.
     fn wait_for(&self, group: &Arc<Group>, work: &Work<'_>) -> Result<MutexGuard<'_, State>> {
-        let waited = self.stream.wait(group.slot);
+        let waited = self.stream(group.slot).wait(group.slot);
         let mut state = self.state();
         state.waiting = false;
         self.changed.notify_all();
         waited?;
         self.landed(&mut state, group, work);
         while let Some(next) = state.copying.front()
-            && self.stream.has_passed(next.slot)?
+            && self.stream(next.slot).has_passed(next.slot)?
         {
             if let Some(group) = state.copying.pop_front() {
                 self.landed(&mut state, &group, work);
@@ -287,14 +299,14 @@ impl<'a> Ring<'a> {
 
     /// Counts a claimed job as done: its bytes lie in their place, or (`filled` is false) it is left to others. The last
     /// of a group submits the copy.
-    pub(super) fn done(&self, claim: &Claim, filled: bool) -> Result<()> {
+    pub(super) fn done(&self, claim: &Claim, filled: bool, fill: &Fill<'_>) -> Result<()> {
         let group = &claim.group;
         group.filled[claim.place].store(filled, Ordering::Relaxed);
         // AcqRel (G2): whoever counts the last job sees what the others have written.
         if group.left.fetch_sub(1, Ordering::AcqRel) != 1 {
             return Ok(());
         }
-        let copies = self.submit(group)?;
+        let copies = self.submit(group, fill)?;
         let mut state = self.state();
         match copies {
             0 => self.freed(&mut state, group.slot),
@@ -304,32 +316,55 @@ impl<'a> Ring<'a> {
         Ok(())
     }
 
-    /// Enqueues the copies of a group: one for each run of jobs that are filled. Returns how many.
-    fn submit(&self, group: &Group) -> Result<usize> {
-        let mut copies = 0;
-        let jobs = &self.landing.plan.jobs;
+    /// Enqueues the copies of a group, one for each run of jobs that are filled, and what the device is to transform. Returns how many.
+    fn submit(&self, group: &Group, fill: &Fill<'_>) -> Result<usize> {
+        let (mut submitted, stream) = (0, self.stream(group.slot));
+        let plan = self.landing.plan;
         let mut filled = group.filled_jobs().peekable();
         while let Some(first) = filled.next() {
+            let launches = plan.launches(&plan.jobs[first]);
             let mut last = first;
-            while let Some(next) = filled.next_if(|&next| next == last + 1) {
+            let joins = |last: usize, next: usize| match launches {
+                true => plan.continues(&plan.jobs[last], &plan.jobs[next]),
+                false => !plan.launches(&plan.jobs[next]),
+            };
+            while let Some(next) = filled.next_if(|&next| next == last + 1 && joins(last, next)) {
                 last = next;
             }
-            let (first, last) = (&jobs[first], &jobs[last]);
-            let bytes = last.offset + last.span - first.offset;
+            let jobs = &plan.jobs[first..=last];
+            let (first, last) = (&plan.jobs[first], &plan.jobs[last]);
             // For the memory of the whole run.
             self.landing.address(last)?;
-            let to = self.landing.address(first)?;
-            // SAFETY: W1, P2: the run's span lies in a region that the target keeps, and no other copy's overlaps it. G1,
-            // G2: its bytes lie in the slot, which is not free before the event recorded below has passed. The load waits
-            // for the stream and, should that fail, the region's pool synchronizes its memory before anything is
-            // reused (W2); so does that of the slots.
-            unsafe { self.stream.copy_to_device(to, self.place(group, first), bytes) }?;
-            copies += 1;
+            let (to, from) = (self.landing.address(first)?, self.place(group, first));
+            if launches {
+                let (form, counters) = (self.form(first), fill.device_counters(first));
+                let Some(transform) = self.landing.transform(jobs, from, form, to, counters) else {
+                    continue;
+                };
+                // SAFETY: P4, P5: as for the copy below. The counters outlive the fill.
+                unsafe { stream.transform(&transform) }?;
+            } else {
+                let bytes = last.offset + last.span - first.offset;
+                // SAFETY: W1, P2: the run's span lies in a region that the target keeps, and no other copy's overlaps it. G1,
+                // G2: its bytes lie in the slot, which is not free before the event recorded below has passed. The load waits
+                // for the stream and, should that fail, the region's pool synchronizes its memory before anything is
+                // reused (W2); so does that of the slots.
+                unsafe { stream.copy_to_device(to, from, bytes) }?;
+            }
+            submitted += 1;
         }
-        if copies > 0 {
-            self.stream.record(group.slot)?;
+        if submitted > 0 {
+            stream.record(group.slot)?;
         }
-        Ok(copies)
+        Ok(submitted)
+    }
+
+    /// How readers leave what is to be transformed.
+    fn form(&self, job: &Job) -> PartForm {
+        match self.landing.plan.part(job).is_some_and(Part::is_dense) {
+            true => PartForm::Dense,
+            false => PartForm::AsInFile,
+        }
     }
 
     /// Where a claimed job's bytes go.
@@ -338,8 +373,7 @@ impl<'a> Ring<'a> {
     }
 
     fn place(&self, group: &Group, job: &Job) -> *mut u8 {
-        let first = &self.landing.plan.jobs[group.routed.first];
-        group.memory.as_ptr().cast_mut().wrapping_add((job.offset - first.offset) as usize)
+        group.memory.as_ptr().cast_mut().wrapping_add(job.slot as usize)
     }
 
     /// Wakes the readers that wait, so that they see that the load is over.
@@ -350,7 +384,7 @@ impl<'a> Ring<'a> {
 
     /// Waits until every copy has ended; after an error too, as far as that can be told. All readers have ended.
     pub(super) fn drain(&self, work: &Work<'_>) -> Result<()> {
-        self.stream.synchronize()?;
+        self.streams.iter().map(|stream| stream.synchronize()).fold(Ok(()), Result::and)?;
         let copied = std::mem::take(&mut self.state().copying);
         copied.iter().flat_map(|group| group.filled_jobs()).for_each(|job| work.landed(job));
         Ok(())

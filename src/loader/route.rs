@@ -71,8 +71,13 @@ impl<'a> Routes<'a> {
         Self { backend, engines, files: files.iter().map(routes).collect(), contradicted: AtomicU64::new(0) }
     }
 
-    /// How to read a job.
+    /// How to read a job. Where that is found out by reading, no more is asked about than its first byte.
     pub(super) fn way(&self, job: &Job) -> Way {
+        self.way_of(job, if job.is_tried { 1 } else { job.file_bytes })
+    }
+
+    /// How to read a job, by so many of its bytes.
+    fn way_of(&self, job: &Job, bytes: u64) -> Way {
         match self.backend {
             Backend::Require(BackendKind::Buffered) => return Way::Buffered,
             Backend::Require(_) => return Way::Past,
@@ -83,7 +88,7 @@ impl<'a> Routes<'a> {
             return Way::Buffered;
         }
         let waits = file.must_wait.load(Ordering::Relaxed);
-        match file.probe.ask(file.source.file(), job.file_offset, job.file_bytes) {
+        match file.probe.ask(file.source.file(), job.file_offset, bytes) {
             Residency::Cached | Residency::Unknown if waits => Way::Buffered,
             Residency::Cached => Way::Cached,
             Residency::Missing | Residency::Unknown if self.past(job.file).is_err() => Way::Buffered,
@@ -146,8 +151,10 @@ impl<'a> Routes<'a> {
     /// Where the kernel counts its pages and still says so, someone is bringing them just now: that is waited for.
     /// Else the answer was wrong, or the pages are gone.
     pub(super) fn way_again(&self, job: &Job) -> Way {
-        self.contradicted.fetch_add(1, Ordering::Relaxed);
-        match self.way(job) {
+        if !job.is_tried {
+            self.contradicted.fetch_add(1, Ordering::Relaxed);
+        }
+        match self.way_of(job, job.file_bytes) {
             Way::Cached if self.files[job.file].probe.counts() => Way::Buffered,
             Way::Cached => Way::Past,
             way => way,

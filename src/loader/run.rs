@@ -25,6 +25,7 @@ use super::ring::Ring;
 use super::route::{Routes, Said};
 use super::staging::{Budget, StagingMemory};
 use super::stopwatch::Totals;
+use super::tally::Tally;
 use super::work::{Arrivals, Control};
 use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
@@ -49,6 +50,8 @@ pub(super) struct Run {
     /// Where readers by cuFile take their scratch from, if the caller has said so.
     pub(super) scratch: Option<Pool>,
     pub(super) pool: Pool,
+    /// What conversions meet is counted.
+    pub(super) counts: bool,
     /// The pool was made for this load alone.
     pub(super) owns_pool: bool,
     /// What stops it.
@@ -115,7 +118,7 @@ impl Run {
         callback: Option<&mut Callback>,
         sender: Sender<usize>,
     ) -> Result<Weights> {
-        let arrivals = Arrivals::new(self.batch.extents().collect(), sender);
+        let arrivals = Arrivals::new(self.batch.layout.placements.clone(), sender);
         let filled = self.fill(bases, callback, Some(&arrivals));
         self.finish(reserved, filled.map(|report| (ready, report)))
     }
@@ -197,6 +200,7 @@ impl Run {
         arrivals: Option<&Arrivals>,
     ) -> Result<Report> {
         let mut choices = self.readers.choices.clone();
+        let tally = self.counts.then(|| Tally::open(&self.device, &self.batch.changes)).transpose()?;
         // Where staging memory is refused, and as it was planned otherwise.
         let mut smaller: Option<(Readers, Plan)> = None;
         let (mut scratch_bytes, mut by_cufile) = (0, Vec::new());
@@ -205,7 +209,7 @@ impl Run {
                 smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
             let routes = Routes::new(readers.backend, &self.engines, &self.batch.files);
             let budget = Budget::new(readers.staging_jobs);
-            let landing = Landing { plan, bases };
+            let landing = Landing { plan, changes: &self.batch.changes, bases };
             let ring = match self.device.is_host_accessible() {
                 true => None,
                 false => {
@@ -226,6 +230,7 @@ impl Run {
                 scratch: self.scratch.as_ref(),
                 gds: OnceLock::new(),
                 ring,
+                tally: tally.as_ref(),
                 totals: Totals::default(),
             };
             match crew::run(&fill, callback.as_deref_mut(), &self.control, arrivals) {
@@ -255,6 +260,8 @@ impl Run {
             smaller.as_ref().map_or((&self.readers, &self.plan), |(readers, plan)| (readers, plan));
         choices.extend(self.choices(readers, &filled, said));
         choices.extend(by_cufile);
+        choices.extend(self.batch.changes.choices(plan));
+        let converted = tally.map(|tally| tally.read(&self.batch.changes)).transpose()?;
         let filling = self.started.elapsed().saturating_sub(self.times.plan + self.times.reserve);
         Ok(Report {
             device: self.device.clone(),
@@ -276,6 +283,7 @@ impl Run {
                 ..self.times
             },
             choices,
+            converted,
         })
     }
 

@@ -1,10 +1,11 @@
 //! A reader through the page cache: in place where the CPU can write the target, into the ring elsewhere.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::AsFd;
 
 use super::fill::{Fill, queue_refused};
 use super::plan::Job;
+use super::remake::{self, Scratch};
 use super::ring::Ring;
 use super::route::Way;
 use super::stopwatch::Stage;
@@ -27,25 +28,26 @@ pub(super) enum Outcome {
 pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>) -> Result<()> {
     let mut queue =
         fill.engines.buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
+    let Some(scratch) = Scratch::open(fill, work)? else { return Ok(()) };
     match &fill.ring {
         Some(ring) => {
-            if let Err(error) = into_ring(fill, work, &mut *queue, ring) {
+            if let Err(error) = into_ring(fill, work, &mut *queue, ring, &scratch) {
                 work.fail(error);
             }
             // After that, so that those who wait for this reader's part of a slot see that it will not come.
             ring.wake();
             Ok(())
         }
-        None => in_place(fill, work, &mut *queue),
+        None => in_place(fill, work, &mut *queue, &scratch),
     }
 }
 
-fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue) -> Result<()> {
+fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, scratch: &Scratch) -> Result<()> {
     let mut watch = fill.totals.watch();
     while let Some((index, job, way)) = work.next_through(&fill.routes) {
         let to = fill.landing.address(job)?;
         // SAFETY: W1, P2: the job's span lies in a host-accessible region that the target keeps.
-        match unsafe { read_job(fill, queue, job, to, way) }? {
+        match unsafe { remake::read(fill, queue, job, to, way, scratch) }? {
             Outcome::Complete => {
                 work.count(job, Way::Buffered);
                 work.landed(index);
@@ -57,7 +59,13 @@ fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue) -> Result<(
     Ok(())
 }
 
-fn into_ring(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, ring: &Ring<'_>) -> Result<()> {
+fn into_ring(
+    fill: &Fill<'_>,
+    work: &Work<'_>,
+    queue: &mut dyn Queue,
+    ring: &Ring<'_>,
+    scratch: &Scratch,
+) -> Result<()> {
     let mut watch = fill.totals.watch();
     loop {
         let claim = match ring.claim(work, &fill.routes) {
@@ -71,24 +79,39 @@ fn into_ring(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, ring: &Rin
         };
         watch.lap(Stage::Wait);
         let job = &fill.landing.plan.jobs[claim.index];
-        // SAFETY: G2: the place is as long as the job's span, and ours until the job is counted as done.
-        let outcome = unsafe { read_job(fill, queue, job, ring.start(&claim), claim.way) }?;
+        // SAFETY: G2: the place is as long as what the job leaves there, and ours until the job is counted as done.
+        let outcome = unsafe { remake::read(fill, queue, job, ring.start(&claim), claim.way, scratch) }?;
         match outcome {
             Outcome::Complete => work.count(job, claim.way),
             Outcome::NotCached => work.leave(claim.index),
         }
         watch.lap(Stage::Read);
-        ring.done(&claim, outcome == Outcome::Complete)?;
+        ring.done(&claim, outcome == Outcome::Complete, fill)?;
         watch.lap(Stage::Send);
     }
     watch.lap(Stage::Wait);
     Ok(())
 }
 
+/// How one job is read through the page cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reads {
+    /// Only what is cached, so far.
+    cached_only: bool,
+    retries: u32,
+}
+
+impl Reads {
+    pub(super) fn new(way: Way) -> Self {
+        Self { cached_only: way == Way::Cached, retries: 0 }
+    }
+}
+
 /// Reads a job's bytes to their places, spread from `base` on, one read at a time.
 ///
 /// # Safety
-/// `base` is valid for writes of the job's span, which only the caller touches, and its bytes have values.
+/// `base` is valid for writes of the job's span (of what it has in the file, where that is changed), which only the caller touches, and its bytes
+/// have values.
 pub(super) unsafe fn read_job(
     fill: &Fill<'_>,
     queue: &mut dyn Queue,
@@ -96,36 +119,55 @@ pub(super) unsafe fn read_job(
     base: *mut u8,
     way: Way,
 ) -> Result<Outcome> {
+    // SAFETY: passed on; a buffer is used in one read at a time.
+    let buffers = |done| unsafe { fill.landing.buffers(job, base, done) };
+    // SAFETY: passed on.
+    unsafe { read_range(fill, queue, job, (job.file_offset, job.file_bytes), &mut Reads::new(way), buffers) }
+}
+
+/// Reads so many of a job's bytes, from an offset in its file on, one read at a time. `buffers` gives those for all but the first bytes, of which
+/// there are so many.
+///
+/// # Safety
+/// Only the caller touches the buffers' bytes, which have values.
+pub(super) unsafe fn read_range<'b, B: AsMut<[IoSliceMut<'b>]>>(
+    fill: &Fill<'_>,
+    queue: &mut dyn Queue,
+    job: &Job,
+    (start, bytes): (u64, u64),
+    reads: &mut Reads,
+    buffers: impl Fn(u64) -> B,
+) -> Result<Outcome> {
     let access = fill.routes.buffered(job.file)?;
-    let (mut done, mut cached_only, mut retries) = (0, way == Way::Cached, 0);
-    while done < job.file_bytes {
-        // SAFETY: passed on; the reads before have ended.
-        let mut buffers = unsafe { fill.landing.buffers(job, base, done) };
-        let (file, offset) = (access.file.as_fd(), job.file_offset + done);
-        let read = Read { ticket: 0, file, offset, buffers: &mut buffers, cached_only };
+    let Reads { cached_only, retries } = reads;
+    let mut done = 0;
+    while done < bytes {
+        let mut buffers = buffers(done);
+        let (file, offset) = (access.file.as_fd(), start + done);
+        let read = Read { ticket: 0, file, offset, buffers: buffers.as_mut(), cached_only: *cached_only };
         // SAFETY: the buffers are as the caller promises, and the completion is taken below. The file stays open for
         // as long as the routes live, which outlive the queue.
         let ended = unsafe { queue.submit(read) }.and_then(|()| queue.complete());
         match ended.and_then(|completion| completion.result) {
-            Ok(bytes) if done + bytes as u64 >= job.file_bytes => return Ok(Outcome::Complete),
+            Ok(read) if done + read as u64 >= bytes => return Ok(Outcome::Complete),
             // The system also stops short for reasons of its own.
-            Ok(bytes) if cached_only => match fill.routes.way_again(job) {
+            Ok(read) if *cached_only => match fill.routes.way_again(job) {
                 Way::Past => return Ok(Outcome::NotCached),
-                _ => (done, cached_only) = (done + bytes as u64, false),
+                _ => (done, *cached_only) = (done + read as u64, false),
             },
-            Ok(0) => return Err(fill.cut_short(job, job.file_offset + done)),
-            Ok(bytes) => done += bytes as u64,
+            Ok(0) => return Err(fill.cut_short(job, start + done)),
+            Ok(read) => done += read as u64,
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock if cached_only => match fill.routes.way_again(job) {
+                io::ErrorKind::WouldBlock if *cached_only => match fill.routes.way_again(job) {
                     Way::Past => return Ok(Outcome::NotCached),
-                    _ => cached_only = false,
+                    _ => *cached_only = false,
                 },
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock if retries < MAX_RETRIES => {
-                    retries += 1
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock if *retries < MAX_RETRIES => {
+                    *retries += 1;
                 }
-                io::ErrorKind::Unsupported if cached_only => {
+                io::ErrorKind::Unsupported if *cached_only => {
                     fill.routes.refuse_cached(job.file);
-                    cached_only = false;
+                    *cached_only = false;
                 }
                 _ => return Err(read_error(fill, job, error)),
             },

@@ -7,7 +7,10 @@ use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 
-use super::plan::{Extent, Job, Plan};
+use tensorhold_allocator::offsets::Placement;
+
+use super::parts::Reading;
+use super::plan::{Job, Plan};
 use super::route::{Routes, Way};
 use crate::error::Error;
 
@@ -46,28 +49,31 @@ impl Control {
 
 /// Tells of tensors whose bytes have all landed.
 pub(super) struct Arrivals {
-    /// By tensor: where it is, and how many bytes have not landed yet.
-    extents: Vec<Extent>,
+    /// By tensor: where it is in the region, and how many bytes have not landed yet.
+    placements: Vec<Placement>,
     missing: Vec<AtomicU64>,
     sender: Sender<usize>,
 }
 
 impl Arrivals {
     /// Tells at once of the tensors that have no bytes.
-    pub(super) fn new(extents: Vec<Extent>, sender: Sender<usize>) -> Self {
-        let missing = extents.iter().map(|extent| AtomicU64::new(extent.bytes)).collect();
+    pub(super) fn new(placements: Vec<Placement>, sender: Sender<usize>) -> Self {
+        let missing = placements.iter().map(|placement| AtomicU64::new(placement.bytes)).collect();
         // A receiver that is gone wants to know of nothing.
-        extents.iter().enumerate().filter(|(_, extent)| extent.bytes == 0).for_each(|(tensor, _)| {
-            let _ = sender.send(tensor);
-        });
-        Self { extents, missing, sender }
+        placements.iter().enumerate().filter(|(_, placement)| placement.bytes == 0).for_each(
+            |(tensor, _)| {
+                let _ = sender.send(tensor);
+            },
+        );
+        Self { placements, missing, sender }
     }
 
     fn landed(&self, job: &Job) {
-        let end = job.file_offset + job.file_bytes;
+        let end = job.offset + job.span;
         for tensor in job.tensors.clone() {
-            let Extent { start, bytes, .. } = self.extents[tensor];
-            let part = (start + bytes).min(end).saturating_sub(start.max(job.file_offset));
+            // In the job's region, as all of its tensors.
+            let Placement { offset, bytes, .. } = self.placements[tensor];
+            let part = (offset + bytes).min(end).saturating_sub(offset.max(job.offset));
             // AcqRel: whoever tells of a tensor has seen all of its parts land (I3).
             if part > 0 && self.missing[tensor].fetch_sub(part, Ordering::AcqRel) == part {
                 let _ = self.sender.send(tensor);
@@ -243,8 +249,17 @@ impl<'a> Work<'a> {
 
     /// Counts a job's bytes as read that way.
     pub(super) fn count(&self, job: &Job, way: Way) {
-        let counter = if way == Way::Past { &self.past_bytes } else { &self.through_bytes };
-        counter.fetch_add(job.file_bytes, Ordering::Relaxed);
+        let (counter, bytes) = match (way, self.plan.part(job)) {
+            (Way::Past, _) => (&self.past_bytes, job.file_bytes),
+            (_, Some(part)) if part.reading == Reading::Runs => (&self.through_bytes, part.run_bytes),
+            _ => (&self.through_bytes, job.file_bytes),
+        };
+        counter.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts all that a job has in the file as read through the page cache, though that may be planned otherwise.
+    pub(super) fn count_whole(&self, job: &Job) {
+        self.through_bytes.fetch_add(job.file_bytes, Ordering::Relaxed);
     }
 
     /// Counts a job's bytes as read by cuFile.
@@ -260,7 +275,7 @@ impl<'a> Work<'a> {
     /// A job's bytes are where they belong.
     pub(super) fn landed(&self, index: usize) {
         let job = &self.plan.jobs[index];
-        self.landed_bytes.fetch_add(job.file_bytes, Ordering::Relaxed);
+        self.landed_bytes.fetch_add(job.bytes(), Ordering::Relaxed);
         if let Some(arrivals) = self.arrivals {
             arrivals.landed(job);
         }

@@ -3,8 +3,9 @@
 use std::sync::Barrier;
 use std::thread;
 
-use tensorhold::Device;
 use tensorhold::allocator::{Fragment, Pool, Request, conformance};
+use tensorhold::kernels::{Block, Conversion, Type};
+use tensorhold::{Device, Transform};
 
 /// Runs all checks against one device. Needs room for about 200 MiB of its memory.
 pub fn conforms(device: &Device) {
@@ -14,6 +15,13 @@ pub fn conforms(device: &Device) {
     an_event_never_recorded_has_passed(device);
     slots_are_reused_behind_events(device);
     streams_work_at_once_from_several_threads(device);
+    match device.driver().has_transforms() {
+        true => {
+            transforms_are_those_of_the_cpu(device);
+            slots_are_reused_behind_transforms(device);
+        }
+        false => a_transform_is_an_error(device),
+    }
     the_context_can_be_made_current_and_nests(device);
     assert!(device.enable_peer_access(device).is_err(), "a device is not its own peer");
 }
@@ -94,6 +102,117 @@ fn slots_are_reused_behind_events(device: &Device) {
             chunk.iter().all(|&byte| byte == round as u8 + 1),
             "slot {round} was overwritten before it was copied"
         );
+    }
+}
+
+/// Rows of 40 elements, of which some are converted; and columns of bytes.
+fn transforms(source: *const u8, target: *mut u8, counters: Option<*mut u64>) -> [Transform; 3] {
+    let columns = Block::cut(&[50, 40], &[3, 7], &[45, 11]).unwrap();
+    let conversion = |from, to| Some(Conversion::new(from, to).unwrap());
+    let transform = |conversion, block, source_bytes, target_bytes| Transform {
+        conversion,
+        block,
+        source,
+        source_bytes,
+        target,
+        target_bytes,
+        counters,
+    };
+    [
+        transform(conversion(Type::F32, Type::F8_E4M3), Block::whole(2000), 8000, 2000),
+        transform(conversion(Type::BF16, Type::F32), columns, 4000, 45 * 11 * 4),
+        transform(None, columns, 2000, 45 * 11),
+    ]
+}
+
+fn transforms_are_those_of_the_cpu(device: &Device) {
+    let (there, mut staging) = fragments(device, 16_384);
+    let stream = device.driver().stream().unwrap();
+    let start = staging.get_mut().unwrap().as_mut_ptr();
+    // The counters are at the target's end.
+    let (to, at) = (there.as_ptr().cast_mut(), 12_288);
+    for offset in [0, 1, 8, 13] {
+        for (transform, n) in
+            transforms(start.wrapping_add(offset), to, Some(to.wrapping_add(at).cast())).into_iter().zip(0..)
+        {
+            fill(&mut staging, n);
+            let source = staging.as_bytes().unwrap()[offset..][..transform.source_bytes as usize].to_vec();
+            let (mut counters, mut expected) = ([0_u64; 2], vec![n; transform.target_bytes as usize]);
+            let on_cpu = Transform {
+                source: source.as_ptr(),
+                target: expected.as_mut_ptr(),
+                counters: Some(counters.as_mut_ptr()),
+                ..transform
+            };
+            let mut got = vec![0_u8; 16_384];
+            // SAFETY: all memory is as long as is said, and outlives the synchronizations; nothing else touches it.
+            unsafe {
+                on_cpu.on_cpu().unwrap();
+                stream.copy_to_device(to, got.as_ptr(), 16_384).unwrap();
+                stream.transform(&transform).unwrap();
+                stream.copy_to_host(got.as_mut_ptr(), to, 16_384).unwrap();
+            }
+            stream.synchronize().unwrap();
+            assert!(got[..expected.len()] == expected, "transform {n} from offset {offset} differs");
+            assert!(
+                got[expected.len()..at].iter().all(|&byte| byte == 0),
+                "transform {n} wrote beyond its target"
+            );
+            let counted = [0, 8].map(|n| u64::from_le_bytes(got[at + n..][..8].try_into().unwrap()));
+            assert_eq!(counted, counters, "transform {n} from offset {offset}");
+        }
+    }
+}
+
+/// What a device reads of a slot is what was last written there, also where streams take turns.
+fn slots_are_reused_behind_transforms(device: &Device) {
+    const SLOT: u64 = 1 << 20;
+    const ROUNDS: u64 = 60;
+    let (there, mut slots) = fragments(device, 2 * SLOT);
+    drop(there);
+    let (target, mut back) = fragments(device, ROUNDS * SLOT / 2);
+    let streams = [(); 2].map(|()| device.driver().stream().unwrap());
+    let start = slots.get_mut().unwrap().as_mut_ptr();
+    for round in 0..ROUNDS {
+        let slot = (round % 2) as usize;
+        streams[slot].wait(slot).unwrap();
+        let source = start.wrapping_add(slot * SLOT as usize);
+        let transform = Transform {
+            conversion: Some(Conversion::new(Type::F32, Type::BF16).unwrap()),
+            block: Block::whole(SLOT / 4),
+            source,
+            source_bytes: SLOT,
+            target: target.as_ptr().cast_mut().wrapping_add((round * SLOT / 2) as usize),
+            target_bytes: SLOT / 2,
+            counters: None,
+        };
+        // SAFETY: the slot's last transform has passed its event, and the fragments outlive the synchronizations below.
+        unsafe {
+            let elements = std::slice::from_raw_parts_mut(source.cast::<f32>(), SLOT as usize / 4);
+            elements.fill(round as f32);
+            streams[slot].transform(&transform).unwrap();
+        }
+        streams[slot].record(slot).unwrap();
+    }
+    streams.iter().for_each(|stream| stream.synchronize().unwrap());
+    let to = back.get_mut().unwrap().as_mut_ptr();
+    // SAFETY: as above.
+    unsafe { streams[0].copy_to_host(to, target.as_ptr(), ROUNDS * SLOT / 2) }.unwrap();
+    streams[0].synchronize().unwrap();
+    for (round, chunk) in back.as_bytes().unwrap().chunks(SLOT as usize / 2).enumerate() {
+        let expected = ((round as f32).to_bits() >> 16) as u16;
+        let (elements, _) = chunk.as_chunks();
+        assert!(elements.iter().all(|&bytes| u16::from_le_bytes(bytes) == expected), "round {round} differs");
+    }
+}
+
+fn a_transform_is_an_error(device: &Device) {
+    let (there, staging) = fragments(device, 16_384);
+    let stream = device.driver().stream().unwrap();
+    for transform in transforms(staging.as_ptr(), there.as_ptr().cast_mut(), None) {
+        // SAFETY: both fragments are longer than is said.
+        let message = unsafe { stream.transform(&transform) }.unwrap_err().to_string();
+        assert!(message.contains("do not transform"), "{message}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the integration tests share: checkpoints to load, and a device whose memory the CPU is told not to touch.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
+pub mod changed;
 pub mod device;
 pub mod staged_host;
 pub mod versions;

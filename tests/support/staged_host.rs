@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tensorhold::allocator::{HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
-use tensorhold::{Device, DeviceKind, Driver, Error, Result, Stream};
+use tensorhold::kernels::{Launch, Span};
+use tensorhold::{Device, DeviceKind, Driver, Error, Result, Stream, Transform};
 
 /// Host memory that says it is a device's.
 #[derive(Debug)]
@@ -79,8 +80,16 @@ unsafe impl Memory for Frugal {
 struct StagedHost {
     memory: Arc<Opaque>,
     staging: Arc<Frugal>,
-    /// Copies that still succeed.
+    /// Copies and transforms that still succeed.
     copies: Arc<AtomicI64>,
+    transforms: Transforms,
+}
+
+/// Whether such a device transforms what lies in staging memory. It does so on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transforms {
+    None,
+    Some,
 }
 
 /// The node that such a device says its staging memory is on.
@@ -96,6 +105,16 @@ pub fn device_failing_after(copies: i64) -> Device {
     staged(copies, (u64::MAX, i64::MAX))
 }
 
+/// A device whose streams transform.
+pub fn device_with_transforms() -> Device {
+    transforming(i64::MAX)
+}
+
+/// A device whose streams transform, and onto which so many copies and transforms succeed.
+pub fn transforming(copies: i64) -> Device {
+    with(copies, (u64::MAX, i64::MAX), Transforms::Some)
+}
+
 /// A device whose staging memory comes in pieces of at most so many bytes.
 pub fn device_with_staging_of(largest: u64) -> Device {
     staged(i64::MAX, (largest, i64::MAX))
@@ -106,11 +125,16 @@ pub fn device_with_one_slot(copies: i64) -> Device {
     staged(copies, (u64::MAX, 1))
 }
 
-fn staged(copies: i64, (largest, pieces): (u64, i64)) -> Device {
+fn staged(copies: i64, pieces: (u64, i64)) -> Device {
+    with(copies, pieces, Transforms::None)
+}
+
+fn with(copies: i64, (largest, pieces): (u64, i64), transforms: Transforms) -> Device {
     Device::from_driver(Arc::new(StagedHost {
         memory: Arc::new(Opaque(HostMemory::new())),
         staging: Arc::new(Frugal { memory: HostMemory::new(), largest, left: AtomicI64::new(pieces) }),
         copies: Arc::new(AtomicI64::new(copies)),
+        transforms,
     }))
 }
 
@@ -136,7 +160,15 @@ impl Driver for StagedHost {
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>> {
-        Ok(Box::new(Copies { left: Arc::clone(&self.copies) }))
+        let left = Arc::clone(&self.copies);
+        Ok(match self.transforms {
+            Transforms::None => Box::new(Copies { left }),
+            Transforms::Some => Box::new(Transforming(Copies { left })),
+        })
+    }
+
+    fn has_transforms(&self) -> bool {
+        self.transforms == Transforms::Some
     }
 }
 
@@ -145,16 +177,70 @@ struct Copies {
     left: Arc<AtomicI64>,
 }
 
+impl Copies {
+    fn take(&self) -> Result<()> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
+        Err(Error::Device {
+            device: "staged-host".into(),
+            operation: "copy to the device",
+            detail: "no more copies".into(),
+            remedy: "allow more",
+        })
+    }
+}
+
+/// Transforms, too.
+struct Transforming(Copies);
+
+impl Stream for Transforming {
+    unsafe fn transform(&self, transform: &Transform) -> Result<()> {
+        self.0.take()?;
+        // What a kernel's launch checks, too.
+        let span = |address: *const u8, bytes| Span { address: address as u64, bytes };
+        let source = span(transform.source, transform.source_bytes);
+        let target = span(transform.target, transform.target_bytes);
+        let counters = transform.counters.map(|counters| counters as u64);
+        match &transform.conversion {
+            Some(conversion) => Launch::convert(conversion, &transform.block, source, target, counters),
+            None => Launch::gather(1, &transform.block, source, target),
+        }
+        .unwrap();
+        // SAFETY: as the caller promises; the device's memory is host memory in truth, and has values.
+        unsafe { transform.on_cpu() }
+    }
+
+    unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.0.copy_to_device(to, from, bytes) }
+    }
+
+    unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.0.copy_to_host(to, from, bytes) }
+    }
+
+    fn record(&self, event: usize) -> Result<()> {
+        self.0.record(event)
+    }
+
+    fn wait(&self, event: usize) -> Result<()> {
+        self.0.wait(event)
+    }
+
+    fn has_passed(&self, event: usize) -> Result<bool> {
+        self.0.has_passed(event)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.0.synchronize()
+    }
+}
+
 impl Stream for Copies {
     unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
-        if self.left.fetch_sub(1, Ordering::Relaxed) <= 0 {
-            return Err(Error::Device {
-                device: "staged-host".into(),
-                operation: "copy to the device",
-                detail: "no more copies".into(),
-                remedy: "allow more",
-            });
-        }
+        self.take()?;
         // SAFETY: as the caller promises.
         unsafe { ptr::copy_nonoverlapping(from, to, bytes as usize) };
         Ok(())

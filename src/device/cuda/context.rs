@@ -8,6 +8,7 @@ use std::thread;
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUresult};
 
 use super::events::Events;
+use super::kernels::Functions;
 use super::library::Library;
 use super::status::check;
 use crate::device::descriptors;
@@ -29,6 +30,8 @@ pub(super) struct Context {
     pub(super) idle: Arc<IdleStreams>,
     /// Events that fences leave (C2).
     pub(super) events: Events,
+    /// Kernels that have been loaded (C2).
+    pub(super) functions: Functions,
     device: CUdevice,
     raw: CUcontext,
 }
@@ -88,7 +91,16 @@ impl Context {
             check(&name, "open the context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })
                 .map(|()| raw)
         })?;
-        Ok(Self { name, ordinal, node, idle: Arc::default(), events: Events::default(), device, raw })
+        Ok(Self {
+            name,
+            ordinal,
+            node,
+            idle: Arc::default(),
+            events: Events::default(),
+            functions: Functions::default(),
+            device,
+            raw,
+        })
     }
 
     /// Whether anyone in this process uses the device through its primary context.

@@ -105,6 +105,10 @@ impl Driver for CudaDriver {
         }
     }
 
+    fn has_transforms(&self) -> bool {
+        true
+    }
+
     unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
         // SAFETY: passed on.
         Ok(Box::new(unsafe { AppStream::new(self.context, raw) }?))

@@ -19,7 +19,7 @@ const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host(
 
 /// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
 #[cfg(feature = "cuda")]
-const SYMBOLS: [&str; 42] = [
+const SYMBOLS: [&str; 46] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -62,6 +62,10 @@ const SYMBOLS: [&str; 42] = [
     "cuEventQuery",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
+    "cuMemHostGetDevicePointer_v2",
+    "cuModuleLoadDataEx",
+    "cuModuleGetFunction",
+    "cuLaunchKernel",
 ];
 
 impl Library {

@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUresult};
+use cudarc::driver::sys::{
+    self, CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUresult,
+};
 use rustix::mm::{Advice, madvise};
 use tensorhold_allocator::{Bytes, HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
 
@@ -163,9 +165,10 @@ impl PinnedMemory {
     fn pin(&self, region: RawRegion) -> Result<()> {
         let _current = self.context.enter()?;
         let address = region.base.as_ptr().cast::<c_void>();
+        // Kernels read it, too: where devices have an address space of their own, it has a place there.
+        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
         // SAFETY: C1, C3; the region was reserved just now and nothing else knows it.
-        let status =
-            unsafe { sys::cuMemHostRegister_v2(address, region.bytes as usize, CU_MEMHOSTREGISTER_PORTABLE) };
+        let status = unsafe { sys::cuMemHostRegister_v2(address, region.bytes as usize, flags) };
         if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return Err(Error::Device {
                 device: self.name.clone(),

@@ -11,6 +11,7 @@
 mod context;
 mod driver;
 mod events;
+mod kernels;
 mod library;
 mod memory;
 mod ordered;

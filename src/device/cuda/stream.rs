@@ -7,7 +7,7 @@ use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUresult, CUstream, CUstre
 
 use super::context::{Context, Current};
 use super::status::check;
-use crate::device::Stream;
+use crate::device::{Stream, Transform};
 use crate::error::Result;
 
 /// A stream that does not wait for the default stream, with events that block instead of spinning.
@@ -83,6 +83,12 @@ impl Stream for CudaStream {
             sys::cuMemcpyDtoDAsync_v2(to as CUdeviceptr, from as CUdeviceptr, bytes as usize, self.raw)
         };
         check(&self.context.name, "copy on the device", status)
+    }
+
+    unsafe fn transform(&self, transform: &Transform) -> Result<()> {
+        let current = self.context.enter()?;
+        // SAFETY: passed on; the stream is of this context.
+        unsafe { self.context.functions.launch(self.context, self.raw, transform, &current) }
     }
 
     fn record(&self, event: usize) -> Result<()> {
