@@ -10,7 +10,7 @@ use tensorhold_allocator::{Pool, RegionParts};
 use super::engines::Engines;
 use super::fault_tests::support::changed::{Changed, assert_changed};
 use super::fault_tests::support::{
-    self, Spec, assert_all_back, assert_holds, bytes_tensor, drop_cached, on_disk, pool_for, staged_host,
+    Spec, assert_all_back, assert_holds, bytes_tensor, on_disk, pool_for, staged_host,
 };
 use super::{Cut, Loader, TransformOn};
 use tensorhold_kernels::Overflow;
@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::io::faulty::{Fault, Faults};
 use crate::io::gds::fake::{Fake, Fakes};
 use crate::io::gds::{Provider, Registered};
+use crate::io::residency::{Probe, pages};
 use crate::io::{Backend, BackendKind};
 use crate::report::Report;
 
@@ -38,9 +39,21 @@ fn engines(fakes: Fakes) -> (Engines, Arc<Fakes>) {
     (Engines { gds: Arc::clone(&fakes) as _, ..Engines::default() }, fakes)
 }
 
-/// Loads, and sees to it that nothing is left but the tensors.
+/// Loads, and sees to it that nothing is left but the tensors. Nothing is said to be cached.
 fn load(path: &Path, backend: Backend, fakes: Fakes, tensors: &[Spec]) -> Result<Report, Error> {
+    load_where(path, backend, fakes, tensors, || Probe::counting(|_, _, _| Ok(0)))
+}
+
+/// The same, with something else to say what is cached.
+fn load_where(
+    path: &Path,
+    backend: Backend,
+    fakes: Fakes,
+    tensors: &[Spec],
+    probe: fn() -> Probe,
+) -> Result<Report, Error> {
     let (device, (engines, fakes)) = (staged_host::device(), engines(fakes));
+    let engines = Engines { probe, ..engines };
     let pool = pool_for(&device);
     let loader = Loader::new(device).files([path]).backend(backend).pool(&pool).threads(4).engines(engines);
     let loaded = loader.load().map(|weights| {
@@ -228,16 +241,12 @@ fn a_load_by_cufile_that_is_cancelled_gives_everything_back() {
 fn auto_leaves_cufile_alone_where_it_does_not_read_directly() {
     let tensors = tensors();
     let (_folder, path) = on_disk(&tensors);
-    drop_cached(&path, 0, 0);
     let unlikely = load(&path, Backend::Auto, Fakes::new(Fake::new()), &tensors).unwrap();
-    assert_eq!(unlikely.gds_bytes, 0);
-    drop_cached(&path, 0, 0);
-    let (engines, fakes) = engines(Fakes { likely: true, ..Fakes::new(Fake::new()) });
-    let loader = Loader::new(staged_host::device()).files([&path]).engines(engines);
-    let weights = loader.load().unwrap();
-    assert_holds(&weights, &tensors);
-    assert_eq!((weights.report().gds_bytes, fakes.fake.get("opens")), (0, 1));
-    let why = picked(weights.report(), "backend").iter().map(|choice| choice.1).collect::<String>();
+    assert_eq!((unlikely.gds_bytes, unlikely.direct_bytes), (0, unlikely.bytes));
+    let fakes = Fakes { likely: true, ..Fakes::new(Fake::new()) };
+    let report = load(&path, Backend::Auto, fakes, &tensors).unwrap();
+    assert_eq!((report.gds_bytes, report.direct_bytes), (0, report.bytes));
+    let why = picked(&report, "backend")[0].1;
     assert!(why.contains("not by cuFile") && why.contains("compatibility mode"), "{why}");
 }
 
@@ -295,19 +304,11 @@ fn direct() -> Fakes {
 fn auto_reads_by_cufile_what_is_not_cached_where_it_reads_directly() {
     let tensors = tensors();
     let (_folder, path) = on_disk(&tensors);
-    drop_cached(&path, 0, 0);
     let cold = load(&path, Backend::Auto, direct(), &tensors).unwrap();
-    // Reading the header may bring in what lies behind it.
-    assert_eq!((cold.cached_bytes + cold.gds_bytes, cold.direct_bytes), (cold.bytes, 0));
-    assert!(cold.gds_bytes > cold.bytes / 2, "{cold:?}");
-    assert!(
-        picked(&cold, "backend").iter().any(|choice| choice.1.contains("directly, by nvidia-fs")),
-        "{cold:?}"
-    );
-    let length = std::fs::metadata(&path).unwrap().len() as usize;
-    let _kept = support::Kept::new(&path, length);
-    std::fs::read(&path).unwrap();
-    let warm = load(&path, Backend::Auto, direct(), &tensors).unwrap();
+    assert_eq!((cold.cached_bytes, cold.direct_bytes, cold.gds_bytes), (0, 0, cold.bytes));
+    assert!(picked(&cold, "backend")[0].1.contains("directly, by nvidia-fs"), "{cold:?}");
+    let cached = || Probe::counting(|_, offset, bytes| Ok(pages(offset, bytes)));
+    let warm = load_where(&path, Backend::Auto, direct(), &tensors, cached).unwrap();
     assert_eq!((warm.cached_bytes, warm.gds_bytes), (warm.bytes, 0));
 }
 
@@ -317,7 +318,6 @@ fn auto_goes_on_without_cufile_when_it_refuses() {
     let (_folder, path) = on_disk(&tensors);
     for (name, value, after) in [("read_error", 5008, 0), ("read_error", 5010, 3), ("handle_error", 5027, 0)]
     {
-        drop_cached(&path, 0, 0);
         let fakes = direct();
         fakes.fake.set(name, value);
         let reads = (after..400).map(|read| (read, Fault::Errno(libc::EOPNOTSUPP))).collect();
