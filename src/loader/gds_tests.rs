@@ -6,15 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tensorhold_allocator::{Pool, RegionParts};
+use tensorhold_kernels::Overflow;
 
 use super::engines::Engines;
 use super::fault_tests::support::changed::{Changed, assert_changed};
 use super::fault_tests::support::{
-    Spec, assert_all_back, assert_holds, bytes_tensor, on_disk, pool_for, staged_host,
+    Spec, assert_all_back, assert_holds, bytes_tensor, on_disk, pool_for, staged_host, tensor,
 };
 use super::{Cut, Loader, TransformOn};
-use tensorhold_kernels::Overflow;
-
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Error;
@@ -252,10 +251,8 @@ fn auto_leaves_cufile_alone_where_it_does_not_read_directly() {
 
 #[test]
 fn what_cufile_brings_is_changed_on_the_device_or_not_read_by_it() {
-    let specs: Vec<Spec> = [70_000, 3]
-        .iter()
-        .map(|&rows| support::tensor(&format!("t{rows}"), "F32", &[rows, 20], rows * 80))
-        .collect();
+    let specs: Vec<Spec> =
+        [70_000, 3].iter().map(|&rows| tensor(&format!("t{rows}"), "F32", &[rows, 20], rows * 80)).collect();
     let ranges = |rows: usize| [0..rows, 5..10];
     let expected: Vec<Spec> = [70_000, 3]
         .iter()
@@ -273,9 +270,10 @@ fn what_cufile_brings_is_changed_on_the_device_or_not_read_by_it() {
         (Backend::Auto, true, TransformOn::Auto),
         (Backend::Auto, false, TransformOn::Auto),
     ] {
-        drop_cached(&path, 0, 0);
         let device = if transforms { staged_host::device_with_transforms() } else { staged_host::device() };
         let (engines, fakes) = engines(direct());
+        // Nothing is cached.
+        let engines = Engines { probe: || Probe::counting(|_, _, _| Ok(0)), ..engines };
         let loader = Loader::new(device).files([&path]).backend(backend).engines(engines);
         let loader = loader.dtype(DType::BF16).cut_by(|_| vec![Cut::narrow(1, 5, 5)]).transform_on(place);
         match loader.load() {
