@@ -77,7 +77,7 @@ fn tensors() -> impl Strategy<Value = Vec<Changed>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
     #[test]
     fn what_arrives_is_what_changing_it_after_the_load_would_have_made(
         tensors in tensors(), shift in 0..16_usize, device in 0..3_usize, threads in prop::sample::select(vec![1, 3, 16]),
