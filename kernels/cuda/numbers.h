@@ -28,7 +28,7 @@ DEVICE u32 f32_to_f16(u32 bits) {
 }
 #endif
 
-DEVICE bool is_nan(u32 bits) { return (bits & 0x7fffffff) > 0x7f800000; }
+DEVICE bool is_nan(u32 bits) { return __uint_as_float(bits) != __uint_as_float(bits); }
 
 // From a finite float of 8 bits, M of them mantissa, with this bias, exactly.
 template <int M, int BIAS> DEVICE u32 widen(u32 raw) {
