@@ -28,8 +28,8 @@ template <class FromType, class ToType> struct Conversion {
     DEVICE_METHOD u32 value(typename From::Raw raw) {
         if constexpr (From::BYTES == 1 && To::HOLDS_BYTES) {
             return to_f32(raw);
-        } else if constexpr (SAME<From, F8_E5M2> && SAME<To, F16>) {
-            return F16::quiet(raw << 8) << 16;
+        } else if constexpr (From::HAS_TO_F16 && SAME<To, F16>) {
+            return From::to_f16(raw);
         } else {
             return To::from_f32(to_f32(raw), saturating);
         }

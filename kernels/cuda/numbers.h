@@ -60,6 +60,7 @@ struct Format {
     static constexpr bool HAS_NAN = true;
     static constexpr u32 MOST = 0x7f800000; // the largest magnitude that it has, infinity too, as F32
     static constexpr bool HOLDS_BYTES = false; // for targets: whether they have every value of every format of one byte
+    static constexpr bool HAS_TO_F16 = false; // whether it has a shorter way there, to the highest bytes
     DEVICE_MEMBER bool infinite(u32) { return false; }
 };
 
@@ -120,6 +121,11 @@ struct F8_E4M3 : Format {
         const u32 value = widen<3, 7>(raw);
         return fabsf(__uint_as_float(value)) >= 480 ? value | 0x7ff00000 : value; // NaN has the place of 480
     }
+    static constexpr bool HAS_TO_F16 = true;
+    DEVICE_MEMBER u32 to_f16(u32 raw) {
+        const u32 value = widen<3, 7>(raw), half = f32_to_f16(value) << 16;
+        return fabsf(__uint_as_float(value)) >= 480 ? half | 0x7f800000 : half;
+    }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool saturating) {
         return narrow<3, 7>(bits, saturating ? 448 : 480, 480); // NaN has the place of 480
     }
@@ -130,6 +136,8 @@ struct F8_E5M2 : Format {
     static constexpr bool HAS_INFINITY = true;
     static constexpr u32 LIMIT = 0x47700000; // 61440, halfway from 57344 to infinity
     DEVICE_MEMBER u32 to_f32(u32 raw, bool any_nan) { return F16::to_f32(raw << 8, any_nan); } // the higher byte of an F16
+    static constexpr bool HAS_TO_F16 = true;
+    DEVICE_MEMBER u32 to_f16(u32 raw) { return F16::quiet(raw << 8) << 16; }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool saturating) {
         return narrow<2, 15>(bits, saturating ? 57344 : 65536, 114688); // infinity has the place of 2^16, NaN that of 1.75 * 2^16
     }
