@@ -5,11 +5,14 @@
 #include "numbers.h"
 #include "move.h"
 
+template <class A, class B> constexpr bool SAME = false;
+template <class A> constexpr bool SAME<A, A> = true;
+
 template <class FromType, class ToType> struct Conversion {
     typedef FromType From;
     typedef ToType To;
     static constexpr int WIDEST = From::BYTES > To::BYTES ? From::BYTES : To::BYTES;
-    static constexpr int LANES = WIDEST == 1 ? 8 : 16 / WIDEST; // 16 bytes on a side, or little code where elements have one
+    static constexpr int LANES = 16 / WIDEST; // 16 bytes on the wider side
     static constexpr bool CAN_EXCEED = From::MOST >= To::LIMIT, COUNTS = CAN_EXCEED || From::HAS_NAN;
 
     u64 *tally;
@@ -18,43 +21,53 @@ template <class FromType, class ToType> struct Conversion {
 
     DEVICE_METHOD Conversion(const Task &task) : tally(task.tally), saturating(task.flags & SATURATING), beyond(0), nan(0) {}
 
-    DEVICE_METHOD bool exceeds(typename From::Raw raw, u32 bits) {
+    // A target of one byte has one NaN.
+    DEVICE_METHOD u32 to_f32(typename From::Raw raw) { return From::to_f32(raw, To::BYTES == 1); }
+
+    // In the highest bytes.
+    DEVICE_METHOD u32 value(typename From::Raw raw) {
+        if constexpr (From::BYTES == 1 && To::HOLDS_BYTES) {
+            return to_f32(raw);
+        } else if constexpr (From::HAS_TO_F16 && SAME<To, F16>) {
+            return From::to_f16(raw);
+        } else {
+            return To::from_f32(to_f32(raw), saturating);
+        }
+    }
+
+    DEVICE_METHOD bool exceeds(typename From::Raw raw) {
         const bool kept = From::infinite(raw) && To::HAS_INFINITY && !(To::BYTES == 1 && saturating);
-        return (bits & 0x7fffffff) - To::LIMIT <= 0x7f800000 - To::LIMIT && !kept;
+        return (to_f32(raw) & 0x7fffffff) - To::LIMIT <= 0x7f800000 - To::LIMIT && !kept;
     }
 
     template <int IN, int OUT> DEVICE_METHOD Words<OUT> word(const Words<IN> &from) {
-        u32 bits[LANES];
-        Words<OUT> to = {};
+        u32 values[LANES];
         UNROLL
-        for (int n = 0; n < LANES; n++) bits[n] = From::to_f32(lane<From>(from, n));
-        UNROLL
-        for (int n = 0; n < LANES; n++) put_lane<To>(to, n, To::from_f32(bits[n], saturating));
+        for (int n = 0; n < LANES; n++) values[n] = value(lane<From>(from, n));
         if (COUNTS && tally != 0) {
             u32 exceeding = 0, nans = 0;
             UNROLL
             for (int n = 0; n < LANES; n++) {
-                if (CAN_EXCEED) exceeding += exceeds(lane<From>(from, n), bits[n]);
-                if (From::HAS_NAN) nans += is_nan(bits[n]);
+                const typename From::Raw raw = lane<From>(from, n);
+                if (CAN_EXCEED) exceeding += exceeds(raw);
+                if (From::HAS_NAN) nans += is_nan(to_f32(raw));
             }
             beyond += exceeding;
             nan += nans;
         }
-        return to;
+        return packed<To, OUT>(values);
     }
 
     DEVICE_METHOD u32 one(typename From::Raw raw) {
-        const u32 bits = From::to_f32(raw);
         if (COUNTS && tally != 0) {
-            beyond += CAN_EXCEED && exceeds(raw, bits);
-            nan += From::HAS_NAN && is_nan(bits);
+            beyond += CAN_EXCEED && exceeds(raw);
+            nan += From::HAS_NAN && is_nan(to_f32(raw));
         }
-        return To::from_f32(bits, saturating);
+        return value(raw) >> (32 - 8 * To::BYTES);
     }
 
     DEVICE_METHOD void finish() {
-        if (beyond != 0) atomicAdd(&tally[0], beyond);
-        if (nan != 0) atomicAdd(&tally[1], nan);
+        if (COUNTS && tally != 0) add_counts(tally, beyond, nan);
     }
 };
 

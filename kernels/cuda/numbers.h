@@ -1,7 +1,12 @@
 // The number formats, each as two functions over bits: to F32, and from F32 where it is a target. src/numbers.rs is the same in Rust,
 // and docs/kernels.md says what is promised.
 //
-// Every conversion goes by way of F32. NaN never passes through the processor's own conversions, whose NaN differ between devices.
+// Every conversion goes by way of F32. A NaN whose bits matter never passes through the processor's own conversions, whose NaN differ between
+// devices: to_f32 is told whether any NaN will do.
+//
+// from_f32 gives an element in the highest bytes, and whatever below: so its sign is where it was, and elements are packed by bytes.
+//
+// Arithmetic is written for devices that do twice as much of it with F32 as with integers.
 #pragma once
 #include "words.h"
 
@@ -23,19 +28,29 @@ DEVICE u32 f32_to_f16(u32 bits) {
 }
 #endif
 
-DEVICE bool is_nan(u32 bits) { return (bits & 0x7fffffff) > 0x7f800000; }
+DEVICE bool is_nan(u32 bits) { return __uint_as_float(bits) != __uint_as_float(bits); }
 
-// The shared part of the 8-bit floats' two directions: from a magnitude with M bits of mantissa and this bias, exactly.
-template <int M, int BIAS> DEVICE u32 widen(u32 magnitude) { return scaled(magnitude << (23 - M), POWER(127 - BIAS)); }
+// From a finite float of 8 bits, M of them mantissa, with this bias, exactly.
+template <int M, int BIAS> DEVICE u32 widen(u32 raw) {
+    // The sign fills the upper half of the exponent on its way, and all of that but the sign itself is cut off.
+    const u32 bits = (u32)((int)(raw << 24) >> (1 + M)) & (0x80000000 | (0x7fu << (23 - M)));
+    return scaled(bits, POWER(127 - BIAS));
+}
 
-// To such a magnitude, to nearest even, subnormals too. Right up to the magnitude after the largest; the caller bounds it.
-template <int M, int BIAS> DEVICE u32 narrow(u32 magnitude) {
-    // Adding 2^(24 - M - BIAS) leaves the subnormal result in the lowest bits of the sum, rounded.
-    const u32 ruler = POWER(24 - M - BIAS);
-    const u32 subnormal = __float_as_uint(__uint_as_float(magnitude) + __uint_as_float(ruler)) - ruler;
-    const u32 odd = magnitude >> (23 - M) & 1;
-    const u32 normal = (magnitude - ((127u - BIAS) << 23) + ((1u << (22 - M)) - 1) + odd) >> (23 - M);
-    return magnitude < POWER(1 - BIAS) ? subnormal : normal;
+// To such a float, to nearest even, subnormals too, and with the sign; in the highest byte. Magnitudes from `most` on become that, NaN becomes
+// what `nan` does: values of the format, or what would be ones if its exponents went on.
+template <int M, int BIAS> DEVICE u32 narrow(u32 bits, float most, float nan) {
+    const float value = __uint_as_float(bits);
+    const float is_number = __saturatef(fabsf(value) + 1.0f); // 1, or 0 for NaN
+    const float magnitude = fminf(fabsf(value), fmaf(is_number, most - nan, nan));
+    // Adding the power of two whose last bit is worth what the result's last is leaves the result's mantissa in the lowest bits, rounded, with the 1
+    // that is not written, and carried where it is 2 by now: the result is its sum with the exponent less one.
+    const u32 exponent = __float_as_uint(magnitude) & 0x7f800000;
+    const u32 ruler = scaled(exponent > POWER(1 - BIAS) ? exponent : POWER(1 - BIAS), POWER(23 - M));
+    const u32 sum = __float_as_uint(magnitude + __uint_as_float(ruler));
+    // Both at once: the mantissa to bit 24, the exponent from bit 23 to the place before the mantissa.
+    const u32 result = sum * ((1u << 24) + (2u << M)) - ((127u + 23 - M + 1 - BIAS) << (24 + M));
+    return __float_as_uint(copysignf(__uint_as_float(result), value));
 }
 
 // What a format says of itself where nothing else is said.
@@ -44,13 +59,16 @@ struct Format {
     static constexpr int BYTES = 4;
     static constexpr bool HAS_NAN = true;
     static constexpr u32 MOST = 0x7f800000; // the largest magnitude that it has, infinity too, as F32
+    static constexpr bool HOLDS_BYTES = false; // for targets: whether they have every value of every format of one byte
+    static constexpr bool HAS_TO_F16 = false; // whether it has a shorter way there, to the highest bytes
     DEVICE_MEMBER bool infinite(u32) { return false; }
 };
 
 struct F32 : Format {
     static constexpr bool HAS_INFINITY = true;
+    static constexpr bool HOLDS_BYTES = true;
     static constexpr u32 LIMIT = 0x7f800000; // magnitudes from here on, as F32, have no finite neighbour in the format
-    DEVICE_MEMBER u32 to_f32(u32 raw) { return raw; }
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool) { return raw; }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool) { return bits; }
     DEVICE_MEMBER bool infinite(u32 raw) { return (raw & 0x7fffffff) == 0x7f800000; }
 };
@@ -58,10 +76,10 @@ struct F32 : Format {
 struct F64 : Format {
     typedef u64 Raw;
     static constexpr int BYTES = 8;
-    DEVICE_MEMBER u32 to_f32(u64 raw) {
+    DEVICE_MEMBER u32 to_f32(u64 raw, bool any_nan) {
         const u32 high = (u32)(raw >> 32);
         const u32 nan = (high & 0x80000000) | 0x7fc00000 | ((u32)(raw >> 29) & 0x7fffff);
-        return (raw & ~(1ull << 63)) > 0x7ffull << 52 ? nan : __float_as_uint(__double2float_rn(__longlong_as_double((i64)raw)));
+        return !any_nan && (raw & ~(1ull << 63)) > 0x7ffull << 52 ? nan : __float_as_uint(__double2float_rn(__longlong_as_double((i64)raw)));
     }
     DEVICE_MEMBER bool infinite(u64 raw) { return (raw & ~(1ull << 63)) == 0x7ffull << 52; }
 };
@@ -70,13 +88,14 @@ struct F16 : Format {
     static constexpr int BYTES = 2;
     static constexpr bool HAS_INFINITY = true;
     static constexpr u32 LIMIT = 0x477ff000; // 65520
-    DEVICE_MEMBER u32 to_f32(u32 raw) {
+    DEVICE_MEMBER u32 quiet(u32 raw) { return (raw & 0x7fff) > 0x7c00 ? raw | 0x200 : raw; }
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool any_nan) {
         const u32 nan = (raw & 0x8000) << 16 | 0x7fc00000 | (raw & 0x3ff) << 13;
-        return (raw & 0x7fff) > 0x7c00 ? nan : f16_to_f32(raw);
+        return !any_nan && (raw & 0x7fff) > 0x7c00 ? nan : f16_to_f32(raw);
     }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool) {
-        const u32 nan = (bits >> 16 & 0x8000) | 0x7e00 | (bits >> 13 & 0x3ff);
-        return is_nan(bits) ? nan : f32_to_f16(bits);
+        const u32 nan = (bits & 0x80000000) | 0x7e000000 | (bits << 3 & 0x3ff0000);
+        return is_nan(bits) ? nan : f32_to_f16(bits) << 16;
     }
     DEVICE_MEMBER bool infinite(u32 raw) { return (raw & 0x7fff) == 0x7c00; }
 };
@@ -84,11 +103,11 @@ struct F16 : Format {
 struct BF16 : Format {
     static constexpr int BYTES = 2;
     static constexpr bool HAS_INFINITY = true;
+    static constexpr bool HOLDS_BYTES = true;
     static constexpr u32 LIMIT = 0x7f7f8000;
-    DEVICE_MEMBER u32 to_f32(u32 raw) { return raw << 16; }
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool) { return raw << 16; }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool) {
-        const u32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        return is_nan(bits) ? bits >> 16 | 0x40 : rounded;
+        return is_nan(bits) ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
     }
     DEVICE_MEMBER bool infinite(u32 raw) { return (raw & 0x7fff) == 0x7f80; }
 };
@@ -98,14 +117,17 @@ struct F8_E4M3 : Format {
     static constexpr bool HAS_INFINITY = false;
     static constexpr u32 MOST = 0x43e00000;
     static constexpr u32 LIMIT = 0x43e80001; // beyond 464, which is halfway from 448 to the NaN
-    DEVICE_MEMBER u32 to_f32(u32 raw) {
-        const u32 magnitude = (raw & 0x7f) == 0x7f ? 0x7ff00000 : widen<3, 7>(raw & 0x7f);
-        return (raw & 0x80) << 24 | magnitude;
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool) {
+        const u32 value = widen<3, 7>(raw);
+        return fabsf(__uint_as_float(value)) >= 480 ? value | 0x7ff00000 : value; // NaN has the place of 480
+    }
+    static constexpr bool HAS_TO_F16 = true;
+    DEVICE_MEMBER u32 to_f16(u32 raw) {
+        const u32 value = widen<3, 7>(raw), half = f32_to_f16(value) << 16;
+        return fabsf(__uint_as_float(value)) >= 480 ? half | 0x7f800000 : half;
     }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool saturating) {
-        const u32 magnitude = bits & 0x7fffffff;
-        const u32 beyond = saturating && magnitude <= 0x7f800000 ? 0x7e : 0x7f;
-        return (bits >> 24 & 0x80) | (magnitude >= LIMIT ? beyond : narrow<3, 7>(magnitude));
+        return narrow<3, 7>(bits, saturating ? 448 : 480, 480); // NaN has the place of 480
     }
 };
 
@@ -113,15 +135,11 @@ struct F8_E5M2 : Format {
     static constexpr int BYTES = 1;
     static constexpr bool HAS_INFINITY = true;
     static constexpr u32 LIMIT = 0x47700000; // 61440, halfway from 57344 to infinity
-    DEVICE_MEMBER u32 to_f32(u32 raw) {
-        const u32 quiet = raw & 3 ? 0x400000 : 0;
-        const u32 special = 0x7f800000 | quiet | (raw & 3) << 21;
-        return (raw & 0x80) << 24 | ((raw & 0x7f) >= 0x7c ? special : widen<2, 15>(raw & 0x7f));
-    }
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool any_nan) { return F16::to_f32(raw << 8, any_nan); } // the higher byte of an F16
+    static constexpr bool HAS_TO_F16 = true;
+    DEVICE_MEMBER u32 to_f16(u32 raw) { return F16::quiet(raw << 8) << 16; }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool saturating) {
-        const u32 magnitude = bits & 0x7fffffff;
-        const u32 beyond = magnitude > 0x7f800000 ? 0x7f : saturating ? 0x7b : 0x7c;
-        return (bits >> 24 & 0x80) | (magnitude >= LIMIT ? beyond : narrow<2, 15>(magnitude));
+        return narrow<2, 15>(bits, saturating ? 57344 : 65536, 114688); // infinity has the place of 2^16, NaN that of 1.75 * 2^16
     }
     DEVICE_MEMBER bool infinite(u32 raw) { return (raw & 0x7f) == 0x7c; }
 };
@@ -130,9 +148,7 @@ struct F8_E5M2 : Format {
 template <int M, int BIAS> struct Fnuz : Format {
     static constexpr int BYTES = 1;
     static constexpr u32 MOST = POWER((1 << (7 - M)) - 1 - BIAS) | ((1u << M) - 1) << (23 - M);
-    DEVICE_MEMBER u32 to_f32(u32 raw) {
-        return raw == 0x80 ? 0x7fc00000 : (raw & 0x80) << 24 | widen<M, BIAS>(raw & 0x7f);
-    }
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool) { return raw == 0x80 ? 0x7fc00000 : widen<M, BIAS>(raw); }
 };
 typedef Fnuz<3, 8> F8_E4M3FNUZ;
 typedef Fnuz<2, 16> F8_E5M2FNUZ;
@@ -140,14 +156,14 @@ typedef Fnuz<2, 16> F8_E5M2FNUZ;
 struct F8_E8M0 : Format {
     static constexpr int BYTES = 1;
     static constexpr u32 MOST = POWER(127);
-    DEVICE_MEMBER u32 to_f32(u32 raw) { return raw == 0xff ? 0x7fc00000 : raw == 0 ? 0x00400000 : raw << 23; }
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool) { return raw == 0xff ? 0x7fc00000 : raw == 0 ? 0x00400000 : raw << 23; }
 };
 
 struct BOOL : Format {
     static constexpr int BYTES = 1;
     static constexpr bool HAS_NAN = false;
     static constexpr u32 MOST = POWER(0);
-    DEVICE_MEMBER u32 to_f32(u32 raw) { return raw != 0 ? 0x3f800000 : 0; }
+    DEVICE_MEMBER u32 to_f32(u32 raw, bool) { return raw != 0 ? 0x3f800000 : 0; }
 };
 
 template <class Integer, class Bits> struct Whole : Format {
@@ -155,7 +171,7 @@ template <class Integer, class Bits> struct Whole : Format {
     static constexpr int BYTES = sizeof(Integer);
     static constexpr bool HAS_NAN = false;
     static constexpr u32 MOST = POWER(8 * BYTES); // or less
-    DEVICE_MEMBER u32 to_f32(Bits raw) { return __float_as_uint((float)(Integer)raw); }
+    DEVICE_MEMBER u32 to_f32(Bits raw, bool) { return __float_as_uint((float)(Integer)raw); }
 };
 typedef Whole<u8, u32> U8;
 typedef Whole<signed char, u32> I8;

@@ -1,13 +1,13 @@
 // What every kernel here is given, and what it promises.
 //
-// Launch.   One-dimensional grid of any size, blocks of BLOCK threads, no shared memory, one parameter: a Task by value.
+// Launch.   One-dimensional grid of any size, blocks of BLOCK threads, no dynamic shared memory, one parameter: a Task by value.
 //           Every kernel is a grid-stride loop, so the size of the grid changes speed alone. Indexes have 64 bits.
 // Source.   Any alignment. Bytes outside readable .. readable_end are never read. Nothing may write them while the kernel runs:
 //           they are read through the read-only cache.
 // Target.   Aligned to an element of the target's type (convert), to nothing (gather, repack); quick where it is aligned to 16.
 //           Only bytes that belong to a run are written. Runs do not overlap.
 // Aliasing. The target overlaps neither the readable bytes nor the counters.
-// Counters. tally[0] and tally[1] are added to atomically, or tally is null. Several kernels may share them.
+// Counters. tally[0] and tally[1] are added to atomically, once for a block, or tally is null. Several kernels may share them.
 //
 // src/launch.rs is the other side: it checks all of this, as far as it can be seen on the host, and fills the structure in.
 #pragma once

@@ -10,6 +10,24 @@
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
 template <class T> DEVICE void put(T *p, T value) { *p = value; }
+
+// Adds to the two counters, once for a block: atomic additions to one place go one after the other. All threads of the block call it, once.
+DEVICE void add_counts(u64 *tally, u64 first, u64 second) {
+    __shared__ u64 of_warps[2][BLOCK / 32];
+    UNROLL
+    for (int distance = 16; distance > 0; distance /= 2) {
+        first += __shfl_down_sync(0xffffffff, first, distance);
+        second += __shfl_down_sync(0xffffffff, second, distance);
+    }
+    if (threadIdx.x % 32 == 0) of_warps[0][threadIdx.x / 32] = first, of_warps[1][threadIdx.x / 32] = second;
+    __syncthreads();
+    if (threadIdx.x < 2) {
+        u64 sum = 0;
+        UNROLL
+        for (int warp = 0; warp < BLOCK / 32; warp++) sum += of_warps[threadIdx.x][warp];
+        if (sum != 0) atomicAdd(&tally[threadIdx.x], sum);
+    }
+}
 #endif // else tests/emulator has defined them, and what else is CUDA's
 
 template <int BYTES> struct Words {
@@ -77,7 +95,7 @@ DEVICE u64 runs(const Task &task) { return task.counts[0] * task.counts[1] * tas
 
 // Where run number `row` lies, as distances from the first.
 DEVICE void find_run(const Task &task, u64 row, u64 &source, u64 &target) {
-    const u64 outer = divide(row, task.counts[2]);
+    const u64 outer = row < task.counts[2] ? 0 : divide(row, task.counts[2]);
     const u64 inner = row - outer * task.counts[2];
     source = inner * task.source_strides[2];
     target = inner * task.target_strides[2];

@@ -40,7 +40,7 @@ pub struct Task {
     pub flags: u64,
 }
 
-/// What to launch: `kernel`, over a one-dimensional grid of `grid` blocks of `block` threads, without shared memory, with `task` as its one
+/// What to launch: `kernel`, over a one-dimensional grid of `grid` blocks of `block` threads, without dynamic shared memory, with `task` as its one
 /// parameter.
 ///
 /// The memory has to stay as it is until the kernel has ended: nothing writes what it reads, and nothing else touches what it writes. A grid of any
@@ -94,8 +94,7 @@ impl Launch {
             task.tally = address;
         }
         task.flags = conversion.saturates().into();
-        let widest = from.bytes().max(to.bytes());
-        let lanes = if widest == 1 { 8 } else { 16 / widest as u64 };
+        let lanes = 16 / from.bytes().max(to.bytes()) as u64;
         Self::over(operation, kernel, task, words_of_runs(task.run, lanes))
     }
 

@@ -167,9 +167,11 @@ target!(F32, 4, limit: 0x7f80_0000, |bits, _| bits.to_le_bytes());
 format!(F16, 2,
     |element| {
         let raw = u32::from(u16::from_le_bytes(element));
-        let (magnitude, mantissa) = (raw & 0x7fff, (raw & 0x3ff) << 13);
-        let nan = if mantissa == 0 { INFINITY } else { QUIET | mantissa };
-        (raw & 0x8000) << 16 | if magnitude >= 0x7c00 { nan } else { widen::<10, 15>(magnitude) }
+        let magnitude = raw & 0x7fff;
+        // Infinity and NaN are as far beyond what they are widened to as that is beyond the magnitude's bits.
+        let beyond = if magnitude >= 0x7c00 { 112 << 23 } else { 0 };
+        let quiet = if magnitude > 0x7c00 { 1 << 22 } else { 0 };
+        (raw & 0x8000) << 16 | (widen::<10, 15>(magnitude) + beyond) | quiet
     },
     infinite: u16::from_le_bytes(element) & 0x7fff == 0x7c00);
 // From 65520 on, which is halfway to 2^16.
@@ -183,8 +185,9 @@ target!(F16, 2, limit: 0x477f_f000, |bits, _| {
 format!(BF16, 2, |element| u32::from(u16::from_le_bytes(element)) << 16,
     infinite: u16::from_le_bytes(element) & 0x7fff == 0x7f80);
 target!(BF16, 2, limit: 0x7f7f_8000, |bits, _| {
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    (if is_nan(bits) { bits >> 16 | 0x40 } else { rounded } as u16).to_le_bytes()
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Shifted as a signed number, which is how x86-64 puts halves of words together.
+    (((if is_nan(bits) { bits | 1 << 22 } else { rounded }) as i32 >> 16) as u16).to_le_bytes()
 });
 
 format!(

@@ -91,5 +91,7 @@ pub(crate) fn handles_that_are_refused_are_an_error_that_names_them() -> Result<
         }
         assert_eq!(free_bytes(&device), before);
     }
+    let message = Device::cuda_unified(0)?.memory_with(posix()).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("shared with the CPU"), "{message}");
     Ok(())
 }

@@ -49,6 +49,12 @@ template <class T> static void put(T *p, T value) {
 static unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)(((unsigned long long)high << 32 | low) >> (shift & 31));
 }
+static unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    const unsigned long long bytes = (unsigned long long)y << 32 | x;
+    unsigned result = 0;
+    for (int n = 0; n < 4; n++) result |= (unsigned)(bytes >> 8 * (selector >> 4 * n & 7) & 0xff) << 8 * n;
+    return result;
+}
 static unsigned __float_as_uint(float value) {
     unsigned bits;
     memcpy(&bits, &value, 4);
@@ -59,19 +65,28 @@ static float __uint_as_float(unsigned bits) {
     memcpy(&value, &bits, 4);
     return value;
 }
+#define fabsf __builtin_fabsf
+#define copysignf __builtin_copysignf
+#define fmaf __builtin_fmaf
+// A number before any NaN, a signalling one too, which the C library's does otherwise.
+static float fminf(float a, float b) { return a < b || b != b ? a : b; }
+static float __saturatef(float value) { return value > 0 ? fminf(value, 1) : 0; }
 static double __longlong_as_double(long long bits) {
     double value;
     memcpy(&value, &bits, 8);
     return value;
 }
 static float __double2float_rn(double value) { return (float)value; }
-static void atomicAdd(unsigned long long *counter, unsigned long long value) { *counter += value; }
+static void add_counts(unsigned long long *tally, unsigned long long first, unsigned long long second) {
+    tally[0] += first, tally[1] += second;
+}
 
 // The device has instructions for these two.
 static unsigned f16_to_f32(unsigned raw) {
     const unsigned magnitude = raw & 0x7fff;
     const float value = __uint_as_float(magnitude << 13) * __uint_as_float(239u << 23);
-    return (raw & 0x8000) << 16 | (magnitude >= 0x7c00 ? 0x7f800000 : __float_as_uint(value));
+    const unsigned special = magnitude > 0x7c00 ? 0x7fffffff : 0x7f800000;
+    return (raw & 0x8000) << 16 | (magnitude >= 0x7c00 ? special : __float_as_uint(value));
 }
 static unsigned f32_to_f16(unsigned bits) {
     const unsigned magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;

@@ -15,7 +15,7 @@ use super::unified::{self, SharedMemory, Sharing};
 use crate::device::host::HostStream;
 use crate::device::idle::IdleStreams;
 use crate::device::{DeviceKind, Driver, HandleTypes, Stream, not_peers};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How many devices there are; 0 without a driver.
 pub(crate) fn device_count() -> usize {
@@ -86,6 +86,14 @@ impl Driver for CudaDriver {
         if handles == HandleTypes::default() {
             return Ok(self.memory());
         }
+        if self.memory.is_host_accessible() {
+            return Err(Error::Device {
+                device: self.context.name.clone(),
+                operation: "make memory that can be exported",
+                detail: format!("its memory is shared with the CPU, asked for {handles:?}"),
+                remedy: "ask for none, and share the memory as the system's",
+            });
+        }
         Ok(Arc::new(DeviceMemory::with_handles(self.context, handles)?))
     }
 
@@ -106,7 +114,8 @@ impl Driver for CudaDriver {
     }
 
     fn has_transforms(&self) -> bool {
-        true
+        // The CPU transforms what it shares, in place.
+        !self.memory.is_host_accessible()
     }
 
     unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
