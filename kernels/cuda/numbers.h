@@ -2,7 +2,7 @@
 // and docs/kernels.md says what is promised.
 //
 // Every conversion goes by way of F32. A NaN whose bits matter never passes through the processor's own conversions, whose NaN differ between
-// devices: to_f32 is told whether any NaN will do.
+// devices: to_f32 is told whether any NaN of the right sign will do.
 //
 // from_f32 gives an element in the highest bytes, and whatever below: so its sign is where it was, and elements are packed by bytes.
 //
@@ -73,13 +73,18 @@ struct F32 : Format {
     DEVICE_MEMBER bool infinite(u32 raw) { return (raw & 0x7fffffff) == 0x7f800000; }
 };
 
+// With another's sign: what a device converts has none of its own where it is NaN.
+DEVICE u32 with_sign(u32 bits, u32 sign) { return (bits & 0x7fffffff) | (sign & 0x80000000); }
+
 struct F64 : Format {
     typedef u64 Raw;
     static constexpr int BYTES = 8;
     DEVICE_MEMBER u32 to_f32(u64 raw, bool any_nan) {
         const u32 high = (u32)(raw >> 32);
         const u32 nan = (high & 0x80000000) | 0x7fc00000 | ((u32)(raw >> 29) & 0x7fffff);
-        return !any_nan && (raw & ~(1ull << 63)) > 0x7ffull << 52 ? nan : __float_as_uint(__double2float_rn(__longlong_as_double((i64)raw)));
+        const u32 value = __float_as_uint(__double2float_rn(__longlong_as_double((i64)raw)));
+        if (any_nan) return with_sign(value, high);
+        return (raw & ~(1ull << 63)) > 0x7ffull << 52 ? nan : value;
     }
     DEVICE_MEMBER bool infinite(u64 raw) { return (raw & ~(1ull << 63)) == 0x7ffull << 52; }
 };
@@ -91,7 +96,8 @@ struct F16 : Format {
     DEVICE_MEMBER u32 quiet(u32 raw) { return (raw & 0x7fff) > 0x7c00 ? raw | 0x200 : raw; }
     DEVICE_MEMBER u32 to_f32(u32 raw, bool any_nan) {
         const u32 nan = (raw & 0x8000) << 16 | 0x7fc00000 | (raw & 0x3ff) << 13;
-        return !any_nan && (raw & 0x7fff) > 0x7c00 ? nan : f16_to_f32(raw);
+        if (any_nan) return with_sign(f16_to_f32(raw), raw << 16);
+        return (raw & 0x7fff) > 0x7c00 ? nan : f16_to_f32(raw);
     }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool) {
         const u32 nan = (bits & 0x80000000) | 0x7e000000 | (bits << 3 & 0x3ff0000);

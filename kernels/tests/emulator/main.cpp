@@ -76,7 +76,9 @@ static double __longlong_as_double(long long bits) {
     memcpy(&value, &bits, 8);
     return value;
 }
-static float __double2float_rn(double value) { return (float)value; }
+// The device gives one NaN, whatever NaN it is given.
+#define DEVICES_NAN 0x7fffffffu
+static float __double2float_rn(double value) { return value != value ? __uint_as_float(DEVICES_NAN) : (float)value; }
 static void add_counts(unsigned long long *tally, unsigned long long first, unsigned long long second) {
     tally[0] += first, tally[1] += second;
 }
@@ -85,11 +87,12 @@ static void add_counts(unsigned long long *tally, unsigned long long first, unsi
 static unsigned f16_to_f32(unsigned raw) {
     const unsigned magnitude = raw & 0x7fff;
     const float value = __uint_as_float(magnitude << 13) * __uint_as_float(239u << 23);
-    const unsigned special = magnitude > 0x7c00 ? 0x7fffffff : 0x7f800000;
-    return (raw & 0x8000) << 16 | (magnitude >= 0x7c00 ? special : __float_as_uint(value));
+    if (magnitude > 0x7c00) return DEVICES_NAN;
+    return (raw & 0x8000) << 16 | (magnitude == 0x7c00 ? 0x7f800000 : __float_as_uint(value));
 }
 static unsigned f32_to_f16(unsigned bits) {
     const unsigned magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
+    if (magnitude > 0x7f800000) return 0x7fff;
     if (magnitude >= 0x477ff000) return sign | 0x7c00;
     if (magnitude < 113u << 23) return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - __float_as_uint(0.5f));
     return sign | (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
