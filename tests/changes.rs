@@ -305,6 +305,26 @@ fn the_report_says_what_was_chosen() {
     assert!(transforming.contains("on the device, it reads staging memory"), "{transforming}");
 }
 
+#[test]
+fn many_readers_make_less_of_what_a_bus_would_take() {
+    let tensors = matrix(500, 300);
+    let (_folder, path) = single(&tensors);
+    let on_cpu = |threads, to: DType, ask: &dyn Fn(Loader) -> Loader| {
+        let loader = Loader::new(staged_host::device_with_transforms()).files([&path]).threads(threads);
+        let weights = ask(loader.dtype(to)).load().unwrap();
+        let changed = Changed::new("w", "F32", &[500, 300], &[0..500, 0..300], Some(to));
+        assert_changed(&weights, &[changed.expected(Overflow::Torch), tensors[1].clone()]);
+        let choices = &weights.report().choices;
+        choices.iter().any(|choice| choice.about == "transforms" && choice.picked == "on the CPU")
+    };
+    let as_it_is = |loader: Loader| loader;
+    assert!(on_cpu(12, DType::BF16, &as_it_is));
+    assert!(!on_cpu(11, DType::BF16, &as_it_is));
+    assert!(!on_cpu(12, DType::F16, &as_it_is));
+    assert!(!on_cpu(12, DType::BF16, &|loader| loader.transform_on(TransformOn::Device)));
+    assert!(!on_cpu(12, DType::BF16, &|loader| loader.count_conversions()));
+}
+
 /// Each fails before any tensor's bytes are read, says why, and leaves nothing.
 #[test]
 fn what_cannot_be_had_is_an_error_before_anything_is_read() {

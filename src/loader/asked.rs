@@ -26,7 +26,8 @@ type CutRule = Box<dyn Fn(&TensorInfo) -> Vec<Cut> + Send>;
 /// Where elements are converted and gathered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum TransformOn {
-    /// On the device where its driver can, else on the CPU.
+    /// On the device where its driver can, else on the CPU. Also on the CPU where it is quicker: where the bus gets fewer bytes by that, and readers
+    /// are many enough.
     #[default]
     Auto,
     /// On the device. One that cannot is an error (I6); so is host memory, whose device is the CPU.
@@ -130,6 +131,14 @@ impl Asked {
         }
     }
 
+    /// Whether the CPU may do what the device can, with so many readers, if what is asked for is of that kind.
+    pub(super) fn may_leave_device(&self, readers: usize) -> bool {
+        self.transform_on == TransformOn::Auto
+            && readers >= MANY_READERS
+            && !self.counts
+            && !self.is_nothing()
+    }
+
     /// Checks that there is a tensor of each name that is to be cut.
     pub(super) fn check_names<'a>(&self, all: impl Iterator<Item = &'a TensorInfo> + Clone) -> Result<()> {
         let mut missing: BTreeSet<&str> = self.cuts.named.keys().map(String::as_str).collect();
@@ -224,6 +233,9 @@ impl Asked {
         }
     }
 }
+
+/// So many readers convert F32 to BF16 as fast as a bus of PCIe 5 takes F32 (`docs/performance.md`).
+const MANY_READERS: usize = 12;
 
 /// What a conversion of all converts: what is quantized has scales that belong to it, and integers are indexes.
 const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];

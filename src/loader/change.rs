@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensorhold_kernels::Conversion;
+use tensorhold_kernels::{Conversion, Type};
 
 use super::asked::CutReads;
 use super::parts::{Part, Reading};
@@ -54,6 +54,19 @@ impl Changes {
             let units = strided.units(0);
             bytes.saturating_sub(units * target_unit).saturating_add(units * unit)
         })
+    }
+
+    /// Has the CPU do what the device can, if all of it is of the kind that many readers do quickly, and makes fewer bytes: then the bus, which is
+    /// the limit, takes less time.
+    pub(super) fn before_the_bus(&mut self) {
+        let quick = |change: &Change| {
+            let pair = change.conversion.as_ref().map(|conversion| (conversion.from(), conversion.to()));
+            pair.is_none_or(|pair| pair == (Type::F32, Type::BF16))
+        };
+        if self.on_device && self.changed.iter().all(|(_, change)| quick(change)) {
+            self.on_device = false;
+            self.why = "that makes fewer bytes for the bus, and readers are many";
+        }
     }
 
     /// What was chosen for this plan, and why.

@@ -71,7 +71,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::{self, Shards};
-use crate::io::{self, Backend};
+use crate::io::{self, Backend, BackendKind};
 use crate::report::Times;
 use crate::tensor::TensorInfo;
 use crate::weights::Weights;
@@ -348,7 +348,14 @@ impl Loader {
         let asked = &self.options.asked;
         asked.check()?;
         let (on_device, why) = asked.on_device(&self.device)?;
-        let readers = if on_device || asked.is_nothing() { readers } else { readers.with_scratch() };
+        // cuFile brings bytes to the device, where the CPU does not see them.
+        let by_cufile = || match readers.backend {
+            Backend::Auto => self.options.engines.gds.is_likely(),
+            Backend::Require(kind) => kind == BackendKind::Gds,
+        };
+        let may_leave_device = on_device && asked.may_leave_device(readers.threads) && !by_cufile();
+        let in_scratch = !asked.is_nothing() && (!on_device || may_leave_device);
+        let readers = if in_scratch { readers.with_scratch() } else { readers };
         let pool = self.open_pool()?;
         let staging =
             self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
@@ -358,6 +365,9 @@ impl Loader {
         let mut changes = Changes { on_device, why, cut_reads: asked.cut_reads, ..Changes::default() };
         if !asked.is_nothing() {
             changes.changed = told.change(&mut files, asked)?;
+        }
+        if may_leave_device {
+            changes.before_the_bus();
         }
         let batch = Batch::new(files, &pool, changes)?;
         let readers = readers.for_bytes(batch.file_bytes());

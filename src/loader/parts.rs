@@ -57,7 +57,7 @@ impl Part {
 
 /// Reading so many bytes from the page cache into a slot takes as long as beginning another read (`docs/performance.md`): runs that are further
 /// apart are read one by one.
-const CALL_BYTES: u64 = 1 << 10;
+const CALL_BYTES: u64 = 3 << 10;
 
 /// The same for scratch, which stays in a processor's cache.
 const CALL_BYTES_TO_SCRATCH: u64 = 4 << 10;

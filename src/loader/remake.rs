@@ -9,7 +9,9 @@
 //! So each element is written once to where it stays, or to the slot that it is copied from (I2).
 
 use std::io::IoSliceMut;
+use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use tensorhold_allocator::{Fragment, Request};
 
 use super::fill::Fill;
@@ -20,26 +22,49 @@ use super::route::Way;
 use super::through::{self, Outcome, Reads};
 use super::work::Work;
 use crate::error::{Error, Result};
-use crate::io::Queue;
+use crate::io::{Access, Queue};
 
-/// Memory that one reader through the page cache reads into what the CPU then transforms.
-#[derive(Debug)]
-pub(super) struct Scratch(Option<Fragment>);
+/// What one reader through the page cache has for parts alone.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Where it reads what the CPU then transforms.
+    memory: Option<Fragment>,
+    /// The file that it last read by runs, opened for it alone. Each read counts itself in what the system knows of an open file: short reads by many
+    /// threads of one that they share take three times as long (`docs/performance.md`).
+    own: Option<(usize, Access)>,
+}
 
 impl Scratch {
     /// As much as a part takes, where that is needed; `None` when it cannot be had, which is noted.
     pub(super) fn open(fill: &Fill<'_>, work: &Work<'_>) -> Result<Option<Self>> {
         let on_cpu = |part: &Part| !part.on_device && fill.landing.changes.is_transformed(part);
         if !fill.landing.plan.parts.iter().any(on_cpu) {
-            return Ok(Some(Self(None)));
+            return Ok(Some(Self::default()));
         }
         let bytes = parts::part_bytes(fill.readers.limits(), false);
         match fill.staging.place("scratch", Request::new(bytes, 4096)) {
-            Ok(memory) => Ok(Some(Self(Some(memory)))),
+            Ok(memory) => Ok(Some(Self { memory: Some(memory), own: None })),
             Err(error) => {
                 work.refuse(Error::Memory(error));
                 Ok(None)
             }
+        }
+    }
+
+    /// A file for this reader alone; that of all where it cannot be opened once more.
+    fn own<'a>(&'a mut self, fill: &'a Fill<'_>, file: usize) -> Result<&'a Access> {
+        if self.own.as_ref().is_none_or(|(own, _)| *own != file) {
+            self.own = match fill.files[file].source.reopen(OFlags::empty()) {
+                Ok(opened) => Some((file, Access { file: Arc::new(opened), alignment: 1 })),
+                Err(error) => {
+                    tracing::debug!(path = ?fill.files[file].source.path(), %error, "not opened for one reader");
+                    None
+                }
+            };
+        }
+        match &self.own {
+            Some((_, access)) => Ok(access),
+            None => fill.routes.buffered(file),
         }
     }
 }
@@ -55,7 +80,7 @@ pub(super) unsafe fn read(
     job: &Job,
     to: *mut u8,
     way: Way,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
 ) -> Result<Outcome> {
     let Some((part, _)) = fill.landing.part(job) else {
         // SAFETY: passed on.
@@ -63,12 +88,12 @@ pub(super) unsafe fn read(
     };
     if part.on_device || !fill.landing.changes.is_transformed(part) {
         // SAFETY: passed on.
-        return unsafe { read_part(fill, queue, job, part, to, way) };
+        return unsafe { read_part(fill, queue, job, part, to, way, scratch) };
     }
-    let Some(memory) = &scratch.0 else { return Err(fill.without_scratch(job)) };
+    let Some(memory) = &scratch.memory else { return Err(fill.without_scratch(job)) };
     let from = memory.as_ptr().cast_mut();
     // SAFETY: P5: the scratch, which is this reader's, is as long as the longest part, and its bytes have values (M2).
-    let outcome = unsafe { read_part(fill, queue, job, part, from, way) }?;
+    let outcome = unsafe { read_part(fill, queue, job, part, from, way, scratch) }?;
     if outcome == Outcome::Complete {
         let form = if part.reading == Reading::Runs { PartForm::Dense } else { PartForm::AsInFile };
         // SAFETY: the scratch holds the job's bytes; the caller promises the rest.
@@ -108,6 +133,7 @@ unsafe fn read_part(
     part: &Part,
     to: *mut u8,
     way: Way,
+    scratch: &mut Scratch,
 ) -> Result<Outcome> {
     if part.reading == Reading::Whole {
         // SAFETY: passed on: the job's one piece is all that it has in the file.
@@ -116,6 +142,7 @@ unsafe fn read_part(
     let Some((_, change)) = fill.landing.part(job) else { return Ok(Outcome::Complete) };
     let (block, unit) = (&part.block, change.unit);
     let bytes = block.run * unit;
+    let access = scratch.own(fill, job.file)?;
     let (mut reads, mut to) = (Reads::new(way), to);
     for i in 0..block.counts[0] {
         for j in 0..block.counts[1] {
@@ -130,8 +157,9 @@ unsafe fn read_part(
                     [IoSliceMut::new(buffer)]
                 };
                 // SAFETY: the buffers are as the caller promises.
-                let outcome =
-                    unsafe { through::read_range(fill, queue, job, (offset, bytes), &mut reads, buffers) }?;
+                let outcome = unsafe {
+                    through::read_range(fill, queue, job, access, (offset, bytes), &mut reads, buffers)
+                }?;
                 if outcome == Outcome::NotCached {
                     return Ok(outcome);
                 }

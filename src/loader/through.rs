@@ -11,7 +11,7 @@ use super::route::Way;
 use super::stopwatch::Stage;
 use super::work::Work;
 use crate::error::{Error, Result};
-use crate::io::{BackendKind, Queue, Read};
+use crate::io::{Access, BackendKind, Queue, Read};
 
 /// A read that was interrupted so often will not come to an end.
 pub(super) const MAX_RETRIES: u32 = 1000;
@@ -28,21 +28,21 @@ pub(super) enum Outcome {
 pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>) -> Result<()> {
     let mut queue =
         fill.engines.buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
-    let Some(scratch) = Scratch::open(fill, work)? else { return Ok(()) };
+    let Some(mut scratch) = Scratch::open(fill, work)? else { return Ok(()) };
     match &fill.ring {
         Some(ring) => {
-            if let Err(error) = into_ring(fill, work, &mut *queue, ring, &scratch) {
+            if let Err(error) = into_ring(fill, work, &mut *queue, ring, &mut scratch) {
                 work.fail(error);
             }
             // After that, so that those who wait for this reader's part of a slot see that it will not come.
             ring.wake();
             Ok(())
         }
-        None => in_place(fill, work, &mut *queue, &scratch),
+        None => in_place(fill, work, &mut *queue, &mut scratch),
     }
 }
 
-fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, scratch: &Scratch) -> Result<()> {
+fn in_place(fill: &Fill<'_>, work: &Work<'_>, queue: &mut dyn Queue, scratch: &mut Scratch) -> Result<()> {
     let mut watch = fill.totals.watch();
     while let Some((index, job, way)) = work.next_through(&fill.routes) {
         let to = fill.landing.address(job)?;
@@ -64,7 +64,7 @@ fn into_ring(
     work: &Work<'_>,
     queue: &mut dyn Queue,
     ring: &Ring<'_>,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
 ) -> Result<()> {
     let mut watch = fill.totals.watch();
     loop {
@@ -121,11 +121,12 @@ pub(super) unsafe fn read_job(
 ) -> Result<Outcome> {
     // SAFETY: passed on; a buffer is used in one read at a time.
     let buffers = |done| unsafe { fill.landing.buffers(job, base, done) };
+    let (access, range) = (fill.routes.buffered(job.file)?, (job.file_offset, job.file_bytes));
     // SAFETY: passed on.
-    unsafe { read_range(fill, queue, job, (job.file_offset, job.file_bytes), &mut Reads::new(way), buffers) }
+    unsafe { read_range(fill, queue, job, access, range, &mut Reads::new(way), buffers) }
 }
 
-/// Reads so many of a job's bytes, from an offset in its file on, one read at a time. `buffers` gives those for all but the first bytes, of which
+/// Reads so many of a job's bytes, from an offset in its file on, which is open for that, one read at a time. `buffers` gives those for all but the first bytes, of which
 /// there are so many.
 ///
 /// # Safety
@@ -134,19 +135,19 @@ pub(super) unsafe fn read_range<'b, B: AsMut<[IoSliceMut<'b>]>>(
     fill: &Fill<'_>,
     queue: &mut dyn Queue,
     job: &Job,
+    access: &Access,
     (start, bytes): (u64, u64),
     reads: &mut Reads,
     buffers: impl Fn(u64) -> B,
 ) -> Result<Outcome> {
-    let access = fill.routes.buffered(job.file)?;
     let Reads { cached_only, retries } = reads;
     let mut done = 0;
     while done < bytes {
         let mut buffers = buffers(done);
         let (file, offset) = (access.file.as_fd(), start + done);
         let read = Read { ticket: 0, file, offset, buffers: buffers.as_mut(), cached_only: *cached_only };
-        // SAFETY: the buffers are as the caller promises, and the completion is taken below. The file stays open for
-        // as long as the routes live, which outlive the queue.
+        // SAFETY: the buffers are as the caller promises, and the completion is taken below; the file is lent for
+        // as long.
         let ended = unsafe { queue.submit(read) }.and_then(|()| queue.complete());
         match ended.and_then(|completion| completion.result) {
             Ok(read) if done + read as u64 >= bytes => return Ok(Outcome::Complete),
