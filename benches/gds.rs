@@ -13,6 +13,7 @@ mod support;
 use std::env;
 use std::ffi::{c_int, c_void};
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -201,7 +202,9 @@ fn main() {
                 |path: &PathBuf| fadvise(File::open(path).unwrap(), 0, None, Advice::DontNeed).unwrap();
             files.iter().for_each(drop);
         } else {
-            files.iter().for_each(|path| drop(fs::read(path).unwrap()));
+            files
+                .iter()
+                .for_each(|path| drop(io::copy(&mut File::open(path).unwrap(), &mut io::sink()).unwrap()));
         }
     };
     let load = || {

@@ -10,6 +10,7 @@ use crate::numbers::{
     I64, Target, U8, U16, U32, U64, is_nan,
 };
 use crate::types::Type;
+use crate::wide;
 
 /// What becomes of a value that is too large for an 8-bit float. Other targets have infinities, and use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -81,9 +82,9 @@ pub struct Conversion {
 
 /// The functions of a pair of types: over whole elements, as many in the source as in the target.
 #[derive(Debug, Clone, Copy)]
-struct Functions {
-    convert: fn(&[u8], &mut [u8], bool),
-    count: fn(&[u8], bool) -> Counts,
+pub(crate) struct Functions {
+    pub(crate) convert: fn(&[u8], &mut [u8], bool),
+    pub(crate) count: fn(&[u8], bool) -> Counts,
 }
 
 impl Conversion {
@@ -241,11 +242,15 @@ fn to_any<S: Format>(to: Type) -> Option<Functions> {
 }
 
 fn pair<S: Format, T: Target>() -> Functions {
-    let convert = if S::TYPE.bytes() == 1 { by_table::<S, T> } else { by_element::<S, T> };
-    Functions { convert, count: count::<S, T> }
+    let functions =
+        wide::functions::<S, T>().unwrap_or(Functions { convert: by_element::<S, T>, count: count::<S, T> });
+    // The table's elements come one by one, whatever vectors there are.
+    if S::TYPE.bytes() == 1 { Functions { convert: by_table::<S, T>, ..functions } } else { functions }
 }
 
-fn by_element<S: Format, T: Target>(source: &[u8], target: &mut [u8], saturating: bool) {
+// Inlined into what has longer vectors.
+#[inline(always)]
+pub(crate) fn by_element<S: Format, T: Target>(source: &[u8], target: &mut [u8], saturating: bool) {
     for (to, &from) in T::elements_mut(target).iter_mut().zip(S::elements(source)) {
         *to = T::from_f32(S::to_f32(from), saturating);
     }
@@ -266,7 +271,8 @@ fn by_table<S: Format, T: Target>(source: &[u8], target: &mut [u8], saturating: 
     }
 }
 
-fn count<S: Format, T: Target>(source: &[u8], saturating: bool) -> Counts {
+#[inline(always)]
+pub(crate) fn count<S: Format, T: Target>(source: &[u8], saturating: bool) -> Counts {
     let can_exceed = S::MOST >= T::LIMIT;
     let keeps_infinity = T::HAS_INFINITY && !(T::TYPE.bytes() == 1 && saturating);
     let (mut out_of_range, mut nan) = (0, 0);

@@ -29,7 +29,7 @@
 //!
 //! All numbers are little-endian, as in the safetensors format. `docs/kernels.md` has the rules of rounding, and their sources.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
@@ -41,6 +41,7 @@ mod image;
 mod launch;
 mod numbers;
 mod types;
+mod wide;
 
 pub use block::Block;
 pub use convert::{Conversion, Counts, Overflow, convert, is_supported, pairs};
