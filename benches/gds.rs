@@ -13,7 +13,7 @@ mod support;
 use std::env;
 use std::ffi::{c_int, c_void};
 use std::fs::{self, File};
-use std::io;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -161,6 +161,12 @@ fn check(weights: &Weights, files: &[PathBuf]) {
     }
 }
 
+/// Reads a file as it is cached, or into the cache.
+fn read_through(path: &Path) {
+    let (mut file, mut buffer) = (File::open(path).unwrap(), vec![0; 4 << 20]);
+    while file.read(&mut buffer).unwrap() > 0 {}
+}
+
 fn number(variable: &str, default: u64) -> u64 {
     env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
@@ -202,9 +208,7 @@ fn main() {
                 |path: &PathBuf| fadvise(File::open(path).unwrap(), 0, None, Advice::DontNeed).unwrap();
             files.iter().for_each(drop);
         } else {
-            files
-                .iter()
-                .for_each(|path| drop(io::copy(&mut File::open(path).unwrap(), &mut io::sink()).unwrap()));
+            files.iter().for_each(|path| read_through(path));
         }
     };
     let load = || {
