@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
 use support::{
     Spec, assert_all_back, assert_holds, bytes_tensor, devices, drop_cached, on_disk, pool_for, staged_host,
 };
@@ -105,6 +108,23 @@ fn what_is_cached_is_read_from_there_and_the_rest_past_it() {
         let report = half.report();
         assert!(report.cached_bytes >= 16 << 20 && report.direct_bytes >= 16 << 20, "{report:?}");
         assert_eq!(picked(report, "backend").len(), 2, "{report:?}");
+    }
+}
+
+#[test]
+fn what_is_kept_in_memory_is_not_asked_for() {
+    let tensors = tensors();
+    // A file of the system's own tmpfs, which needs none to be mounted.
+    let descriptor = rustix::fs::memfd_create("model", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+    support::write(&path, &tensors);
+    for device in devices() {
+        let weights = load(&device, &path, Backend::Auto);
+        assert_holds(&weights, &tensors);
+        let report = weights.report();
+        assert_eq!((report.cached_bytes, report.direct_bytes), (total(&tensors), 0));
+        let choice = report.choices.iter().find(|choice| choice.about == "backend").unwrap();
+        assert!(choice.picked == "buffered" && choice.why.contains("tmpfs"), "{choice:?}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, statfs};
+use rustix::fs::{OFlags, fstatfs, statfs};
 
 use crate::error::{Error, Result};
 
@@ -76,6 +76,11 @@ impl FileSource {
     /// The file, open for plain reads.
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Whether it is kept in memory, and nowhere else.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        fstatfs(&*self.file).is_ok_and(|system| system.f_type == libc::TMPFS_MAGIC)
     }
 
     /// The same file opened once more, with other flags.

@@ -55,12 +55,9 @@ impl Part {
     }
 }
 
-/// Reading so many bytes from the page cache into a slot takes as long as beginning another read (`docs/performance.md`): runs that are further
-/// apart are read one by one.
+/// Reading so many bytes from the page cache takes as long as beginning another read (`docs/performance.md`): runs that are further apart are read
+/// one by one.
 const CALL_BYTES: u64 = 3 << 10;
-
-/// The same for scratch, which stays in a processor's cache.
-const CALL_BYTES_TO_SCRATCH: u64 = 4 << 10;
 
 /// What is so far apart is not read together as a whole, though several repetitions are.
 const FAR_BYTES: u64 = 16 << 10;
@@ -84,12 +81,11 @@ pub(super) fn part_bytes(limits: Limits, on_device: bool) -> u64 {
 }
 
 /// How a tensor's runs are best read through the page cache: one by one if what lies between them takes longer to read than a call.
-pub(super) fn reading(change: &Change, asked: CutReads, on_device: bool) -> Reading {
-    let call_bytes = if on_device { CALL_BYTES } else { CALL_BYTES_TO_SCRATCH };
+pub(super) fn reading(change: &Change, asked: CutReads) -> Reading {
     match (change.strided.gap(), asked) {
         (None, _) | (_, CutReads::Rows) => Reading::Whole,
         (Some(_), CutReads::Parts) => Reading::Runs,
-        (Some(gap), CutReads::Auto) if gap * change.unit >= call_bytes => Reading::Runs,
+        (Some(gap), CutReads::Auto) if gap * change.unit >= CALL_BYTES => Reading::Runs,
         (Some(_), CutReads::Auto) => Reading::Whole,
     }
 }
@@ -120,7 +116,7 @@ impl<'a> Cutter<'a> {
     ) {
         let (tensor, change) = &changes.changed[number];
         let (tensor, on_device) = (*tensor, changes.on_device);
-        let reading = reading(change, changes.cut_reads, on_device);
+        let reading = reading(change, changes.cut_reads);
         let mut cutter =
             Self { plan, limits, tensor, extent, region, offset, number, change, reading, on_device };
         if change.strided.run > 0 {

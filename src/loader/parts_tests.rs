@@ -163,7 +163,7 @@ fn a_shard_of_rows_is_read_as_any_tensor() {
 fn columns_are_read_one_by_one_where_much_lies_between_them() {
     // 1 KiB of each row of 8 KiB: 128 rows to a mebibyte.
     let (plan, changes) = plan_of(&[4096, 4096], None, &[Cut::shard(1, 1, 8)], true);
-    assert_eq!(reading(&changes.changed[0].1, CutReads::Auto, true), Reading::Runs);
+    assert_eq!(reading(&changes.changed[0].1, CutReads::Auto), Reading::Runs);
     assert_eq!(
         (plan.jobs.len(), plan.jobs[0].file_bytes, plan.jobs[0].span),
         (32, (127 << 13) + 1024, 128 << 10)
@@ -177,7 +177,7 @@ fn columns_are_read_one_by_one_where_much_lies_between_them() {
 #[test]
 fn columns_come_with_their_rows_where_little_lies_between_them() {
     let (plan, changes) = plan_of(&[40_000, 64], None, &[Cut::shard(1, 1, 4)], true);
-    assert_eq!(reading(&changes.changed[0].1, CutReads::Auto, true), Reading::Whole);
+    assert_eq!(reading(&changes.changed[0].1, CutReads::Auto), Reading::Whole);
     assert!(plan.jobs.iter().all(|job| plan.launches(job) && job.staged == job.file_bytes));
     let (plan, _) = plan_of(&[40_000, 64], None, &[Cut::shard(1, 1, 4)], false);
     assert!(plan.jobs.iter().all(|job| !plan.launches(job) && job.staged == job.span));

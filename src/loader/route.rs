@@ -49,6 +49,8 @@ pub(super) struct Said {
 
 struct FileRoutes<'a> {
     source: &'a FileSource,
+    /// Its pages need not be asked for: they are all that there is.
+    in_memory: bool,
     probe: Probe,
     buffered: OnceLock<std::io::Result<Access>>,
     past: OnceLock<std::io::Result<Access>>,
@@ -62,6 +64,7 @@ impl<'a> Routes<'a> {
     pub(super) fn new(backend: Backend, engines: &'a Engines, files: &'a [Opened]) -> Self {
         let routes = |file: &'a Opened| FileRoutes {
             source: &file.source,
+            in_memory: file.source.is_in_memory(),
             probe: (engines.probe)(),
             buffered: OnceLock::new(),
             past: OnceLock::new(),
@@ -84,7 +87,7 @@ impl<'a> Routes<'a> {
             Backend::Auto => {}
         }
         let file = &self.files[job.file];
-        if file.past_refused.load(Ordering::Relaxed) {
+        if file.in_memory || file.past_refused.load(Ordering::Relaxed) {
             return Way::Buffered;
         }
         let waits = file.must_wait.load(Ordering::Relaxed);
@@ -165,7 +168,10 @@ impl<'a> Routes<'a> {
     pub(super) fn said(&self) -> Said {
         Said {
             contradicted: self.contradicted.load(Ordering::Relaxed),
-            asked: self.files.first().map_or("no one", |file| file.probe.way()),
+            asked: self.files.first().map_or("no one", |file| match file.in_memory {
+                true => "tmpfs, which is nothing else",
+                false => file.probe.way(),
+            }),
             refused: self.files.iter().any(|file| file.past_refused.load(Ordering::Relaxed)),
         }
     }
