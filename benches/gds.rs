@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use libloading::Library;
 use rustix::fs::{Advice, OFlags, fadvise};
 use tensorhold::allocator::{Fragment, Pool, Request};
-use tensorhold::{Backend, BackendKind, Device, Loader, Weights, gds_memory};
+use tensorhold::{Backend, BackendKind, Device, Loader, gds_memory};
 
 const REQUIRED: Backend = Backend::Require(BackendKind::Gds);
 
@@ -144,23 +144,6 @@ fn compare(device: &Device, buffer: &Fragment, bytes: usize, path: &Path, at: u6
     assert!(got == expected, "cuFileRead of {path:?} at {at}");
 }
 
-/// Every tensor is what the file holds at the offset that the `safetensors` crate says.
-fn check(weights: &Weights, files: &[PathBuf]) {
-    for path in files {
-        let file = File::open(path).unwrap();
-        let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).unwrap();
-        let mut header = vec![0; u64::from_le_bytes(length) as usize];
-        file.read_exact_at(&mut header, 8).unwrap();
-        let metadata: safetensors::tensor::Metadata = serde_json::from_slice(&header).unwrap();
-        for (name, info) in metadata.tensors() {
-            let mut expected = vec![0; info.data_offsets.1 - info.data_offsets.0];
-            file.read_exact_at(&mut expected, (8 + header.len() + info.data_offsets.0) as u64).unwrap();
-            assert!(weights.view(&name).unwrap().to_host().unwrap() == expected, "{name} differs");
-        }
-    }
-}
-
 /// Reads a file as it is cached, or into the cache.
 fn read_through(path: &Path) {
     let (mut file, mut buffer) = (File::open(path).unwrap(), vec![0; 4 << 20]);
@@ -218,7 +201,7 @@ fn main() {
     };
     prepare();
     let (_, weights) = load();
-    check(&weights, &files);
+    support::check::holds_its_files(&weights);
     let report = weights.report().clone();
     weights.close();
     let library = report.choices.iter().find(|choice| choice.about == "cufile").unwrap();

@@ -14,7 +14,6 @@ use std::env;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -57,25 +56,6 @@ fn load(device: &Device, checkpoint: &Checkpoint) -> (Duration, Weights) {
     let started = Instant::now();
     let weights = Loader::new(device.clone()).files(&checkpoint.files).load().unwrap();
     (started.elapsed(), weights)
-}
-
-/// Every tensor is, byte for byte, what the file holds at the offset that the `safetensors` crate says.
-fn check(weights: &Weights) {
-    for path in
-        weights.iter().map(|view| Arc::clone(&view.info().file)).collect::<std::collections::BTreeSet<_>>()
-    {
-        let file = File::open(&path).unwrap();
-        let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).unwrap();
-        let mut header = vec![0; u64::from_le_bytes(length) as usize];
-        file.read_exact_at(&mut header, 8).unwrap();
-        let metadata: safetensors::tensor::Metadata = serde_json::from_slice(&header).unwrap();
-        for (name, info) in metadata.tensors() {
-            let mut expected = vec![0; info.data_offsets.1 - info.data_offsets.0];
-            file.read_exact_at(&mut expected, (8 + header.len() + info.data_offsets.0) as u64).unwrap();
-            assert!(weights.view(&name).unwrap().to_host().unwrap() == expected, "{name} differs");
-        }
-    }
 }
 
 /// Reads all files into one fresh region with one thread a core, in runs of 4 MiB.
@@ -158,7 +138,7 @@ fn compare(device: &Device, checkpoint: &Checkpoint) {
     let on_host = device.is_host_accessible();
     let limit = || if on_host { plain_read(checkpoint) } else { pinned_copy(device, checkpoint.bytes) };
     let (_, weights) = load(device, checkpoint);
-    check(&weights);
+    support::check::holds_its_files(&weights);
     let report = weights.report().clone();
     weights.close();
     limit();

@@ -66,7 +66,7 @@ pub(crate) fn word(variable: &'static str, words: &[&'static str]) -> Result<Opt
 #[derive(Debug)]
 pub(crate) struct CuFile {
     /// The library, or the folder that it is in.
-    pub(crate) library: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
     /// Someone has said where its log goes.
     pub(crate) log_wanted: bool,
     /// Roots of environments of Python.
@@ -76,7 +76,7 @@ pub(crate) struct CuFile {
 /// What the environment says of cuFile.
 pub(crate) fn cufile() -> CuFile {
     CuFile {
-        library: path(CUFILE),
+        file: path(CUFILE),
         log_wanted: path(CUFILE_LOG).is_some(),
         environments: [VIRTUAL_ENV, CONDA_PREFIX].into_iter().filter_map(path).collect(),
     }

@@ -6,6 +6,7 @@
     reason = "the included files have tests, which run in their own crate"
 )]
 
+pub(crate) mod check;
 #[path = "../../cli/src/demo/shapes.rs"]
 pub(crate) mod shapes;
 #[path = "../../cli/src/demo/write.rs"]

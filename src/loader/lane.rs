@@ -41,15 +41,7 @@ impl<'a> Lane<'a> {
     /// Opens a lane with `first` slots if there is room and memory for them, and [`FIRST_SLOTS`] at least, for which its maker
     /// has taken the room.
     pub(crate) fn open(device: &Device, staging: Staging<'a>, first: usize) -> Result<Self> {
-        let stream = device.driver().stream()?;
-        let mut lane = Self {
-            stream,
-            staging,
-            blocks: Vec::new(),
-            starts: Vec::new(),
-            free: Vec::new(),
-            copying: VecDeque::new(),
-        };
+        let mut lane = Self::empty(device, staging)?;
         let more = staging.budget.take_up_to(first.min(staging.slots).saturating_sub(FIRST_SLOTS));
         if more == 0 || lane.grow(FIRST_SLOTS + more).is_err() {
             staging.budget.give(more);
@@ -61,17 +53,21 @@ impl<'a> Lane<'a> {
     /// Opens a lane whose slots are all in this memory, which may be the device's: those are emptied by
     /// [`spread`](Self::spread).
     pub(crate) fn over(device: &Device, staging: Staging<'a>, memory: Fragment) -> Result<Self> {
-        let (stream, slots) = (device.driver().stream()?, staging.slots);
-        let mut lane = Self {
-            stream,
+        let mut lane = Self::empty(device, staging)?;
+        lane.add(memory, staging.slots);
+        Ok(lane)
+    }
+
+    /// A lane without slots.
+    fn empty(device: &Device, staging: Staging<'a>) -> Result<Self> {
+        Ok(Self {
+            stream: device.driver().stream()?,
             staging,
             blocks: Vec::new(),
             starts: Vec::new(),
             free: Vec::new(),
             copying: VecDeque::new(),
-        };
-        lane.add(memory, slots);
-        Ok(lane)
+        })
     }
 
     fn grow(&mut self, slots: usize) -> Result<()> {

@@ -21,7 +21,7 @@ use crate::io::{Engine, FileSource};
 pub(crate) struct Fake {
     pub(crate) folder: TempDir,
     pub(crate) path: PathBuf,
-    library: Library,
+    loaded: Library,
 }
 
 impl Fake {
@@ -39,8 +39,8 @@ impl Fake {
         let output = compiler.arg(source).arg("-o").arg(&path).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         // SAFETY: the library has no initialisers.
-        let library = unsafe { Library::new(&path) }.unwrap();
-        Self { folder, path, library }
+        let loaded = unsafe { Library::new(&path) }.unwrap();
+        Self { folder, path, loaded }
     }
 
     /// Has something be so, or go wrong.
@@ -48,7 +48,7 @@ impl Fake {
         let name = CString::new(name).unwrap();
         // SAFETY: declared so in the source; the name is valid for the call.
         unsafe {
-            let set = self.library.get::<unsafe extern "C" fn(*const c_char, c_long)>(b"fake_set").unwrap();
+            let set = self.loaded.get::<unsafe extern "C" fn(*const c_char, c_long)>(b"fake_set").unwrap();
             set(name.as_ptr(), value);
         }
         self
@@ -59,7 +59,7 @@ impl Fake {
         let name = CString::new(name).unwrap();
         // SAFETY: as above.
         unsafe {
-            let get = self.library.get::<unsafe extern "C" fn(*const c_char) -> c_long>(b"fake_get").unwrap();
+            let get = self.loaded.get::<unsafe extern "C" fn(*const c_char) -> c_long>(b"fake_get").unwrap();
             get(name.as_ptr())
         }
     }
@@ -69,7 +69,7 @@ impl Fake {
         let path = CString::new(path.to_str().unwrap()).unwrap();
         // SAFETY: as above.
         unsafe {
-            let log = self.library.get::<unsafe extern "C" fn(*const c_char)>(b"fake_log").unwrap();
+            let log = self.loaded.get::<unsafe extern "C" fn(*const c_char)>(b"fake_log").unwrap();
             log(path.as_ptr());
         }
     }

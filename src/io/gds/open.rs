@@ -43,7 +43,7 @@ pub(super) fn of_the_process() -> Result<Arc<CuFile>, Missing> {
     OPENED
         .get_or_init(|| {
             let places = settings::cufile();
-            let paths = match places.library {
+            let paths = match places.file {
                 Some(path) if path.is_dir() => vec![path.join("libcufile.so.0")],
                 Some(path) => vec![path],
                 None => candidates(&places.environments),
