@@ -221,6 +221,11 @@ impl Stream for Transforming {
         unsafe { self.0.copy_to_host(to, from, bytes) }
     }
 
+    unsafe fn copy_on_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.0.copy_on_device(to, from, bytes) }
+    }
+
     fn record(&self, event: usize) -> Result<()> {
         self.0.record(event)
     }
