@@ -260,3 +260,49 @@ fn what_is_cached_does_not_wait_for_what_is_not() {
         assert!(report.staging_bytes <= 2 << 20, "{report:?}");
     }
 }
+
+#[test]
+fn jobs_left_before_smaller_slots_are_not_read_again() {
+    let tensors = vec![bytes_tensor("a", 5_000_000), bytes_tensor("b", 3_000_017)];
+    let (_folder, path) = on_disk(&tensors);
+    support::drop_cached(&path, 0, 0);
+    let device = support::staged_host::device_with_staging_of(100 << 10);
+    let weights = Loader::new(device).files([&path]).engines(uncached()).load().unwrap();
+    let report = weights.report();
+    assert_eq!(report.cached_bytes + report.direct_bytes, report.bytes, "{report:?}");
+}
+
+#[test]
+fn a_stream_after_smaller_slots_gives_each_tensor_once() {
+    let tensors = vec![bytes_tensor("a", 5_000_000), bytes_tensor("b", 3_000_017)];
+    let (_folder, path) = on_disk(&tensors);
+    let device = support::staged_host::device_with_staging_of(100 << 10);
+    let stream = Loader::new(device).files([&path]).engines(uncached()).stream().unwrap();
+    let given: Vec<_> = stream.map(|tensor| tensor.unwrap().name().to_owned()).collect();
+    assert_eq!(given, ["a", "b"]);
+}
+
+#[test]
+fn a_stream_after_smaller_slots_gives_a_tensor_when_all_of_it_has_landed() {
+    // A tensor of whole jobs of 16 KiB, which begins where a job does.
+    let bytes: Vec<u8> = (0..400 * 16384_u32).map(|n| (n % 251) as u8 + 1).collect();
+    let json = format!(r#"{{"a":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}}}}"#, bytes.len());
+    let header = format!("{json:<0$}", 16384 - 8);
+    let (_folder, path) = on_disk(&[bytes_tensor("x", 1)]);
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes].concat())
+        .unwrap();
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    for _ in 0..5 {
+        let device = support::staged_host::device_with_staging_of(100 << 10);
+        let mut stream = Loader::new(device).files([&path]).engines(uncached()).stream().unwrap();
+        let tensor = stream.next().unwrap().unwrap();
+        let there = tensor.to_host().unwrap();
+        let wrong = there.iter().zip(&bytes).filter(|(a, b)| a != b).count();
+        assert_eq!(wrong, 0, "bytes that were not there when the tensor was given");
+    }
+}
+
+/// Nothing is cached.
+fn uncached() -> Engines {
+    Engines { probe: || Probe::counting(|_, _, _| Ok(0)), ..Engines::default() }
+}

@@ -114,6 +114,8 @@ impl<'a> Work<'a> {
         only_past: bool,
         (caller, wake_each_job): (Thread, bool),
     ) -> Self {
+        // An attempt before this one may have left jobs, of another plan, that no one had staging memory for.
+        control.left().jobs.clear();
         Self {
             plan,
             control,
