@@ -19,10 +19,10 @@ pub struct Report {
     pub bytes: u64,
     /// How many bytes of the files were read through the page cache.
     pub cached_bytes: u64,
-    /// How many bytes of the files were read past it. With those read through it, these are the tensors' bytes, unless tensors were converted, or cut
-    /// out of rows that were read as a whole.
+    /// How many bytes of the files were read past it, by others than cuFile.
     pub direct_bytes: u64,
-    /// Of these, how many cuFile read, whichever way it takes.
+    /// How many bytes of the files cuFile read, whichever way it takes. The three together are the tensors' bytes, unless tensors were converted, or
+    /// cut out of rows that were read as a whole.
     pub gds_bytes: u64,
     /// Files read.
     pub files: usize,
@@ -113,7 +113,7 @@ pub struct Choice {
 impl Report {
     /// Bytes of files over the whole time, in 10^9 bytes a second: of tensors, where they are loaded as they are.
     pub fn gigabytes_per_second(&self) -> f64 {
-        (self.cached_bytes + self.direct_bytes) as f64
+        (self.cached_bytes + self.direct_bytes + self.gds_bytes) as f64
             / 1e9
             / self.times.total.as_secs_f64().max(f64::MIN_POSITIVE)
     }

@@ -72,6 +72,8 @@ pub(super) fn open(fill: &Fill<'_>) -> Result<Answer> {
     }
     match Readers::open(fill) {
         Ok(readers) => Ok(Answer::Reads(Box::new(readers))),
+        // A pool that cannot serve is the caller's mistake, whatever backend there is.
+        Err(error @ Error::Option { option: "scratch", .. }) => Err(error),
         Err(error) if fill.readers.backend == Backend::Auto => {
             tracing::debug!(%error, "not read by cuFile");
             Ok(Answer::Not(Some(error.to_string())))
@@ -111,8 +113,13 @@ impl Readers {
         };
         let accesses = fill.files.iter().map(open).collect::<Result<Vec<_>>>()?;
         let pool = scratch_pool(fill, &cufile)?;
-        let Queues { mut queues, mut slots, why } = Queues::open(fill, &*engine, &cufile)?;
+        let Queues { mut queues, mut slots, mut taken, why } = Queues::open(fill, &*engine, &cufile)?;
         let slot_bytes = fill.readers.job_bytes;
+        // Others have use for the room that is not needed after all.
+        let mut keep = |slots: usize| {
+            fill.budget.give(taken.saturating_sub(slots));
+            taken = taken.min(slots);
+        };
         let block = loop {
             match staging::place(&pool, slot_bytes * slots as u64) {
                 Ok(block) => break block,
@@ -120,9 +127,13 @@ impl Readers {
                 Err(error) if slots > FIRST_SLOTS => {
                     tracing::debug!(%error, slots, "less scratch");
                     slots = (slots / 2).max(FIRST_SLOTS);
+                    keep(slots);
                     queues.truncate((slots / FIRST_SLOTS).max(1));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    keep(0);
+                    return Err(error.into());
+                }
             }
         };
         let load = ByCuFile {
@@ -165,6 +176,8 @@ fn scratch_pool(fill: &Fill<'_>, cufile: &Arc<CuFile>) -> Result<Pool> {
 struct Queues {
     queues: Vec<Box<dyn Queue>>,
     slots: usize,
+    /// Room that was taken for them.
+    taken: usize,
     why: String,
 }
 
@@ -179,8 +192,8 @@ impl Queues {
         };
         // Two are there in any case.
         let take = |slots: usize| {
-            let slots = slots.clamp(FIRST_SLOTS, most);
-            (0..slots).take_while(|_| fill.budget.take(1)).count().max(FIRST_SLOTS)
+            let taken = fill.budget.take_up_to(slots.clamp(FIRST_SLOTS, most));
+            (taken.max(FIRST_SLOTS), taken)
         };
         let jobs = plan.jobs.len().max(1);
         let mode = cufile.mode().describe();
@@ -190,15 +203,19 @@ impl Queues {
             match engine.queue(depth) {
                 Ok(queue) => {
                     let why = format!("{mode}, {depth} short reads at a time");
-                    return Ok(Self { queues: vec![queue], slots: take(depth), why });
+                    let (slots, taken) = take(depth);
+                    return Ok(Self { queues: vec![queue], slots, taken, why });
                 }
                 Err(error) => tracing::debug!(%error, "cuFile makes no batch; it reads one by one"),
             }
         }
-        let slots = take(FIRST_SLOTS * readers.threads.min(jobs));
+        let (slots, taken) = take(FIRST_SLOTS * readers.threads.min(jobs));
         let queues = (0..slots / FIRST_SLOTS).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
-        let queues = queues.map_err(|error| queue_refused(BackendKind::Gds, &error))?;
-        Ok(Self { queues, slots, why: mode.into() })
+        let queues = queues.map_err(|error| {
+            fill.budget.give(taken);
+            queue_refused(BackendKind::Gds, &error)
+        })?;
+        Ok(Self { queues, slots, taken, why: mode.into() })
     }
 }
 

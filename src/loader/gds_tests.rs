@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use tensorhold_allocator::{Pool, RegionParts};
+use tensorhold_allocator::{Memory, Pool, RegionParts};
 use tensorhold_kernels::Overflow;
 
 use super::engines::Engines;
@@ -17,11 +17,11 @@ use super::{Cut, Loader, TransformOn};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Error;
-use crate::io::faulty::{Fault, Faults};
+use crate::io::faulty::{Fault, Faults, Faulty};
 use crate::io::gds::fake::{Fake, Fakes};
 use crate::io::gds::{Provider, Registered};
 use crate::io::residency::{Probe, pages};
-use crate::io::{Backend, BackendKind};
+use crate::io::{Backend, BackendKind, Uring};
 use crate::report::Report;
 
 const REQUIRED: Backend = Backend::Require(BackendKind::Gds);
@@ -80,6 +80,7 @@ fn cufile_brings_every_byte_through_scratch_that_is_bounded() {
         assert_holds(&weights, &tensors);
         let report = weights.report();
         assert_eq!((report.cached_bytes, report.direct_bytes, report.gds_bytes), (0, 0, report.bytes));
+        assert!(report.gigabytes_per_second() > 0.0);
         assert!(report.staging_bytes <= staging_bytes && report.staging_bytes > 0, "{report:?}");
         assert!(fakes.fake.get("buffer_bytes") <= staging_bytes as i64 + (64 << 10), "more is registered");
         assert_eq!(fakes.fake.get("unregistered"), 0);
@@ -328,4 +329,32 @@ fn auto_goes_on_without_cufile_when_it_refuses() {
         let why = picked(&report, "backend").iter().map(|choice| choice.1).collect::<String>();
         assert!(why.contains("cuFile refused reads") || why.contains("not by cuFile"), "{why}");
     }
+}
+
+#[test]
+fn no_room_is_lost_where_cufile_gets_no_scratch() {
+    let tensors = vec![bytes_tensor("a", 40_000_000)];
+    let (_folder, path) = on_disk(&tensors);
+    let mut threads = Vec::new();
+    for (fails, staging) in [(false, 2 << 20), (true, 2 << 20), (false, 8 << 20), (true, 8 << 20)] {
+        let fakes = if fails { direct() } else { Fakes::new(Fake::new()) };
+        let device = staged_host::device();
+        let memory: Arc<dyn Memory> = Arc::new(Registered::new(&device, &fakes.fake.open().unwrap()));
+        let scratch = Pool::builder(memory).limit_bytes(4096).build().unwrap();
+        let uring = Faults { queue: Some(libc::ENOSYS), ..Faults::default() };
+        let (engines, _fakes) = engines(fakes);
+        let engines = Engines {
+            probe: || Probe::counting(|_, _, _| Ok(0)),
+            uring: Arc::new(Faulty::new(Uring, uring)),
+            ..engines
+        };
+        let loader = Loader::new(device).files([&path]).engines(engines).threads(16);
+        let loader = loader.staging_bytes(staging);
+        let loader = if fails { loader.scratch(&scratch) } else { loader };
+        let weights = loader.load().unwrap();
+        let report = weights.report();
+        threads.push(report.threads);
+    }
+    // As many readers as where cuFile was not asked.
+    assert!(threads[0] == threads[1] && threads[2] == threads[3], "{threads:?}");
 }

@@ -112,16 +112,15 @@ impl<'a> Lane<'a> {
             return Ok(None);
         }
         let wanted = GROWTH_BYTES.div_ceil(self.staging.slot_bytes) as usize;
-        let more = self.staging.budget.take_up_to(wanted.min(self.staging.slots - self.starts.len()));
-        if more > 0 {
-            match self.grow(more) {
-                Ok(()) => return Ok(None),
-                // What there is has to do.
-                Err(error) => {
-                    tracing::debug!(%error, slots = self.starts.len(), "no more staging memory");
-                    self.staging.budget.give(more);
-                    self.staging.slots = self.starts.len();
-                }
+        let mut more = self.staging.budget.take_up_to(wanted.min(self.staging.slots - self.starts.len()));
+        while more > 0 {
+            let Err(error) = self.grow(more) else { return Ok(None) };
+            // What is refused in one piece may be had in a smaller one; else what there is has to do.
+            self.staging.budget.give(more - more / 2);
+            more /= 2;
+            if more == 0 {
+                tracing::debug!(%error, slots = self.starts.len(), "no more staging memory");
+                self.staging.slots = self.starts.len();
             }
         }
         let Some((slot, job)) = self.copying.pop_front() else { return Ok(None) };

@@ -348,14 +348,15 @@ impl Loader {
         let asked = &self.options.asked;
         asked.check()?;
         let (on_device, why) = asked.on_device(&self.device)?;
-        // cuFile brings bytes to the device, where the CPU does not see them.
-        let by_cufile = || match readers.backend {
-            Backend::Auto => self.options.engines.gds.is_likely(),
-            Backend::Require(kind) => kind == BackendKind::Gds,
+        // Few readers read past the page cache, and cuFile brings bytes to the device, where the CPU does not see them.
+        let many_read = || match readers.backend {
+            Backend::Auto => !self.options.engines.gds.is_likely(),
+            Backend::Require(kind) => kind == BackendKind::Buffered,
         };
-        let may_leave_device = on_device && asked.may_leave_device(readers.threads) && !by_cufile();
+        let with_scratch = readers.with_scratch();
+        let may_leave_device = on_device && asked.may_leave_device(with_scratch.threads) && many_read();
         let in_scratch = !asked.is_nothing() && (!on_device || may_leave_device);
-        let readers = if in_scratch { readers.with_scratch() } else { readers };
+        let readers = if in_scratch { with_scratch } else { readers };
         let pool = self.open_pool()?;
         let staging =
             self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;

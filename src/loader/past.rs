@@ -44,8 +44,8 @@ struct Reader<'a> {
     flights: Vec<Option<Flight>>,
     in_flight: usize,
     depth: Depth,
-    /// Slots that the queue knows of.
-    prepared: usize,
+    /// By slot: whether the queue knows of it. Slots do not come in the order of their numbers.
+    prepared: Vec<bool>,
 }
 
 /// Takes jobs that are to be read past the page cache, or by cuFile, until there are no more.
@@ -65,10 +65,9 @@ pub(super) fn read(
         None => fill.open_lane(work, slots, depth.get())?,
     };
     let Some(lane) = lane else { return Ok(()) };
-    let flights = vec![None; slots];
+    let (flights, prepared) = (vec![None; slots], vec![false; slots]);
     watch.lap(Stage::Open);
-    let mut reader =
-        Reader { fill, work, gds, queue, lane, watch, flights, in_flight: 0, depth, prepared: 0 };
+    let mut reader = Reader { fill, work, gds, queue, lane, watch, flights, in_flight: 0, depth, prepared };
     let passed = reader.run();
     let Reader { queue, lane, mut watch, .. } = reader;
     // Waits for the reads in flight; after that no one writes to the slots.
@@ -127,8 +126,7 @@ impl<'a> Reader<'a> {
         };
         let blocks = Blocks::of(job, access);
         let start = self.lane.start(flight.slot);
-        if flight.slot >= self.prepared {
-            self.prepared = flight.slot + 1;
+        if !std::mem::replace(&mut self.prepared[flight.slot], true) {
             // SAFETY: the lane keeps its slots and is dropped after the queue.
             unsafe { self.queue.prepare(flight.slot, start, self.lane.slot_bytes() as usize) };
         }

@@ -32,7 +32,12 @@ pub(crate) struct CudaDriver {
 impl CudaDriver {
     pub(crate) fn open(ordinal: usize) -> Result<Self> {
         let context = Context::of(ordinal)?;
-        Self::with(context, unified::Said::of(context)?.sharing())
+        let sharing = match unified::Said::of(context)?.sharing() {
+            // Without the CPU's addresses there, it is filled as any other.
+            Sharing::Mapped if unified::check_addresses(context).is_err() => Sharing::Not,
+            sharing => sharing,
+        };
+        Self::with(context, sharing)
     }
 
     /// The device as if it shared memory with the CPU, where it does not: with memory of the host's, mapped.

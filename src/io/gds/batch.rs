@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Files;
 use super::library::{BatchEvent, BatchRead, RawBatch};
 use super::queue::{one_buffer, read_all};
-use super::status::read_result;
+use super::status::{CuFileError, read_result};
 use crate::io::{Completion, Queue, Read};
 
 /// How a read of a batch stands.
@@ -108,8 +108,7 @@ impl Batch {
 
     /// What became of a read. What stopped short is read on at once: only the end of the file ends a read.
     fn outcome(&self, flight: Flight, event: BatchEvent) -> io::Result<usize> {
-        let unspecific = || io::Error::other("cuFile says that a read of a batch failed");
-        let done = read_result(event.returned, unspecific)?;
+        let done = read_result(event.returned, || CuFileError::of_a_read().into())?;
         match event.status {
             state::COMPLETE if done >= flight.bytes => Ok(flight.bytes),
             state::COMPLETE if done == 0 => Ok(0),
@@ -120,7 +119,8 @@ impl Batch {
                 Ok(done + more)
             }
             status => {
-                Err(io::Error::other(format!("cuFile says that a read of a batch ended as {status:#x}")))
+                tracing::debug!(status, "a read of a batch ended otherwise than complete");
+                Err(CuFileError::of_a_read().into())
             }
         }
     }
@@ -188,6 +188,8 @@ impl Drop for Batch {
                 // D4: what they write to stays, and so does the batch.
                 tracing::error!(%error, reads = self.in_flight, "cuFile does not say whether reads have ended");
                 self.files.cufile.lose();
+                // The library may look at them again, and write to the events.
+                std::mem::forget(std::mem::take(&mut self.entries));
                 return;
             }
         }

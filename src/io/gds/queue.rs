@@ -57,6 +57,11 @@ pub(super) unsafe fn read_all(
     offset: u64,
 ) -> io::Result<usize> {
     let (handle, cufile) = (files.handle(file)?, &files.cufile);
+    if cufile.is_lost() {
+        return Err(io::Error::other(
+            "cuFile is left alone: it did not say whether an earlier read has ended",
+        ));
+    }
     let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     let place = cufile.place(start);
     let mut done = 0;

@@ -39,6 +39,11 @@ impl Status {
 }
 
 impl CuFileError {
+    /// One of a read, of which no more is said.
+    pub(super) fn of_a_read() -> Self {
+        Self { operation: "read", status: Status { error: BASE, cuda: 0 } }
+    }
+
     /// Whether it says that the driver has been opened before.
     pub(super) fn is_already_open(&self) -> bool {
         self.status.error == ALREADY_OPEN
