@@ -216,6 +216,9 @@ impl<'scope> Threads<'scope, '_> {
                 Err(error) => return work.fail(error),
             }
         }
+        if past.gds.is_some() {
+            gds::leave_room(fill);
+        }
         match past_queues(fill) {
             Ok((queues, kind, mut why)) => {
                 if past.gds.is_some() {

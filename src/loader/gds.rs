@@ -67,7 +67,12 @@ pub(super) enum Answer {
 pub(super) fn open(fill: &Fill<'_>) -> Result<Answer> {
     match fill.readers.backend {
         Backend::Require(BackendKind::Gds) => {}
-        Backend::Auto if fill.engines.gds.serves(fill.device) && fill.engines.gds.is_likely() => {}
+        Backend::Auto if fill.engines.gds.serves(fill.device) && fill.engines.gds.is_likely() => {
+            // For the usual readers, should cuFile refuse a read after all.
+            if !fill.budget.take(FIRST_SLOTS) {
+                return Ok(Answer::Not(Some("staging memory has no room for two kinds of readers".into())));
+            }
+        }
         _ => return Ok(Answer::Not(None)),
     }
     match Readers::open(fill) {
@@ -76,10 +81,16 @@ pub(super) fn open(fill: &Fill<'_>) -> Result<Answer> {
         Err(error @ Error::Option { option: "scratch", .. }) => Err(error),
         Err(error) if fill.readers.backend == Backend::Auto => {
             tracing::debug!(%error, "not read by cuFile");
+            leave_room(fill);
             Ok(Answer::Not(Some(error.to_string())))
         }
         Err(error) => Err(error),
     }
+}
+
+/// Gives the usual readers the room that [`open`] has kept for them, under [`Backend::Auto`].
+pub(super) fn leave_room(fill: &Fill<'_>) {
+    fill.budget.give(FIRST_SLOTS);
 }
 
 impl Readers {
@@ -186,14 +197,22 @@ impl Queues {
     fn open(fill: &Fill<'_>, engine: &dyn Engine, cufile: &CuFile) -> Result<Self> {
         let (plan, readers) = (fill.landing.plan, fill.readers);
         let most = match readers.backend {
-            // The usual readers find their first slots where cuFile refuses a read.
-            Backend::Auto => readers.past_slots.saturating_sub(FIRST_SLOTS).max(FIRST_SLOTS),
+            Backend::Auto => readers.past_slots.max(FIRST_SLOTS),
             Backend::Require(_) => readers.staging_jobs.max(FIRST_SLOTS),
         };
-        // Two are there in any case.
+        // Two are there in any case where nothing else reads; where others do, there may be less.
         let take = |slots: usize| {
             let taken = fill.budget.take_up_to(slots.clamp(FIRST_SLOTS, most));
-            (taken.max(FIRST_SLOTS), taken)
+            if taken >= FIRST_SLOTS || readers.backend != Backend::Auto {
+                return Ok((taken.max(FIRST_SLOTS), taken));
+            }
+            fill.budget.give(taken);
+            Err(Error::Option {
+                option: "staging_bytes",
+                got: "no room for two slots beside those of the other readers".into(),
+                expected: "room for two".into(),
+                remedy: "allow more",
+            })
         };
         let jobs = plan.jobs.len().max(1);
         let mode = cufile.mode().describe();
@@ -203,13 +222,13 @@ impl Queues {
             match engine.queue(depth) {
                 Ok(queue) => {
                     let why = format!("{mode}, {depth} short reads at a time");
-                    let (slots, taken) = take(depth);
+                    let (slots, taken) = take(depth)?;
                     return Ok(Self { queues: vec![queue], slots, taken, why });
                 }
                 Err(error) => tracing::debug!(%error, "cuFile makes no batch; it reads one by one"),
             }
         }
-        let (slots, taken) = take(FIRST_SLOTS * readers.threads.min(jobs));
+        let (slots, taken) = take(FIRST_SLOTS * readers.threads.min(jobs))?;
         let queues = (0..slots / FIRST_SLOTS).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
         let queues = queues.map_err(|error| {
             fill.budget.give(taken);

@@ -332,6 +332,28 @@ fn auto_goes_on_without_cufile_when_it_refuses() {
 }
 
 #[test]
+fn staging_stays_within_its_bound_where_cufile_refuses() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for staging in [128 << 10, 192 << 10, 256 << 10, 1 << 20, 4 << 20] {
+        let fakes = direct();
+        fakes.fake.set("read_error", 5008).set("faults", -1).set("batch_returns", -5008);
+        let (engines, _fakes) = engines(fakes);
+        // Half of the file is said to be cached.
+        let half = || {
+            Probe::counting(|_, offset, bytes| {
+                Ok(pages(offset, bytes) * u64::from((offset >> 16).is_multiple_of(2)))
+            })
+        };
+        let engines = Engines { probe: half, ..engines };
+        let loader = Loader::new(staged_host::device()).files([&path]).engines(engines);
+        let weights = loader.staging_bytes(staging).threads(16).load().unwrap();
+        assert_holds(&weights, &tensors);
+        assert!(weights.report().staging_bytes <= staging, "{staging}: {:?}", weights.report());
+    }
+}
+
+#[test]
 fn no_room_is_lost_where_cufile_gets_no_scratch() {
     let tensors = vec![bytes_tensor("a", 40_000_000)];
     let (_folder, path) = on_disk(&tensors);
