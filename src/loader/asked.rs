@@ -131,12 +131,10 @@ impl Asked {
         }
     }
 
-    /// Whether the CPU may do what the device can, with so many readers, if what is asked for is of that kind.
+    /// Whether the CPU may do what the device can, with so many readers: where something is asked for that
+    /// [`before_the_bus`](super::change::Changes::before_the_bus) knows.
     pub(super) fn may_leave_device(&self, readers: usize) -> bool {
-        self.transform_on == TransformOn::Auto
-            && readers >= MANY_READERS
-            && !self.counts
-            && !self.is_nothing()
+        self.transform_on == TransformOn::Auto && readers >= MANY_READERS && !self.counts
     }
 
     /// Checks that there is a tensor of each name that is to be cut.

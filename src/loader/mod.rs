@@ -64,7 +64,7 @@ use self::batch::Batch;
 use self::change::Changes;
 use self::described::Told;
 use self::headers::{First, Indexed, Opened};
-use self::options::{Cores, Options};
+use self::options::{Cores, Options, Readers};
 use self::run::Run;
 use self::staging::StagingMemory;
 use crate::device::Device;
@@ -353,10 +353,10 @@ impl Loader {
             Backend::Auto => !self.options.engines.gds.is_likely(),
             Backend::Require(kind) => kind == BackendKind::Buffered,
         };
-        let with_scratch = readers.with_scratch();
-        let may_leave_device = on_device && asked.may_leave_device(with_scratch.threads) && many_read();
-        let in_scratch = !asked.is_nothing() && (!on_device || may_leave_device);
-        let readers = if in_scratch { with_scratch } else { readers };
+        let with_scratch = (!asked.is_nothing()).then(|| readers.with_scratch());
+        let may_leave = |with: &Readers| on_device && asked.may_leave_device(with.threads) && many_read();
+        let may_leave_device = with_scratch.as_ref().is_some_and(may_leave);
+        let readers = with_scratch.filter(|_| !on_device || may_leave_device).unwrap_or(readers);
         let pool = self.open_pool()?;
         let staging =
             self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
