@@ -49,6 +49,10 @@ const CACHESTAT: u8 = 0;
 const NOWAIT: u8 = 1;
 const NONE: u8 = 2;
 
+/// How many samples are taken of a file, and how long each is.
+const SAMPLES: u64 = 8;
+const SAMPLE_BYTES: u64 = 1 << 20;
+
 impl Probe {
     /// How much of `bytes` bytes (at least 1) from `offset` on is cached.
     pub(crate) fn ask(&self, file: &File, offset: u64, bytes: u64) -> Residency {
@@ -68,6 +72,14 @@ impl Probe {
             }
         }
         Residency::Unknown
+    }
+
+    /// Whether a file of so many bytes is cached, by a few samples: counting all pages of a large one takes milliseconds.
+    pub(crate) fn samples(&self, file: &File, bytes: u64) -> bool {
+        let sample = SAMPLE_BYTES.min(bytes).max(1);
+        (0..SAMPLES).all(|n| {
+            self.ask(file, (bytes - sample.min(bytes)) / (SAMPLES - 1) * n, sample) == Residency::Cached
+        })
     }
 
     /// Whether its answers are the kernel's own count: a page that is said to be cached then is there, or on its way.
@@ -172,6 +184,7 @@ mod tests {
             assert_eq!(probe.ask(&file, 3 << 20, 1 << 20), Residency::Missing, "{}", probe.way());
             assert_eq!(probe.ask(&file, 0, 4 << 20), Residency::Missing, "{}", probe.way());
             assert_eq!(probe.ask(&file, 0, 1 << 20), Residency::Cached, "{}", probe.way());
+            assert!(probe.samples(&file, 1 << 20) && !probe.samples(&file, 4 << 20), "{}", probe.way());
         }
     }
 

@@ -11,6 +11,7 @@ use super::options::Readers;
 use super::plan::{Extent, Plan};
 use crate::error::Result;
 use crate::format::Place;
+use crate::io::residency::Probe;
 
 /// A load's tensors, in the order of the layout: file by file, in the order of their bytes.
 #[derive(Debug)]
@@ -43,6 +44,12 @@ impl Batch {
     pub(super) fn label(&self) -> Arc<str> {
         let path = self.files.first().map(|file| file.source.path().to_string_lossy());
         path.unwrap_or_default().into()
+    }
+
+    /// Whether the files are in the page cache, as far as samples tell.
+    pub(super) fn is_cached(&self) -> bool {
+        let probe = Probe::default();
+        self.files.iter().all(|file| probe.samples(file.source.file(), file.source.len()))
     }
 
     /// Bytes of the files that they are made of.

@@ -39,6 +39,8 @@ pub(super) struct ByCuFile {
     scratch: Mutex<(Option<Fragment>, usize)>,
     scratch_bytes: u64,
     slots: usize,
+    /// Slots of a reader that reads one at a time.
+    each: usize,
     slot_bytes: u64,
     /// No slots are made beside them.
     budget: Budget,
@@ -124,7 +126,7 @@ impl Readers {
         };
         let accesses = fill.files.iter().map(open).collect::<Result<Vec<_>>>()?;
         let pool = scratch_pool(fill, &cufile)?;
-        let Queues { mut queues, mut slots, mut taken, why } = Queues::open(fill, &*engine, &cufile)?;
+        let Queues { mut queues, mut slots, each, mut taken, why } = Queues::open(fill, &*engine, &cufile)?;
         let slot_bytes = fill.readers.job_bytes;
         // Others have use for the room that is not needed after all.
         let mut keep = |slots: usize| {
@@ -139,7 +141,7 @@ impl Readers {
                     tracing::debug!(%error, slots, "less scratch");
                     slots = (slots / 2).max(FIRST_SLOTS);
                     keep(slots);
-                    queues.truncate((slots / FIRST_SLOTS).max(1));
+                    queues.truncate((slots / each).max(1));
                 }
                 Err(error) => {
                     keep(0);
@@ -156,6 +158,7 @@ impl Readers {
             scratch: Mutex::new((Some(block), 0)),
             scratch_bytes: slot_bytes * slots as u64,
             slots,
+            each,
             slot_bytes,
             budget: Budget::new(0),
             refused: AtomicBool::new(false),
@@ -187,6 +190,8 @@ fn scratch_pool(fill: &Fill<'_>, cufile: &Arc<CuFile>) -> Result<Pool> {
 struct Queues {
     queues: Vec<Box<dyn Queue>>,
     slots: usize,
+    /// Slots of a reader that reads one at a time: a copy within the device is over so soon that one is enough where there is no room for two.
+    each: usize,
     /// Room that was taken for them.
     taken: usize,
     why: String,
@@ -223,24 +228,27 @@ impl Queues {
                 Ok(queue) => {
                     let why = format!("{mode}, {depth} short reads at a time");
                     let (slots, taken) = take(depth)?;
-                    return Ok(Self { queues: vec![queue], slots, taken, why });
+                    return Ok(Self { queues: vec![queue], slots, each: slots, taken, why });
                 }
                 Err(error) => tracing::debug!(%error, "cuFile makes no batch; it reads one by one"),
             }
         }
-        let (slots, taken) = take(FIRST_SLOTS * readers.threads.min(jobs))?;
-        let queues = (0..slots / FIRST_SLOTS).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
+        let threads = readers.threads.min(jobs);
+        let (slots, taken) = take(FIRST_SLOTS * threads)?;
+        let each = (slots / threads).clamp(1, FIRST_SLOTS);
+        let queues = (0..slots / each).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
         let queues = queues.map_err(|error| {
             fill.budget.give(taken);
             queue_refused(BackendKind::Gds, &error)
         })?;
-        Ok(Self { queues, slots, taken, why: mode.into() })
+        Ok(Self { queues, slots, each, taken, why: mode.into() })
     }
 }
 
 impl ByCuFile {
-    /// A lane of so many slots in the scratch; `None` when there are no more.
-    pub(super) fn open_lane(&self, fill: &Fill<'_>, slots: usize) -> Result<Option<Lane<'_>>> {
+    /// A lane in the scratch for so many reads at a time; `None` when there is no more.
+    pub(super) fn open_lane(&self, fill: &Fill<'_>, depth: usize) -> Result<Option<Lane<'_>>> {
+        let slots = if depth > 1 { depth } else { self.each };
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let (block, taken) = &mut *scratch;
         let slots = slots.min(self.slots - *taken);

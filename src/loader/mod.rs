@@ -371,6 +371,10 @@ impl Loader {
             changes.before_the_bus();
         }
         let batch = Batch::new(files, &pool, changes)?;
+        let readers = match readers.backend {
+            Backend::Require(BackendKind::Gds) if batch.is_cached() => readers.by_cufile_from_the_cache(),
+            _ => readers,
+        };
         let readers = readers.for_bytes(batch.file_bytes());
         let planned = started.elapsed();
         let reserved = pool.reserve_planned(&batch.layout, batch.label())?;

@@ -35,6 +35,11 @@ const JOB_BYTES: u64 = READ_BYTES + ROOM_BYTES;
 /// A read by cuFile, where it reads everything: each is a call that waits, so there are fewer and longer ones.
 const GDS_JOB_BYTES: u64 = (4 << 20) + ROOM_BYTES;
 
+/// The staging memory is at least so many reads by cuFile: of a disk, for which longer ones gain nothing, and of the page cache
+/// (`docs/gds.md`).
+const GDS_SHARES: u64 = 31;
+const GDS_CACHED_SHARES: u64 = 15;
+
 /// Reads in place: two huge pages at a time, so that no two readers wait for the same page to be cleared.
 const IN_PLACE_JOB_BYTES: u64 = (4 << 20) + SLACK_BYTES;
 
@@ -171,6 +176,13 @@ impl Readers {
         }
     }
 
+    /// The same for cuFile that reads everything, from the page cache: longer jobs.
+    pub(super) fn by_cufile_from_the_cache(self) -> Self {
+        let Some(staging) = self.ring_bytes else { return self };
+        let job_bytes = (staging / GDS_CACHED_SHARES / 4096 * 4096).clamp(MIN_JOB_BYTES, GDS_JOB_BYTES);
+        Self { job_bytes, staging_jobs: (staging / job_bytes) as usize, ..self }
+    }
+
     /// How long the first slots of a ring are that surely are needed: all of a short ring.
     pub(super) fn first_slots(&self) -> Option<u64> {
         let through = matches!(self.backend, Backend::Auto | Backend::Require(BackendKind::Buffered));
@@ -210,7 +222,7 @@ impl Options {
         let backend = self.backend()?;
         let (shares, most) = match backend {
             _ if in_place => (15, IN_PLACE_JOB_BYTES),
-            Backend::Require(BackendKind::Gds) => (31, GDS_JOB_BYTES),
+            Backend::Require(BackendKind::Gds) => (GDS_SHARES, GDS_JOB_BYTES),
             _ => (63, JOB_BYTES),
         };
         let job_bytes = (staging / shares / 4096 * 4096).clamp(MIN_JOB_BYTES, most);

@@ -61,7 +61,7 @@ pub(super) fn read(
     let _current = gds.map(|gds| gds.make_current(fill)).transpose()?;
     let depth = Depth::new(queue.depth(), fill.readers.job_bytes);
     let lane = match gds {
-        Some(gds) => gds.open_lane(fill, slots)?,
+        Some(gds) => gds.open_lane(fill, queue.depth())?,
         None => fill.open_lane(work, slots, depth.get())?,
     };
     let Some(lane) = lane else { return Ok(()) };

@@ -182,7 +182,8 @@ ssize_t cuFileRead(void *handle, void *base, size_t size, off_t file_offset, off
 }
 
 #ifndef WITHOUT_BATCHES
-// A batch performs what was submitted last when it is asked how it stands.
+// A batch performs what was submitted last when it is asked how it stands. What was in flight then is never told of, as of the real one in
+// compatibility mode.
 typedef struct { unsigned most, waiting; Entry *entries[256]; } Batch;
 
 Status cuFileBatchIOSetUp(void **batch, unsigned most) {
@@ -200,6 +201,7 @@ Status cuFileBatchIOSubmit(void *raw, unsigned count, Entry *entries, unsigned f
     Status refused = status("submit_error");
     if (refused.error) return refused;
     if (batch->waiting + count > batch->most || flags) return (Status){5037, 0};
+    batch->waiting = 0;
     for (unsigned i = 0; i < count; i++) {
         if (entries[i].mode != 1 || entries[i].operation != 0) return (Status){5022, 0};
         batch->entries[batch->waiting++] = &entries[i];

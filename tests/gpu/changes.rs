@@ -65,10 +65,18 @@ pub(crate) fn every_pair_of_types_arrives_converted() -> Result<(), Failed> {
 }
 
 pub(crate) fn every_backend_brings_the_same_changed_tensors() -> Result<(), Failed> {
+    backends_bring_changed_tensors(BackendKind::ALL.into_iter().filter(|&kind| kind != BackendKind::Gds))
+}
+
+pub(crate) fn cufile_brings_changed_tensors() -> Result<(), Failed> {
+    backends_bring_changed_tensors([BackendKind::Gds])
+}
+
+fn backends_bring_changed_tensors(kinds: impl IntoIterator<Item = BackendKind>) -> Result<(), Failed> {
     let (device, tensors) = (Device::cuda(0)?, every_pair());
     let (_folder, path) = file(&tensors, 5);
     let expected = expected(&tensors, Overflow::Torch);
-    for kind in BackendKind::ALL {
+    for kind in kinds {
         for (offset, backend) in [(0, Backend::Require(kind)), (1 << 20, Backend::Auto)] {
             for reads in [CutReads::Auto, CutReads::Parts, CutReads::Rows] {
                 drop_cached(&path, offset, 0);

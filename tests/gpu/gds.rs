@@ -64,13 +64,18 @@ pub(crate) fn cufile_reads_what_is_short_in_batches() -> Result<(), Failed> {
     let tensors: Vec<Spec> = (0..2000).map(|n| bytes_tensor(&format!("t{n}"), 3000 + n)).collect();
     let wanted: Vec<Spec> = tensors.iter().step_by(2).cloned().collect();
     let (_folder, path) = on_disk(&tensors);
-    let loader = Loader::new(Device::cuda(0)?).files([&path]).backend(REQUIRED);
     let even = |name: &str| name[1..].parse::<usize>().is_ok_and(|number| number % 2 == 0);
-    let weights = loader.select(move |tensor| even(&tensor.name)).load()?;
-    assert_holds(&weights, &wanted);
-    let how = why(weights.report(), "backend");
-    assert!(how.contains("short reads at a time"), "{how}");
-    weights.close();
+    for cached in [true, false] {
+        if !cached {
+            drop_cached(&path, 0, 0);
+        }
+        let loader = Loader::new(Device::cuda(0)?).files([&path]).backend(REQUIRED);
+        let weights = loader.select(move |tensor| even(&tensor.name)).load()?;
+        assert_holds(&weights, &wanted);
+        let how = why(weights.report(), "backend");
+        assert!(how.contains("short reads at a time"), "{how}");
+        weights.close();
+    }
     Ok(())
 }
 

@@ -1,7 +1,13 @@
-//! Many reads at a time: a batch. It is worth its while for short reads, each of which would cost a call.
+//! Many reads at a time: batches. They are worth their while for short reads, each of which would cost a call.
+//!
+//! A batch of the library's keeps track of what was submitted to it at once: with libcufile 1.15 in compatibility mode, a read that is in flight
+//! when others are submitted is never told of again. So reads gather until someone waits, and go together to a batch that has nothing in flight; there
+//! are two, so that some are under way while others gather.
 
+use std::collections::VecDeque;
 use std::ffi::{c_int, c_uint};
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
@@ -25,18 +31,26 @@ mod state {
 const MODE: c_int = 1;
 const READ: c_int = 0;
 
-/// Reads in flight by the library's batch interface, one submission for each.
-pub(super) struct Batch {
+/// Reads in flight by the library's batch interface.
+pub(super) struct Batches {
     files: Arc<Files>,
-    raw: RawBatch,
-    /// By ticket: the read that is in flight.
+    /// The one that has been in flight for longest is first.
+    batches: VecDeque<Batch>,
+    /// By ticket: the read that was submitted and has not ended.
     flights: Vec<Option<Flight>>,
-    /// By ticket: what the library was told of it, which may be looked at again while it is in flight.
-    entries: Vec<BatchRead>,
-    in_flight: usize,
+    /// What no batch has been given yet.
+    gathered: Vec<BatchRead>,
     /// Reads that ended when they were submitted, or were told of together with others.
     ended: Vec<Completion>,
+}
+
+/// A batch of the library's, and room for what it is told and tells.
+struct Batch {
+    raw: RawBatch,
+    /// What it was told, which it may look at again while reads are in flight.
+    entries: Vec<BatchRead>,
     events: Vec<BatchEvent>,
+    in_flight: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,60 +61,88 @@ struct Flight {
     offset: u64,
 }
 
-// SAFETY: the batch is a name that the library takes from any thread; the addresses are those of buffers that the submitters lent.
-unsafe impl Send for Batch {}
+// SAFETY: a batch is a name that the library takes from any thread; the addresses are those of buffers that the submitters lent.
+unsafe impl Send for Batches {}
 
-impl Batch {
+impl Batches {
+    const COUNT: usize = 2;
+
     pub(super) fn new(files: Arc<Files>, depth: usize) -> io::Result<Self> {
         let depth = depth.min(files.cufile.max_batch()).max(1);
-        let mut raw: RawBatch = ptr::null_mut();
-        // SAFETY: D1; `raw` is valid for the write.
-        unsafe { (files.cufile.table().batch_set_up)(&raw mut raw, depth as c_uint) }
-            .check("set up a batch")?;
-        let nothing = BatchEvent { cookie: ptr::null_mut(), status: 0, returned: 0 };
-        let empty = BatchRead {
-            mode: MODE,
-            base: ptr::null_mut(),
-            file_offset: 0,
-            offset: 0,
-            bytes: 0,
-            file: ptr::null_mut(),
-            operation: READ,
-            cookie: ptr::null_mut(),
-        };
-        Ok(Self {
+        let mut new = Self {
             files,
-            raw,
+            batches: VecDeque::with_capacity(Self::COUNT),
             flights: vec![None; depth],
-            entries: vec![empty; depth],
-            in_flight: 0,
+            gathered: Vec::with_capacity(depth),
             ended: Vec::new(),
-            events: vec![nothing; depth],
-        })
+        };
+        for _ in 0..Self::COUNT {
+            let mut raw: RawBatch = ptr::null_mut();
+            // SAFETY: D1; `raw` is valid for the write.
+            unsafe { (new.files.cufile.table().batch_set_up)(&raw mut raw, depth as c_uint) }
+                .check("set up a batch")?;
+            let nothing = BatchEvent { cookie: ptr::null_mut(), status: 0, returned: 0 };
+            let entries = Vec::with_capacity(depth);
+            new.batches.push_back(Batch { raw, entries, events: vec![nothing; depth], in_flight: 0 });
+        }
+        Ok(new)
     }
 
-    /// Waits for one read or more to end, and notes them.
+    /// Gives what has gathered to a batch that has nothing in flight, if there is one.
+    fn start(&mut self) {
+        let idle = self.batches.iter().position(|batch| batch.in_flight == 0);
+        let Some(mut batch) =
+            idle.filter(|_| !self.gathered.is_empty()).and_then(|at| self.batches.remove(at))
+        else {
+            return;
+        };
+        mem::swap(&mut batch.entries, &mut self.gathered);
+        self.gathered.clear();
+        let (count, entries) = (batch.entries.len(), batch.entries.as_mut_ptr());
+        // SAFETY: D1, D2; the submitters keep the buffers until the completions have been taken or this is dropped, which waits. The
+        // entries stay where they are for as long.
+        let status =
+            unsafe { (self.files.cufile.table().batch_submit)(batch.raw, count as c_uint, entries, 0) };
+        match status.check("submit reads") {
+            Ok(()) => batch.in_flight = count,
+            Err(error) => {
+                for entry in &batch.entries {
+                    let ticket = entry.cookie.addr();
+                    self.flights[ticket] = None;
+                    self.ended.push(Completion { ticket, result: Err(error.clone().into()) });
+                }
+            }
+        }
+        self.batches.push_back(batch);
+    }
+
+    /// Waits for one read or more of the batch that has been in flight for longest, and notes them.
     fn wait(&mut self) -> io::Result<()> {
-        let mut count = self.events.len() as c_uint;
+        let Some(at) = self.batches.iter().position(|batch| batch.in_flight > 0) else { return Ok(()) };
+        let batch = &mut self.batches[at];
+        let mut count = batch.events.len() as c_uint;
         // SAFETY: D1; the outputs are valid for the writes of as many events as `count` says; without a time it waits.
         let status = unsafe {
             (self.files.cufile.table().batch_status)(
-                self.raw,
+                batch.raw,
                 1,
                 &raw mut count,
-                self.events.as_mut_ptr(),
+                batch.events.as_mut_ptr(),
                 ptr::null_mut(),
             )
         };
         status.check("say how a batch stands")?;
-        for index in 0..(count as usize).min(self.events.len()) {
-            let event = self.events[index];
+        if count == 0 {
+            return Err(CuFileError::of_lost_reads().into());
+        }
+        for index in 0..(count as usize).min(self.batches[at].events.len()) {
+            let event = self.batches[at].events[index];
             if matches!(event.status, state::WAITING | state::PENDING) {
                 continue;
             }
             let ticket = event.cookie.addr();
             let Some(flight) = self.flights.get_mut(ticket).and_then(Option::take) else { continue };
-            self.in_flight -= 1;
+            self.batches[at].in_flight -= 1;
             self.ended.push(Completion { ticket, result: self.outcome(flight, event) });
         }
         Ok(())
@@ -126,7 +168,7 @@ impl Batch {
     }
 }
 
-impl Queue for Batch {
+impl Queue for Batches {
     fn depth(&self) -> usize {
         self.flights.len()
     }
@@ -150,30 +192,29 @@ impl Queue for Batch {
             return Ok(());
         }
         let place = cufile.place(start);
-        self.entries[ticket] = BatchRead {
+        self.gathered.push(BatchRead {
+            mode: MODE,
             base: place.base,
             file_offset: libc::off_t::try_from(offset).map_err(io::Error::other)?,
             offset: place.offset,
             bytes,
             file: self.files.handle(file)?,
+            operation: READ,
             cookie: ptr::without_provenance_mut(ticket),
-            ..self.entries[ticket]
-        };
-        let entry = &raw mut self.entries[ticket];
-        // SAFETY: D1, D2; the caller keeps the buffer until the completion has been taken or this is dropped, which waits. The
-        // entry stays where it is for as long.
-        unsafe { (cufile.table().batch_submit)(self.raw, 1, entry, 0) }.check("submit a read")?;
+        });
         self.flights[ticket] = Some(Flight { file, start, bytes, offset });
-        self.in_flight += 1;
         Ok(())
     }
 
     fn complete(&mut self) -> io::Result<Completion> {
         loop {
+            if self.ended.is_empty() {
+                self.start();
+            }
             if let Some(completion) = self.ended.pop() {
                 return Ok(completion);
             }
-            if self.in_flight == 0 {
+            if self.batches.iter().all(|batch| batch.in_flight == 0) {
                 return Err(io::Error::other("no read is in flight"));
             }
             self.wait()?;
@@ -181,19 +222,22 @@ impl Queue for Batch {
     }
 }
 
-impl Drop for Batch {
+impl Drop for Batches {
     fn drop(&mut self) {
-        while self.in_flight > 0 {
+        while self.batches.iter().any(|batch| batch.in_flight > 0) {
             if let Err(error) = self.wait() {
-                // D4: what they write to stays, and so does the batch.
-                tracing::error!(%error, reads = self.in_flight, "cuFile does not say whether reads have ended");
+                // D4: what they write to stays, and so do the batches.
+                let reads: usize = self.batches.iter().map(|batch| batch.in_flight).sum();
+                tracing::error!(%error, reads, "cuFile does not say whether reads have ended");
                 self.files.cufile.lose();
                 // The library may look at them again, and write to the events.
-                std::mem::forget(std::mem::take(&mut self.entries));
+                mem::forget(mem::take(&mut self.batches));
                 return;
             }
         }
-        // SAFETY: D1; set up by `new`, destroyed once, and nothing is in flight.
-        unsafe { (self.files.cufile.table().batch_destroy)(self.raw) };
+        for batch in &self.batches {
+            // SAFETY: D1; set up by `new`, destroyed once, and nothing is in flight.
+            unsafe { (self.files.cufile.table().batch_destroy)(batch.raw) };
+        }
     }
 }

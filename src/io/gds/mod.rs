@@ -47,7 +47,7 @@ pub use memory::gds_memory;
 pub(crate) use status::is_from_library;
 
 use self::library::{Descriptor, RawHandle};
-use super::residency::{Probe, Residency};
+use super::residency::Probe;
 use super::{Access, Engine, FileSource, Queue};
 use crate::device::{Device, DeviceKind};
 use crate::error::Error;
@@ -160,7 +160,7 @@ impl Engine for Gds {
     /// bytes come through the CPU anyway, a file that is cached is read from there.
     fn open(&self, file: &FileSource) -> io::Result<Access> {
         let cufile = &self.files.cufile;
-        let cached = || Probe::default().ask(file.file(), 0, file.len().max(1)) == Residency::Cached;
+        let cached = || Probe::default().samples(file.file(), file.len());
         let plain = || file.reopen(OFlags::empty());
         let open = match cufile.mode() {
             Mode::Compatible if cached() => plain()?,
@@ -194,7 +194,7 @@ impl Engine for Gds {
         }
         match depth {
             0 | 1 => Ok(Box::new(queue::Single::new(Arc::clone(&self.files)))),
-            depth => Ok(Box::new(batch::Batch::new(Arc::clone(&self.files), depth)?)),
+            depth => Ok(Box::new(batch::Batches::new(Arc::clone(&self.files), depth)?)),
         }
     }
 }

@@ -44,6 +44,11 @@ impl CuFileError {
         Self { operation: "read", status: Status { error: BASE, cuda: 0 } }
     }
 
+    /// One of reads that it was given and has not told of, though it says that there is nothing more to tell.
+    pub(super) fn of_lost_reads() -> Self {
+        Self { operation: "say how all reads of a batch ended", status: Status { error: BASE, cuda: 0 } }
+    }
+
     /// Whether it says that the driver has been opened before.
     pub(super) fn is_already_open(&self) -> bool {
         self.status.error == ALREADY_OPEN
