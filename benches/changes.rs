@@ -8,7 +8,7 @@
 //! medians, and for each the ratio of the unchanged load's time to its own. All bytes are checked before anything is timed.
 //!
 //! Settings: `BENCH_BYTES`, of each checkpoint (1 GB by default), `BENCH_FOLDER`, where files are made and removed (else the temporary directory),
-//! `BENCH_ROUNDS` (7 by default), `BENCH_DEVICE` (`cpu`, else the first CUDA device if there is one).
+//! `BENCH_ROUNDS` (7 by default), `BENCH_DEVICE` (`cpu`, else the first CUDA device if there is one), `BENCH_CASES` (`convert,columns,rows`).
 
 mod support;
 
@@ -104,6 +104,10 @@ fn check(weights: &Weights, files: &[PathBuf], to: Option<Type>) {
     assert_eq!(weights.len(), tensors);
 }
 
+fn is_wanted(case: &str) -> bool {
+    env::var("BENCH_CASES").map_or(true, |cases| cases.split(',').any(|wanted| wanted == case))
+}
+
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     times[times.len() / 2].as_secs_f64()
@@ -159,7 +163,7 @@ fn conversions(device: &Device, folder: &Path, bytes: u64) {
 
 fn cuts(device: &Device, folder: &Path, bytes: u64) {
     let files = write(&folder.join("bf16"), &shards(bytes, Dtype::BF16));
-    for (case, dim) in [("columns", 1), ("rows", 0)] {
+    for (case, dim) in [("columns", 1), ("rows", 0)].into_iter().filter(|(case, _)| is_wanted(case)) {
         let own = [folder.join("part.safetensors")];
         write_parts(&files, dim, &own[0]);
         let plain = || Loader::new(device.clone()).files(&own);
@@ -197,6 +201,8 @@ fn main() {
         _ => Device::cuda(0).unwrap_or_else(|_| Device::host()),
     };
     println!("{device}, {bytes} bytes");
-    conversions(&device, folder.path(), bytes);
+    if is_wanted("convert") {
+        conversions(&device, folder.path(), bytes);
+    }
     cuts(&device, folder.path(), bytes);
 }
