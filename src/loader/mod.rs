@@ -42,6 +42,7 @@ mod remake;
 mod ring;
 mod route;
 mod run;
+mod runs;
 mod staging;
 mod stopwatch;
 mod stream;

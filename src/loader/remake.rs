@@ -8,10 +8,6 @@
 //!
 //! So each element is written once to where it stays, or to the slot that it is copied from (I2).
 
-use std::io::IoSliceMut;
-use std::sync::Arc;
-
-use rustix::fs::OFlags;
 use tensorhold_allocator::{Fragment, Request};
 
 use super::fill::Fill;
@@ -19,19 +15,19 @@ use super::landing::PartForm;
 use super::parts::{self, Part, Reading};
 use super::plan::Job;
 use super::route::Way;
-use super::through::{self, Outcome, Reads};
+use super::runs::{Own, Runs};
+use super::through::{self, Outcome};
 use super::work::Work;
 use crate::error::{Error, Result};
-use crate::io::{Access, Queue};
+use crate::io::Queue;
 
 /// What one reader through the page cache has for parts alone.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Scratch {
     /// Where it reads what the CPU then transforms.
     memory: Option<Fragment>,
-    /// The file that it last read by runs, opened for it alone. Each read counts itself in what the system knows of an open file: short reads by many
-    /// threads of one that they share take three times as long (`docs/performance.md`).
-    own: Option<(usize, Access)>,
+    /// The file that it last read by runs.
+    own: Option<Own>,
 }
 
 impl Scratch {
@@ -48,23 +44,6 @@ impl Scratch {
                 work.refuse(Error::Memory(error));
                 Ok(None)
             }
-        }
-    }
-
-    /// A file for this reader alone; that of all where it cannot be opened once more.
-    fn own<'a>(&'a mut self, fill: &'a Fill<'_>, file: usize) -> Result<&'a Access> {
-        if self.own.as_ref().is_none_or(|(own, _)| *own != file) {
-            self.own = match fill.files[file].source.reopen(OFlags::empty()) {
-                Ok(opened) => Some((file, Access { file: Arc::new(opened), alignment: 1 })),
-                Err(error) => {
-                    tracing::debug!(path = ?fill.files[file].source.path(), %error, "not opened for one reader");
-                    None
-                }
-            };
-        }
-        match &self.own {
-            Some((_, access)) => Ok(access),
-            None => fill.routes.buffered(file),
         }
     }
 }
@@ -140,34 +119,9 @@ unsafe fn read_part(
         return unsafe { through::read_job(fill, queue, job, to, way) };
     }
     let Some((_, change)) = fill.landing.part(job) else { return Ok(Outcome::Complete) };
-    let (block, unit) = (&part.block, change.unit);
-    let bytes = block.run * unit;
-    let access = scratch.own(fill, job.file)?;
-    let (mut reads, mut to) = (Reads::new(way), to);
-    for i in 0..block.counts[0] {
-        for j in 0..block.counts[1] {
-            for k in 0..block.counts[2] {
-                let [a, b, c] = block.source_strides;
-                let offset = job.file_offset + (i * a + j * b + k * c) * unit;
-                let buffers = |done: u64| {
-                    // SAFETY: the caller promises as many bytes as all runs have, and each has its own.
-                    let buffer = unsafe {
-                        std::slice::from_raw_parts_mut(to.add(done as usize), (bytes - done) as usize)
-                    };
-                    [IoSliceMut::new(buffer)]
-                };
-                // SAFETY: the buffers are as the caller promises.
-                let outcome = unsafe {
-                    through::read_range(fill, queue, job, access, (offset, bytes), &mut reads, buffers)
-                }?;
-                if outcome == Outcome::NotCached {
-                    return Ok(outcome);
-                }
-                to = to.wrapping_add(bytes as usize);
-            }
-        }
-    }
-    Ok(Outcome::Complete)
+    let runs = Runs::new(job, part, change.unit);
+    // SAFETY: passed on.
+    unsafe { runs.read(fill, queue, job, to, way, &mut scratch.own) }
 }
 
 /// Where, in a slot that holds a job's bytes from `head` on, the CPU may make its span.
