@@ -19,7 +19,7 @@
 //! On their way, tensors can be converted ([`Loader::dtype`]) and cut ([`Loader::cut_by`], [`Loader::shard`], [`Loader::narrow`]).
 //!
 //! # The rooms
-//! Dependencies point one way: `store` → `loader` → `weights` → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
+//! Dependencies point one way: `store` → `loader` → `weights`, [`group`] → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
 //! `names`, `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
 //! says why no tensor can dangle.
 //!
@@ -39,6 +39,7 @@ mod device;
 mod dtype;
 mod error;
 mod format;
+pub mod group;
 mod io;
 mod loader;
 mod names;
