@@ -49,6 +49,9 @@ mod store;
 mod tensor;
 mod weights;
 
+#[cfg(feature = "dlpack")]
+pub use dlpark;
+
 pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream, Transform};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

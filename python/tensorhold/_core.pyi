@@ -1,26 +1,14 @@
 """What the compiled module has. `tensorhold` exports it under its own name: import from there."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias, final
+from typing import Any, final
 
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
+
+from tensorhold.types import Device, DType, Options, Path, Paths
 
 __version__: str
-
-class _Spelled(Protocol):
-    """Something whose `str` is a device's, such as a `torch.device`."""
-
-    def __str__(self) -> str: ...
-
-_Path: TypeAlias = str | os.PathLike[str]
-_Paths: TypeAlias = _Path | Iterable[_Path]
-_Device: TypeAlias = str | int | _Spelled
-_Select: TypeAlias = Callable[[TensorInfo], bool] | Iterable[str]
-_DType: TypeAlias = str | _Spelled | Callable[[TensorInfo], str | _Spelled | None]
-_Cuts: TypeAlias = Mapping[str, Cut | Sequence[Cut]] | Callable[[TensorInfo], Cut | Sequence[Cut] | None]
-_Progress: TypeAlias = Callable[[Progress], bool | None]
 
 class Error(Exception):
     """What can go wrong in a call of this package. A failed call leaves nothing behind."""
@@ -133,7 +121,7 @@ class Tensor:
     @property
     def data_ptr(self) -> int:
         """The address of the first element in the device's memory. Keep the tensor while it is used."""
-    def view(self, dtype: str) -> Tensor:
+    def view(self, dtype: DType) -> Tensor:
         """The same bytes as elements of another type; the last dimension becomes longer or shorter with it."""
     def narrow(self, dim: int, start: int, length: int) -> Tensor:
         """A part that is one run of bytes, sharing them."""
@@ -147,7 +135,7 @@ class Tensor:
     def __dlpack__(
         self,
         *,
-        stream: int | None = None,
+        stream: Any | None = None,
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
@@ -260,15 +248,16 @@ class Pool:
 
     def __new__(
         cls,
-        device: _Device = "cpu",
+        device: Device | None = None,
         *,
         limit_bytes: int | None = None,
-        parts: bool | None = None,
+        parts: bool | None = False,
         retain_bytes: int = 0,
         name: str | None = None,
     ) -> Self:
         """`parts`: whether a tensor's memory goes back to the device with the tensor, though its neighbours in the
-        region live: None where the device can, True or it is an error, False never."""
+        region live: True, or it is an error; None, where the device can; False, never."""
+
     @property
     def name(self) -> str: ...
     @property
@@ -288,7 +277,10 @@ class Weights:
     def infos(self) -> list[TensorInfo]: ...
     def tensor(self, name: str) -> Tensor: ...
     def files(self) -> list[str]: ...
-    def metadata(self, file: _Path | None = None) -> dict[str, str]:
+    def _each(
+        self, from_capsule: Callable[[Any], Any] | None, plain: list[str], convert: Callable[[Any], Any], hand_over: bool
+    ) -> dict[str, Any]: ...
+    def metadata(self, file: Path | None = None) -> dict[str, str]:
         """The strings in a file's header, or in those of all files."""
     def report(self) -> Report: ...
     def pool_stats(self) -> Stats: ...
@@ -330,38 +322,38 @@ class Stream:
         traceback: TracebackType | None,
     ) -> None: ...
 
-def load(
-    paths: _Paths,
-    device: _Device = "cpu",
-    *,
-    select: _Select | None = None,
-    dtype: _DType | None = None,
-    cuts: _Cuts | None = None,
-    backend: str | None = None,
-    memory_budget: int | None = None,
-    threads: int | None = None,
-    staging_bytes: int | None = None,
-    pool: Pool | None = None,
-    count_conversions: bool = False,
-    progress: _Progress | None = None,
-) -> Weights: ...
+@final
+class _Handover:
+    """A tensor on its way to a framework that becomes its owner."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    def view(self, dtype: DType) -> _Handover: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+def load(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> Weights: ...
 def stream(
-    paths: _Paths,
-    device: _Device = "cpu",
-    *,
-    in_file_order: bool = False,
-    select: _Select | None = None,
-    dtype: _DType | None = None,
-    cuts: _Cuts | None = None,
-    backend: str | None = None,
-    memory_budget: int | None = None,
-    threads: int | None = None,
-    staging_bytes: int | None = None,
-    pool: Pool | None = None,
-    count_conversions: bool = False,
-    progress: _Progress | None = None,
+    paths: Paths, device: Device | None = None, *, in_file_order: bool = False, **options: Unpack[Options]
 ) -> Stream: ...
-def inspect(paths: _Paths, device: _Device = "cpu") -> tuple[list[TensorInfo], dict[str, dict[str, str]]]:
-    """What the headers say: the tensors, and the strings of each file."""
+def inspect(
+    paths: Paths, device: Device | None = None, **options: Unpack[Options]
+) -> tuple[list[TensorInfo], dict[str, dict[str, str]]]:
+    """What the headers say: the tensors as they would be loaded, and the strings of each file."""
+
 def cuda_count() -> int:
     """How many CUDA devices there are; 0 without a driver."""
+
+def device_name(named: Device) -> str:
+    """The full name of a device, without a look at whether it is there."""
