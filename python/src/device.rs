@@ -24,10 +24,9 @@ pub(crate) fn open(py: Python<'_>, named: Option<&Bound<'_, PyAny>>) -> PyResult
 }
 
 fn parse(py: Python<'_>, named: &Bound<'_, PyAny>) -> PyResult<DeviceKind> {
-    if named.is_instance_of::<PyInt>() && !named.is_instance_of::<PyBool>() {
-        if let Ok(ordinal) = named.extract::<u16>() {
-            return Ok(DeviceKind::Cuda(ordinal.into()));
-        }
+    let is_number = named.is_instance_of::<PyInt>() && !named.is_instance_of::<PyBool>();
+    if is_number && let Ok(ordinal) = named.extract::<u16>() {
+        return Ok(DeviceKind::Cuda(ordinal.into()));
     }
     let spelled = named.str()?.to_string();
     Ok(match &*spelled {

@@ -75,10 +75,10 @@ impl Watch {
         if self.check.take().is_some_and(|check| !check()) || self.failure.is_set() {
             return ControlFlow::Break(());
         }
-        let is_end = progress.done_bytes == progress.total_bytes;
-        let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= EVERY);
         // At the end only a callback is told; what is pressed then comes after the load.
-        if !is_due && !(is_end && self.callback.is_some()) {
+        let is_last = progress.done_bytes == progress.total_bytes && self.callback.is_some();
+        let is_due = is_last || self.asked.is_none_or(|asked| asked.elapsed() >= EVERY);
+        if !is_due {
             return ControlFlow::Continue(());
         }
         let goes_on = self.failure.ask(false, |py| {
