@@ -128,6 +128,45 @@ pub enum Error {
         /// What it may say.
         expected: String,
     },
+    /// The tensors of a load do not fit into its memory budget.
+    #[error(
+        "load within memory_budget: {tensors} tensors need {} of device memory, expected at most {}; the largest are {}; \
+         raise the budget, load fewer tensors or parts of them, or load in batches",
+        Bytes(*needed), Bytes(*budget), named(largest)
+    )]
+    OverBudget {
+        /// Bytes that the tensors take, with the padding that aligns them.
+        needed: u64,
+        /// The budget, in bytes.
+        budget: u64,
+        /// How many tensors there are.
+        tensors: usize,
+        /// The largest of them, with their bytes.
+        largest: Vec<(String, u64)>,
+    },
+    /// No batches fit into the memory budget, or into what their pool has left, however short they are and though none is read ahead.
+    #[error(
+        "load in batches within {limit}: tensor {tensor:?}, {} with {} that are kept by then, needs {} of device memory, expected \
+         at most {}, though each tensor is a batch and none is read ahead: the load is already fully serial; the largest tensors \
+         are {}; raise the limit, keep fewer tensors, or load parts of them",
+        Bytes(*bytes), Bytes(*kept), Bytes(*needed), Bytes(*budget), named(largest)
+    )]
+    InfeasibleBudget {
+        /// What sets the limit: `memory_budget`, or the pool.
+        limit: &'static str,
+        /// The limit, in bytes.
+        budget: u64,
+        /// Bytes that are needed at least.
+        needed: u64,
+        /// The tensor at which they are.
+        tensor: String,
+        /// Bytes of that tensor.
+        bytes: u64,
+        /// Bytes of the tensors before it that are kept, with the padding that aligns them.
+        kept: u64,
+        /// The largest tensors, with their bytes.
+        largest: Vec<(String, u64)>,
+    },
     /// The system refused to start a single reader thread.
     #[error("start reader threads: the system refused the first one; raise the limit on threads")]
     Thread {
@@ -225,6 +264,12 @@ fn io_remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "make it readable for this user",
         _ => "check the disk or the mount",
     }
+}
+
+/// Tensors and their bytes.
+fn named(tensors: &[(String, u64)]) -> String {
+    let tensors = tensors.iter().map(|(name, bytes)| format!("{name:?} ({})", Bytes(*bytes)));
+    tensors.collect::<Vec<_>>().join(", ")
 }
 
 fn hint(nearest: Option<&str>) -> String {

@@ -50,12 +50,17 @@ mod store;
 mod tensor;
 mod weights;
 
+#[cfg(feature = "dlpack")]
+pub use dlpark;
+
 pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream, Transform};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use io::gds::gds_memory;
 pub use io::{Backend, BackendKind};
-pub use loader::{Cut, CutReads, FileInfo, Inspection, Loader, Progress, TensorStream, TransformOn};
+pub use loader::{
+    Checkpoint, Cut, CutReads, FileInfo, Inspection, Loader, Progress, TensorStream, TransformOn,
+};
 pub use report::{Choice, Converted, Report, Stages, Times};
 pub use shape::Shape;
 pub use store::{OldVersion, WeightStore};

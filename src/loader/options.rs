@@ -9,13 +9,12 @@ use super::engines::Engines;
 use super::lane::FIRST_SLOTS;
 use super::parts;
 use super::plan::Limits;
-use super::progress::Callback;
+use super::rule::Rule;
 use super::staging::{Budget, Staging};
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind, MAX_ALIGNMENT, SLACK_BYTES};
 use crate::report::Choice;
 use crate::settings;
-use crate::tensor::TensorInfo;
 
 /// More readers than this gain nothing: 16 saturate a PCIe 5 x16 bus (`docs/performance.md`).
 const MAX_THREADS: usize = 16;
@@ -75,16 +74,13 @@ pub(super) enum Cores {
     Most,
 }
 
-/// Which tensors are wanted.
-pub(super) type Select = Box<dyn Fn(&TensorInfo) -> bool + Send>;
-
-/// What the caller has set.
-#[derive(Default)]
+/// What the caller has set. Loads of one checkpoint begin with the same.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Options {
-    pub(super) select: Option<Select>,
+    pub(super) select: Option<Rule<bool>>,
     pub(super) threads: Option<usize>,
     pub(super) staging_bytes: Option<u64>,
-    pub(super) callback: Option<Callback>,
+    pub(super) memory_budget: Option<u64>,
     pub(super) pool: Option<Pool>,
     pub(super) staging: Option<Pool>,
     pub(super) scratch: Option<Pool>,
@@ -113,6 +109,8 @@ pub(super) struct Readers {
     pub(super) past_slots: usize,
     /// How many threads share them if they use `io_uring`.
     pub(super) rings: usize,
+    /// The most scratch on the device, in bytes, if that is limited.
+    pub(super) scratch_bytes: Option<u64>,
     pub(super) choices: Vec<Choice>,
 }
 
@@ -198,6 +196,29 @@ impl Readers {
 }
 
 impl Options {
+    /// The same, but that this is asked of the tensors.
+    pub(super) fn with_asked(&self, asked: Asked) -> Self {
+        let Self { pool, staging, scratch, backend, engines, threads, staging_bytes, memory_budget, .. } =
+            self;
+        Self {
+            select: None,
+            threads: *threads,
+            staging_bytes: *staging_bytes,
+            memory_budget: *memory_budget,
+            pool: pool.clone(),
+            staging: staging.clone(),
+            scratch: scratch.clone(),
+            backend: *backend,
+            asked,
+            engines: engines.clone(),
+        }
+    }
+
+    /// How many bytes of staging memory a load may take.
+    pub(super) fn staging_limit(&self) -> Result<u64> {
+        Ok(self.staging_bytes()?.0)
+    }
+
     /// Decides on threads and slots, from the options, the environment and the machine.
     pub(super) fn readers(&self, in_place: bool, cores: Cores) -> Result<Readers> {
         let (threads, why_threads) = self.threads(cores)?;
@@ -232,6 +253,7 @@ impl Options {
             ring_slots: 0,
             past_slots,
             rings,
+            scratch_bytes: None,
             choices,
         })
     }

@@ -20,10 +20,8 @@ pub(super) struct StagingMemory {
 impl StagingMemory {
     /// Staging memory from `pool`, if there is one. With `first_bytes`, so much for first slots is on its way.
     pub(super) fn new(device: &Device, pool: Option<Pool>, first_bytes: Option<u64>) -> Result<Self> {
-        let own = || Pool::builder(device.staging_memory()).name(format!("staging for {device}"));
-        // A region for each slot: memory that is refused in one piece may be had in several. What one reader is done with
-        // is there for another.
-        let pool = pool.map_or_else(|| own().region_bytes(1).retain_bytes(u64::MAX).build(), Ok)?;
+        // What one reader is done with is there for another.
+        let pool = pool.map_or_else(|| self::pool(device, u64::MAX), Ok)?;
         let first = first_bytes.and_then(|bytes| {
             let pool = pool.clone();
             // A refusal is told when slots are asked for again.
@@ -107,6 +105,13 @@ impl Staging<'_> {
     pub(super) fn place(&self, slots: usize) -> tensorhold_allocator::Result<Fragment> {
         place(self.pool, self.slot_bytes * slots as u64)
     }
+}
+
+/// A pool of staging memory, which keeps so many bytes for those who come later.
+pub(super) fn pool(device: &Device, retained: u64) -> Result<Pool> {
+    // A region for each slot: memory that is refused in one piece may be had in several.
+    let pool = Pool::builder(device.staging_memory()).name(format!("staging for {device}"));
+    Ok(pool.region_bytes(1).retain_bytes(retained).build()?)
 }
 
 pub(super) fn place(pool: &Pool, bytes: u64) -> tensorhold_allocator::Result<Fragment> {
