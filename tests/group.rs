@@ -8,8 +8,8 @@ use std::sync::Arc;
 use support::threads::ThreadGroup;
 use support::{Spec, assert_all_back, bytes_tensor, devices, pool_for, tensor, write};
 use tempfile::TempDir;
-use tensorhold::group::{self, ProcessGroup, Shared, SingleGroup, chunk};
-use tensorhold::{Cut, DType, Device, Error, Loader, Result, Tensor, TensorView, TensorViewMut};
+use tensorhold::group::{self, ProcessGroup, Relay, Shared, SingleGroup, chunk};
+use tensorhold::{Cut, DType, Device, Error, Loader, Result, Tensor};
 
 /// Tensors of all kinds in three files.
 fn files() -> (TempDir, Vec<PathBuf>, Vec<Spec>) {
@@ -75,26 +75,22 @@ impl ProcessGroup for Flawed {
     fn barrier(&self) -> Result<()> {
         self.0.barrier()
     }
-    fn broadcast(&self, tensor: TensorView<'_>) -> Result<()> {
+    fn broadcast(&self, tensor: &Tensor) -> Result<()> {
         self.0.broadcast(tensor)
     }
-    fn recv_broadcast(&self, into: &mut TensorViewMut<'_>, root: usize) -> Result<()> {
+    fn recv_broadcast(&self, into: &mut Tensor, root: usize) -> Result<()> {
         self.0.recv_broadcast(into, root)?;
-        if self.1 == "garbles" && device_is_host(into) && into.info().nbytes > 5 {
-            into.as_bytes_mut()?[5] ^= 1;
+        if self.1 == "garbles" && into.nbytes() > 5 {
+            into.get_mut().unwrap().as_bytes_mut()?[5] ^= 1;
         }
         Ok(())
     }
-    fn send(&self, tensor: TensorView<'_>, to: usize) -> Result<()> {
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<()> {
         if self.1 == "accepts any rank" && to >= self.size() { Ok(()) } else { self.0.send(tensor, to) }
     }
-    fn recv(&self, into: &mut TensorViewMut<'_>, from: usize) -> Result<()> {
+    fn recv(&self, into: &mut Tensor, from: usize) -> Result<()> {
         self.0.recv(into, from)
     }
-}
-
-fn device_is_host(into: &TensorViewMut<'_>) -> bool {
-    into.as_view().device().is_host_accessible()
 }
 
 #[test]
@@ -258,6 +254,40 @@ fn a_drain_gives_each_tensor_and_lets_go_of_it() {
             assert!(drain.next().is_none());
             drop(drain);
             assert_all_back(&pool);
+        });
+    }
+}
+
+#[test]
+fn a_relay_gives_what_each_rank_reads_in_batches_and_finds_out_another_order() {
+    let (_folder, files, tensors) = files();
+    for device in devices() {
+        ThreadGroup::run(3, |group| {
+            let rank = group.rank();
+            let batches = || {
+                let loader = Loader::new(device.clone()).files(&files[rank..=rank]);
+                let batches = loader.batches(tensorhold::Batching::new().max_batch_bytes(200)).unwrap();
+                let tensors = |weights: tensorhold::Weights| -> Vec<_> {
+                    weights.names().map(|name| weights.tensor(name)).collect()
+                };
+                batches.flat_map(move |weights| tensors(weights.unwrap()))
+            };
+            let checkpoint = Loader::new(device.clone()).files(&files).open().unwrap();
+            let owner = |info: &tensorhold::TensorInfo| usize::from(info.name.as_bytes()[0] - b'a');
+            let mut order: Vec<_> = checkpoint.tensors().map(|info| (info.clone(), owner(info))).collect();
+            let pool = pool_for(&device);
+            let relay = Relay::new(Arc::clone(&group), &device, &pool, order.clone(), batches()).unwrap();
+            for (tensor, spec) in relay.zip(&tensors) {
+                let tensor = tensor.unwrap();
+                assert_eq!((tensor.name(), tensor.to_host().unwrap()), (&*spec.name, spec.bytes.clone()));
+            }
+            order.swap(0, 2);
+            if rank == 0 {
+                let mut relay = Relay::new(group, &device, &pool, order, batches()).unwrap();
+                let error = relay.next().unwrap().unwrap_err().to_string();
+                assert!(error.contains("expected \"a.scalar\""), "{error}");
+                assert!(relay.next().is_none());
+            }
         });
     }
 }

@@ -1,7 +1,6 @@
 //! [`check`]: what every process group has to pass.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use tensorhold_allocator::Pool;
 
@@ -22,7 +21,7 @@ const LENGTHS: [usize; 6] = [0, 1, 7, 256, 4097, 300_001];
 /// That of the first promise that does not hold.
 pub fn check(group: &dyn ProcessGroup, device: &Device) -> Result<()> {
     let pool = Pool::builder(device.memory()).name("group check").build()?;
-    let checker = Checker { group, place: Place { device: Arc::new(device.clone()), pool } };
+    let checker = Checker { group, place: Place::new(group, device, &pool)? };
     checker
         .expect("know the ranks", group.rank() < group.size(), || "the rank is not below the size".into())?;
     group.barrier()?;
@@ -65,12 +64,10 @@ impl Checker<'_> {
         &self,
         operation: &'static str,
         expected: &[u8],
-        receive: impl FnOnce(&mut crate::TensorViewMut<'_>) -> Result<()>,
+        receive: impl FnOnce(&mut Tensor) -> Result<()>,
     ) -> Result<()> {
         let mut tensor = self.tensor(&vec![0xa5; expected.len()])?;
-        if let Some(mut into) = tensor.get_mut() {
-            receive(&mut into)?;
-        }
+        receive(&mut tensor)?;
         let got = tensor.to_host()?;
         let differs = got.iter().zip(expected).position(|(got, expected)| got != expected);
         self.expect(operation, differs.is_none(), || {
@@ -84,12 +81,10 @@ impl Checker<'_> {
             let refused = |operation, result: Result<()>| {
                 self.expect(operation, result.is_err(), || format!("rank {rank} was not refused"))
             };
-            refused("send", group.send(tensor.view(), rank))?;
-            if let Some(mut into) = tensor.get_mut() {
-                refused("receive", group.recv(&mut into, rank))?;
-                refused("receive a broadcast", group.recv_broadcast(&mut into, rank))?;
-                refused("receive a part", group.recv_scatter(&mut into, rank))?;
-            }
+            refused("send", group.send(&tensor, rank))?;
+            refused("receive", group.recv(&mut tensor, rank))?;
+            refused("receive a broadcast", group.recv_broadcast(&mut tensor, rank))?;
+            refused("receive a part", group.recv_scatter(&mut tensor, rank))?;
         }
         self.expect("scatter", group.scatter(&[]).is_err(), || "no parts were not refused".into())
     }
@@ -97,7 +92,7 @@ impl Checker<'_> {
     fn broadcasts_arrive(&self, root: usize, length: usize) -> Result<()> {
         let bytes = Self::bytes(root, length);
         if self.group.rank() == root {
-            return self.group.broadcast(self.tensor(&bytes)?.view());
+            return self.group.broadcast(&self.tensor(&bytes)?);
         }
         self.receive("receive a broadcast", &bytes, |into| self.group.recv_broadcast(into, root))
     }
@@ -108,7 +103,7 @@ impl Checker<'_> {
         let part = |rank: usize| Self::bytes(root + 5 * rank, length * (size - 1 - rank) / size);
         if self.group.rank() == root {
             let parts = (0..size).map(|rank| self.tensor(&part(rank))).collect::<Result<Vec<_>>>()?;
-            return self.group.scatter(&parts.iter().map(Tensor::view).collect::<Vec<_>>());
+            return self.group.scatter(&parts);
         }
         self.receive("receive a part", &part(self.group.rank()), |into| self.group.recv_scatter(into, root))
     }
@@ -123,7 +118,7 @@ impl Checker<'_> {
                 continue;
             }
             for to in 1..self.group.size() {
-                self.group.send(self.tensor(&bytes(to, turn))?.view(), to)?;
+                self.group.send(&self.tensor(&bytes(to, turn))?, to)?;
             }
         }
         Ok(())
@@ -139,7 +134,7 @@ impl Checker<'_> {
         if rank > 0 {
             self.receive("receive", &bytes, |into| self.group.recv(into, before))?;
         }
-        self.group.send(self.tensor(&bytes)?.view(), after)?;
+        self.group.send(&self.tensor(&bytes)?, after)?;
         if rank == 0 {
             self.receive("receive", &bytes, |into| self.group.recv(into, before))?;
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tensorhold_allocator::{Pool, Request};
 use tensorhold_kernels::Block;
 
+use super::{ProcessGroup, refused};
 use crate::device::{Device, Transform};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -84,6 +85,19 @@ impl Part {
 }
 
 impl Place {
+    /// In that pool.
+    ///
+    /// # Errors
+    /// When it is not over the device's memory.
+    pub(super) fn new(group: &dyn ProcessGroup, device: &Device, pool: &Pool) -> Result<Self> {
+        let (memory, wanted) = (pool.memory(), device.memory());
+        if memory.name() != wanted.name() {
+            let detail = format!("got a pool over {}, expected one over {}", memory.name(), wanted.name());
+            return Err(refused(group, "place tensors", detail, "make the pool over device.memory()"));
+        }
+        Ok(Self { device: Arc::new(device.clone()), pool: pool.clone() })
+    }
+
     /// A tensor whose bytes are not set yet.
     pub(super) fn blank(&self, info: TensorInfo) -> Result<Tensor> {
         let bytes = self.pool.place(Arc::clone(&info.name), Request::new(info.nbytes, ALIGNMENT))?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tensorhold_allocator::Pool;
 
 use super::memory::{Part, Place};
-use super::{ProcessGroup, chunk, refused};
+use super::{ProcessGroup, Relay, chunk, refused};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorInfo};
@@ -60,15 +60,8 @@ impl Shared {
         tensors: impl IntoIterator<Item = (TensorInfo, usize)>,
         local: impl IntoIterator<Item = Tensor>,
     ) -> Result<Self> {
+        let place = Place::new(&*group, device, pool)?;
         let wrong = |detail: String, remedy| Err(refused(&*group, "share tensors", detail, remedy));
-        if pool.memory().name() != device.memory().name() {
-            let detail = format!(
-                "got a pool over {}, expected one over {}",
-                pool.memory().name(),
-                device.memory().name()
-            );
-            return wrong(detail, "make the pool over device.memory()");
-        }
         let (mut entries, mut by_name) = (Vec::new(), HashMap::new());
         for (info, owner) in tensors {
             if owner >= group.size() {
@@ -84,10 +77,7 @@ impl Shared {
         }
         for tensor in local {
             let entry = by_name.get(tensor.name()).map(|&number: &usize| &mut entries[number]);
-            let expected = |entry: &Entry| {
-                (entry.owner, entry.info.dtype, &entry.info.shape)
-                    == (group.rank(), tensor.dtype(), &tensor.info().shape)
-            };
+            let expected = |entry: &Entry| entry.owner == group.rank() && entry.info.is_like(tensor.info());
             match entry {
                 Some(entry) if expected(entry) => entry.tensor = Some(tensor),
                 _ => {
@@ -103,7 +93,6 @@ impl Shared {
             let detail = format!("this rank is said to have {:?}, and has not", entry.info.name);
             return wrong(detail, "give every rank the same list of tensors and owners");
         }
-        let place = Place { device: Arc::new(device.clone()), pool: pool.clone() };
         Ok(Self { group, place, entries, by_name })
     }
 
@@ -140,7 +129,15 @@ impl Shared {
     /// # Errors
     /// When there is none of that name, its memory cannot be had, or the group fails.
     pub fn broadcast(&self, name: &str) -> Result<Tensor> {
-        self.broadcast_entry(self.entry(name)?)
+        let entry = self.entry(name)?;
+        if entry.owner == self.group.rank() {
+            let tensor = entry.here()?;
+            self.group.broadcast(tensor)?;
+            return Ok(tensor.clone());
+        }
+        let mut tensor = self.place.blank(entry.info.clone())?;
+        self.group.recv_broadcast(&mut tensor, entry.owner)?;
+        Ok(tensor)
     }
 
     /// This rank's part of the tensor, of as many as there are ranks, along dimension `dim`, as [`chunk`] cuts it: the last parts may be shorter, or have
@@ -154,7 +151,7 @@ impl Shared {
         let own = self.group.rank();
         if entry.owner != own {
             let mut tensor = self.place.blank(parts[own].info.clone())?;
-            self.receive(&mut tensor, |group, into| group.recv_scatter(into, entry.owner))?;
+            self.group.recv_scatter(&mut tensor, entry.owner)?;
             return Ok(tensor);
         }
         let whole = entry.here()?;
@@ -172,8 +169,7 @@ impl Shared {
             _ => self.place.copy(whole.view(), part),
         };
         let parts = parts.iter().enumerate().map(cut).collect::<Result<Vec<_>>>()?;
-        let views: Vec<_> = parts.iter().map(Tensor::view).collect();
-        self.group.scatter(&views)?;
+        self.group.scatter(&parts)?;
         Ok(parts[own].clone())
     }
 
@@ -240,49 +236,26 @@ impl Shared {
             return Ok(Some(entry.here()?.clone()));
         }
         if entry.owner == own {
-            self.group.send(entry.here()?.view(), to)?;
+            self.group.send(entry.here()?, to)?;
         }
         if to != own {
             return Ok(None);
         }
         let mut tensor = self.place.blank(entry.info.clone())?;
-        self.receive(&mut tensor, |group, into| group.recv(into, entry.owner))?;
+        self.group.recv(&mut tensor, entry.owner)?;
         Ok(Some(tensor))
     }
 
     /// Every tensor in the order of [`names`](Self::names), [broadcast](Self::broadcast) when its turn comes. This rank gives up its own hold of a
     /// tensor as soon as it is handed out, so memory goes as tensors are dropped.
-    pub fn drain(self) -> Drain {
+    pub fn drain(self) -> Relay<impl Iterator<Item = Result<Tensor>>> {
         let Self { group, place, entries, by_name: _ } = self;
-        let shared = Self { group, place, entries: Vec::new(), by_name: HashMap::new() };
-        Drain { shared, entries: entries.into_iter() }
-    }
-
-    fn broadcast_entry(&self, entry: &Entry) -> Result<Tensor> {
-        if entry.owner == self.group.rank() {
-            let tensor = entry.here()?;
-            self.group.broadcast(tensor.view())?;
-            return Ok(tensor.clone());
+        let (mut order, mut local) = (Vec::with_capacity(entries.len()), Vec::new());
+        for Entry { info, owner, tensor } in entries {
+            order.push((info, owner));
+            local.extend(tensor.map(Ok));
         }
-        let mut tensor = self.place.blank(entry.info.clone())?;
-        self.receive(&mut tensor, |group, into| group.recv_broadcast(into, entry.owner))?;
-        Ok(tensor)
-    }
-
-    fn receive(
-        &self,
-        tensor: &mut Tensor,
-        receive: impl FnOnce(&dyn ProcessGroup, &mut crate::TensorViewMut<'_>) -> Result<()>,
-    ) -> Result<()> {
-        match tensor.get_mut() {
-            Some(mut into) => receive(&*self.group, &mut into),
-            None => Err(tensor.view().error(
-                "receive",
-                "a tensor with other owners",
-                "the only owner",
-                "report this as a bug",
-            )),
-        }
+        Relay::of(group, place, order, local.into_iter())
     }
 
     /// The parts of all ranks.
@@ -327,31 +300,6 @@ impl fmt::Debug for Shared {
             .finish_non_exhaustive()
     }
 }
-
-/// Every tensor of a [`Shared`], one after the other; see [`Shared::drain`]. After an error there are no more.
-#[derive(Debug)]
-pub struct Drain {
-    shared: Shared,
-    entries: std::vec::IntoIter<Entry>,
-}
-
-impl Iterator for Drain {
-    type Item = Result<Tensor>;
-
-    fn next(&mut self) -> Option<Result<Tensor>> {
-        let given = self.shared.broadcast_entry(&self.entries.next()?);
-        if given.is_err() {
-            self.entries = Vec::new().into_iter();
-        }
-        Some(given)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.entries.size_hint()
-    }
-}
-
-impl std::iter::FusedIterator for Drain {}
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use super::{ProcessGroup, refused};
 use crate::error::{Error, Result};
-use crate::tensor::{TensorView, TensorViewMut};
+use crate::tensor::Tensor;
 
 /// The group of a job of one: rank 0 of 1. What it is given for all others goes nowhere, and there is no one to receive from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,19 +28,19 @@ impl ProcessGroup for SingleGroup {
         Ok(())
     }
 
-    fn broadcast(&self, _: TensorView<'_>) -> Result<()> {
+    fn broadcast(&self, _: &Tensor) -> Result<()> {
         Ok(())
     }
 
-    fn recv_broadcast(&self, _: &mut TensorViewMut<'_>, root: usize) -> Result<()> {
+    fn recv_broadcast(&self, _: &mut Tensor, root: usize) -> Result<()> {
         Err(self.alone("receive a broadcast", root))
     }
 
-    fn send(&self, _: TensorView<'_>, to: usize) -> Result<()> {
+    fn send(&self, _: &Tensor, to: usize) -> Result<()> {
         Err(self.alone("send", to))
     }
 
-    fn recv(&self, _: &mut TensorViewMut<'_>, from: usize) -> Result<()> {
+    fn recv(&self, _: &mut Tensor, from: usize) -> Result<()> {
         Err(self.alone("receive", from))
     }
 }

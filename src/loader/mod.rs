@@ -464,10 +464,6 @@ impl Loader {
     /// # Errors
     /// When a file, header or index is not as it should be, or a tensor cannot be had as is asked.
     pub fn inspect(self) -> Result<Inspection> {
-        self.inspection()
-    }
-
-    fn inspection(&self) -> Result<Inspection> {
         let (mut files, indexes) = self.open_files(First::All)?;
         let mut described = Told::take(&mut files, indexes, None).read(&files, &self.device)?;
         described.check(&files)?;

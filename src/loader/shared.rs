@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Loader;
 use crate::error::{Error, Result};
 use crate::group::{ProcessGroup, Shared};
+use crate::tensor::TensorInfo;
 
 impl Loader {
     /// Loads the tensors of the files that are this rank's, of those that were given to every rank in the same order: the first file is rank
@@ -29,23 +30,18 @@ impl Loader {
                 remedy: "cut them with Shared::shard",
             });
         }
-        let inspection = self.inspection()?;
-        let owners: HashMap<Arc<Path>, usize> = inspection
-            .files
-            .iter()
-            .enumerate()
-            .map(|(n, file)| (Arc::clone(&file.path), n % group.size()))
-            .collect();
-        let owner = move |file: &Path| owners.get(file).copied().unwrap_or(0);
-        let tensors: Vec<_> = inspection.tensors.into_iter().map(|info| (owner(&info.file), info)).collect();
-        let (device, rank) = (self.device.clone(), group.rank());
-        let wanted = self.options.select.take();
-        self = self.select(move |info| {
-            owner(&info.file) == rank && wanted.as_ref().is_none_or(|wanted| wanted(info))
-        });
-        let weights = self.load()?;
+        let callback = self.callback.take();
+        let checkpoint = self.open()?;
+        let rank_of = |(n, file): (usize, &Path)| (file.to_path_buf(), n % group.size());
+        let owners: HashMap<_, _> = checkpoint.files().enumerate().map(rank_of).collect();
+        let owner = move |info: &TensorInfo| owners.get(&*info.file).copied().unwrap_or(0);
+        let tensors: Vec<_> = checkpoint.tensors().map(|info| (info.clone(), owner(info))).collect();
+        let (device, rank) = (checkpoint.device().clone(), group.rank());
+        let mut loader = checkpoint.loader().select(move |info| owner(info) == rank);
+        loader.callback = callback;
+        let weights = loader.load()?;
         let local = weights.names().map(|name| weights.tensor(name)).collect::<Result<Vec<_>>>()?;
         let pool = weights.pool().clone();
-        Shared::new(group, &device, &pool, tensors.into_iter().map(|(owner, info)| (info, owner)), local)
+        Shared::new(group, &device, &pool, tensors, local)
     }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tensorhold::group::ProcessGroup;
-use tensorhold::{Error, Result, TensorView, TensorViewMut};
+use tensorhold::{Error, Result, Tensor};
 
 /// So long a test waits for a rank that never sends, before it fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,29 +79,31 @@ impl ProcessGroup for ThreadGroup {
         Ok(())
     }
 
-    fn broadcast(&self, tensor: TensorView<'_>) -> Result<()> {
+    fn broadcast(&self, tensor: &Tensor) -> Result<()> {
         (0..self.size()).filter(|to| *to != self.rank).try_for_each(|to| self.send(tensor, to))
     }
 
-    fn recv_broadcast(&self, into: &mut TensorViewMut<'_>, root: usize) -> Result<()> {
+    fn recv_broadcast(&self, into: &mut Tensor, root: usize) -> Result<()> {
         self.recv(into, root)
     }
 
-    fn send(&self, tensor: TensorView<'_>, to: usize) -> Result<()> {
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<()> {
         let to = self.to[self.other(to)?].lock().unwrap();
         to.send(tensor.to_host()?).map_err(|error| self.failed(error.to_string()))
     }
 
-    fn recv(&self, into: &mut TensorViewMut<'_>, from: usize) -> Result<()> {
+    fn recv(&self, into: &mut Tensor, from: usize) -> Result<()> {
         let from = self.from[self.other(from)?].lock().unwrap();
         let bytes = from.recv_timeout(PATIENCE).map_err(|error| self.failed(error.to_string()))?;
-        if bytes.len() as u64 != into.info().nbytes {
+        if bytes.len() as u64 != into.nbytes() {
             return Err(self.failed(format!("{} bytes came for {:?}", bytes.len(), into.info())));
         }
-        let device = into.as_view().device().clone();
+        let device = into.device().clone();
         let stream = device.driver().stream()?;
         // SAFETY: both are as long, and stay until the stream has been synchronized, on the error path too.
-        let copied = unsafe { stream.copy_to_device(into.as_mut_ptr(), bytes.as_ptr(), bytes.len() as u64) };
+        let copied = unsafe {
+            stream.copy_to_device(into.get_mut().unwrap().as_mut_ptr(), bytes.as_ptr(), bytes.len() as u64)
+        };
         stream.synchronize().and(copied)
     }
 }
