@@ -58,7 +58,8 @@ pub use error::{Error, Result};
 pub use io::gds::gds_memory;
 pub use io::{Backend, BackendKind};
 pub use loader::{
-    Checkpoint, Cut, CutReads, FileInfo, Inspection, Loader, Progress, TensorStream, TransformOn,
+    BatchPlan, Batches, Batching, Checkpoint, Cut, CutReads, FileInfo, Inspection, Loader, Progress,
+    TensorStream, TransformOn,
 };
 pub use report::{Choice, Converted, Report, Stages, Times};
 pub use shape::Shape;

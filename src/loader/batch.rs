@@ -30,6 +30,8 @@ pub(super) struct Placing<'a> {
     pub(super) kept: &'a [bool],
     /// How long a single region is at least.
     pub(super) region_bytes: u64,
+    /// Regions are new ones, which no other tensors are in, or will be.
+    pub(super) apart: bool,
     /// How much device memory the load may take beside that of its tensors, if that is not what its tensors leave of the budget.
     pub(super) besides: Option<u64>,
 }

@@ -10,6 +10,7 @@
 
 mod asked;
 mod batch;
+mod batches;
 mod beside;
 mod budget;
 mod change;
@@ -24,6 +25,7 @@ mod engines;
 #[cfg(test)]
 mod fault_tests;
 mod fill;
+mod fit;
 mod gds;
 #[cfg(test)]
 mod gds_tests;
@@ -80,6 +82,7 @@ use crate::tensor::TensorInfo;
 use crate::weights::Weights;
 
 pub use asked::{CutReads, TransformOn};
+pub use batches::{BatchPlan, Batches, Batching};
 pub use checkpoint::Checkpoint;
 pub use cut::Cut;
 pub use inspection::{FileInfo, Inspection};
@@ -337,6 +340,38 @@ impl Loader {
         let callback = self.callback.take();
         let (run, reserved) = self.prepare(first, Arc::default())?;
         TensorStream::start(run, reserved, callback)
+    }
+
+    /// Begins to load the tensors in batches, each of which is read while the consumer works on the one before: for checkpoints that are larger than
+    /// the memory, or that become something else on their way. Batches have consecutive tensors, in the order of the files. With a
+    /// [`memory_budget`](Self::memory_budget), or a [pool](Self::pool) that has a limit, batches are as long, and as many are read ahead, as there is
+    /// room for: `docs/batches.md`.
+    ///
+    /// Asking for the next batch says that the one before is done with: what the consumer has not [said](Batching::keep) that it keeps is dropped by
+    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let file = folder.path().join("model.safetensors");
+    /// # let header = r#"{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[3],"data_offsets":[3,6]}}"#;
+    /// # std::fs::write(&file, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[1, 2, 3, 4, 5, 6]].concat()).unwrap();
+    /// use tensorhold::{Batching, Device, Loader};
+    ///
+    /// let loader = Loader::new(Device::host()).files([file]).memory_budget(1 << 10);
+    /// for batch in loader.batches(Batching::new().max_batch_bytes(3))? {
+    ///     for tensor in batch?.iter() {
+    ///         println!("{tensor:?}");
+    ///     }
+    /// }
+    /// # Ok::<(), tensorhold::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When an index, file or header is not as it should be, a tensor cannot be had as is asked, or not even one tensor after the other fits into
+    /// the budget or the pool: [`Error::InfeasibleBudget`]. Other errors come from the iterator.
+    pub fn batches(mut self, batching: Batching) -> Result<Batches> {
+        let callback = self.callback.take();
+        Batches::start(self.open()?, &batching, callback)
     }
 
     /// Puts other engines in the place of those that read.

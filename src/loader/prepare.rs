@@ -92,7 +92,10 @@ impl<'a> Begun<'a> {
             readers.scratch_bytes = Some(placing.besides.unwrap_or(budget - bytes));
         }
         let planned = started.elapsed();
-        let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
+        let reserved = match placing.apart {
+            true => pool.reserve_planned_apart(&batch.layout, batch.label()),
+            false => pool.reserve_planned(&batch.layout, batch.label()),
+        }?;
         let times =
             Times { plan: planned, reserve: started.elapsed().saturating_sub(planned), ..Times::default() };
         // After that: what no memory can hold is not planned in detail.

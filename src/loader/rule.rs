@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::tensor::TensorInfo;
 
 /// A function of the caller's. Loads of one checkpoint share it, so it is called by one of them at a time: it need not be `Sync`.
-pub(super) struct Rule<T>(Arc<Mutex<dyn Fn(&TensorInfo) -> T + Send>>);
+pub(super) struct Rule<T>(Arc<Mutex<Function<T>>>);
+
+type Function<T> = dyn Fn(&TensorInfo) -> T + Send;
 
 impl<T> Rule<T> {
     pub(super) fn new(rule: impl Fn(&TensorInfo) -> T + Send + 'static) -> Self {

@@ -58,11 +58,13 @@ pub(super) struct Budget {
     left: AtomicUsize,
     /// One job's each.
     spare: Mutex<Vec<Fragment>>,
+    /// What lanes have had, until all has ended.
+    had: Mutex<Vec<Fragment>>,
 }
 
 impl Budget {
     pub(super) fn new(jobs: usize) -> Self {
-        Self { left: AtomicUsize::new(jobs), spare: Mutex::default() }
+        Self { left: AtomicUsize::new(jobs), spare: Mutex::default(), had: Mutex::default() }
     }
 
     /// Takes room for so many jobs, if it is there.
@@ -93,6 +95,21 @@ impl Budget {
     /// Memory for one job that was left.
     pub(super) fn take_left(&self) -> Option<Fragment> {
         self.spare().pop()
+    }
+
+    /// Takes memory that a lane has no more use for, whose copies have ended: others may have copies in flight out of other parts of its block.
+    pub(super) fn keep(&self, blocks: Vec<Fragment>) {
+        self.had.lock().unwrap_or_else(PoisonError::into_inner).extend(blocks);
+    }
+
+    /// Says that no one uses the memory that was left or kept, so that the pool need not wait for the device before it is used again.
+    ///
+    /// # Safety
+    /// All readers have ended, and so has what they enqueued.
+    pub(super) unsafe fn settle(&self) {
+        let had = self.had.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as the caller promises.
+        self.spare().iter().chain(&*had).for_each(|memory| unsafe { memory.assume_unused() });
     }
 
     fn spare(&self) -> MutexGuard<'_, Vec<Fragment>> {
