@@ -7,8 +7,8 @@ use std::error::Error as _;
 use std::path::Path;
 
 use pyo3::exceptions::{
-    PyException, PyFileNotFoundError, PyImportError, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
-    PyRuntimeError, PyValueError,
+    PyException, PyFileNotFoundError, PyImportError, PyIndexError, PyKeyError, PyMemoryError, PyOSError,
+    PyPermissionError, PyRuntimeError, PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -27,6 +27,7 @@ pub(crate) enum Kind {
     Format,
     Option,
     Tensor,
+    TensorIndex,
     MissingTensor,
     Closed,
     OutOfMemory,
@@ -66,6 +67,7 @@ classes! {
     Format "FormatError": Some(Kind::Error), PyValueError, "A header, an index or a folder is not as the format has it.";
     Option "OptionError": Some(Kind::Error), PyValueError, "An option, a setting or an argument that cannot be followed.";
     Tensor "TensorError": Some(Kind::Error), PyValueError, "A tensor cannot be used like that.";
+    TensorIndex "TensorIndexError": Some(Kind::Tensor), PyIndexError, "A tensor has no such element or part.";
     MissingTensor "MissingTensorError": Some(Kind::Error), PyKeyError, "There is no tensor of that name.";
     Closed "ClosedError": Some(Kind::Error), PyValueError, "What was closed is used.";
     OutOfMemory "OutOfMemoryError": Some(Kind::Error), PyMemoryError, "The memory, the budget or the pool's limit does not allow it.";
@@ -179,6 +181,7 @@ fn kind(error: &Error) -> Kind {
         | Error::Header { .. }
         | Error::DuplicateTensor { .. } => Kind::Format,
         Error::NoFiles | Error::Option { .. } | Error::Setting { .. } | Error::Backend { .. } => Kind::Option,
+        Error::OverBudget { .. } | Error::InfeasibleBudget { .. } => Kind::OutOfMemory,
         Error::Cancelled { .. } => Kind::Cancelled,
         Error::UnknownTensor { .. } => Kind::MissingTensor,
         Error::Tensor { .. } => Kind::Tensor,

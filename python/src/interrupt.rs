@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use tensorhold::Progress;
 
+use crate::options::Missing;
+
 /// How often Python is asked at most: often enough for a hand on the keyboard, and rarely enough to wait for the interpreter.
 const EVERY: Duration = Duration::from_millis(20);
 
@@ -57,22 +59,21 @@ pub(crate) struct Watch {
     failure: Failure,
     callback: Option<Py<PyAny>>,
     asked: Option<Instant>,
-    /// Asked once, when the headers have been read: whether the load may go on.
-    check: Option<Box<dyn FnOnce() -> bool + Send>>,
+    missing: Missing,
 }
 
 impl Watch {
-    pub(crate) fn new(
-        failure: Failure,
-        callback: Option<Py<PyAny>>,
-        check: Option<Box<dyn FnOnce() -> bool + Send>>,
-    ) -> Self {
-        Self { failure, callback, asked: None, check }
+    pub(crate) fn new(failure: Failure, missing: Missing, callback: Option<Py<PyAny>>) -> Self {
+        Self { failure, callback, asked: None, missing }
     }
 
     /// Whether the load goes on.
     pub(crate) fn tell(&mut self, progress: &Progress) -> ControlFlow<()> {
-        if self.check.take().is_some_and(|check| !check()) || self.failure.is_set() {
+        // All headers have been read by now.
+        if self.missing.is_any() {
+            self.failure.ask((), |py| self.missing.error(py).map_or(Ok(()), Err));
+        }
+        if self.failure.is_set() {
             return ControlFlow::Break(());
         }
         // At the end only a callback is told; what is pressed then comes after the load.

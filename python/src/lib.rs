@@ -14,6 +14,7 @@ mod device;
 mod errors;
 mod info;
 mod interrupt;
+mod open;
 mod options;
 mod pool;
 mod process;
@@ -34,6 +35,8 @@ mod _core {
     use crate::info::{PyCut, PyInfo};
     #[pymodule_export]
     use crate::interrupt::PyProgress;
+    #[pymodule_export]
+    use crate::open::PyOpen;
     use crate::options::Asked;
     #[pymodule_export]
     use crate::pool::{PyPool, PyStats};
@@ -81,6 +84,21 @@ mod _core {
         let failure = asked.failure.clone();
         let stream = asked.run(py, tensorhold::Loader::stream)?;
         Ok(PyStream::new(if in_file_order { stream.in_file_order() } else { stream }, failure))
+    }
+
+    /// Opens a checkpoint: reads and checks its headers.
+    #[pyfunction]
+    #[pyo3(signature = (paths, device=None, **options))]
+    fn open(
+        py: Python<'_>,
+        paths: &Bound<'_, PyAny>,
+        device: Option<&Bound<'_, PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyOpen> {
+        let asked = Asked::new(py, paths, device, options)?;
+        let (has_pool, failure) = (asked.has_pool, asked.failure.clone());
+        let checkpoint = asked.run(py, tensorhold::Loader::open)?;
+        PyOpen::new(py, checkpoint, has_pool, failure)
     }
 
     /// What the headers say: the tensors as they would be loaded, and the strings of each file.

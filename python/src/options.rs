@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -16,11 +16,12 @@ use crate::interrupt::{Failure, Watch};
 use crate::pool::PyPool;
 
 /// The names of the options, for what is said of one that is none of them.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "select",
     "dtype",
     "cuts",
     "backend",
+    "memory_budget",
     "threads",
     "staging_bytes",
     "pool",
@@ -32,6 +33,33 @@ const NAMES: [&str; 9] = [
 pub(crate) struct Asked {
     pub(crate) loader: Loader,
     pub(crate) failure: Failure,
+    /// Whether a pool was named.
+    pub(crate) has_pool: bool,
+    missing: Missing,
+}
+
+/// Names that were selected and that no header has had by now: none is left once all have been read, or it is an error.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Missing(Arc<Mutex<HashSet<String>>>);
+
+impl Missing {
+    fn names(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        !self.names().is_empty()
+    }
+
+    pub(crate) fn error(&self, py: Python<'_>) -> Option<PyErr> {
+        let names = self.names();
+        let first = names.iter().min()?;
+        let message = format!(
+            "select tensor {first:?}: there is none of that name, and {} of the selected are missing in all; select what is there",
+            names.len()
+        );
+        Some(errors::new(py, Kind::MissingTensor, message))
+    }
 }
 
 impl Asked {
@@ -43,25 +71,28 @@ impl Asked {
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let device = device::open(py, device)?;
+        let loader = with_paths(py, Loader::new(device), paths)?;
         let mut asked =
-            Self { loader: with_paths(py, Loader::new(device.clone()), paths)?, failure: Failure::default() };
-        let (mut callback, mut check) = (None, None);
+            Self { loader, failure: Failure::default(), has_pool: false, missing: Missing::default() };
+        let mut callback = None;
         for (name, value) in options.into_iter().flatten() {
             let name = name.extract::<String>()?;
             if value.is_none() && NAMES.contains(&&*name) {
                 continue;
             }
             match &*name {
-                "select" => check = asked.select(&value)?,
+                "select" => asked.select(&value)?,
                 "dtype" => asked.dtype(value)?,
                 "cuts" => asked.cuts(value)?,
                 "backend" => asked.set(|loader| Ok(loader.backend(backend(&value)?)))?,
                 "threads" => asked.set(|loader| Ok(loader.threads(value.extract()?)))?,
+                "memory_budget" => asked.set(|loader| Ok(loader.memory_budget(value.extract()?)))?,
                 "staging_bytes" => asked.set(|loader| Ok(loader.staging_bytes(value.extract()?)))?,
                 "pool" => {
                     let pool = value.cast::<PyPool>()?.get();
                     pool.check(py, "load into a pool")?;
                     asked.set(|loader| Ok(loader.pool(&pool.pool)))?;
+                    asked.has_pool = true;
                 }
                 "count_conversions" if value.is_truthy()? => {
                     asked.set(|loader| Ok(loader.count_conversions()))?
@@ -71,7 +102,7 @@ impl Asked {
                 _ => return Err(unknown(&name)),
             }
         }
-        let mut watch = Watch::new(asked.failure.clone(), callback, check);
+        let mut watch = Watch::new(asked.failure.clone(), asked.missing.clone(), callback);
         asked.set(|loader| Ok(loader.progress(move |progress| watch.tell(progress))))?;
         Ok(asked)
     }
@@ -82,16 +113,14 @@ impl Asked {
         Ok(())
     }
 
-    /// By a rule, or by names, of which each has to be there: the check says so, once all headers are known.
-    fn select(&mut self, wanted: &Bound<'_, PyAny>) -> PyResult<Option<Box<dyn FnOnce() -> bool + Send>>> {
-        let failure = self.failure.clone();
+    /// By a rule, or by names, of which each has to be there.
+    fn select(&mut self, wanted: &Bound<'_, PyAny>) -> PyResult<()> {
         if wanted.is_callable() {
-            let rule = wanted.clone().unbind();
+            let (failure, rule) = (self.failure.clone(), wanted.clone().unbind());
             let wants = move |info: &tensorhold::TensorInfo| {
                 failure.ask(false, |py| rule.call1(py, (PyInfo(info.clone()),))?.is_truthy(py))
             };
-            self.set(|loader| Ok(loader.select(wants)))?;
-            return Ok(None);
+            return self.set(|loader| Ok(loader.select(wants)));
         }
         if wanted.is_instance_of::<PyString>() {
             let message =
@@ -100,27 +129,14 @@ impl Asked {
         }
         let names = wanted.try_iter()?.map(|name| name?.extract::<String>());
         let names: HashSet<String> = names.collect::<PyResult<_>>()?;
-        let missing = Arc::new(Mutex::new(names.clone()));
-        let found = Arc::clone(&missing);
+        self.missing = Missing(Arc::new(Mutex::new(names.clone())));
+        let missing = self.missing.clone();
         self.set(|loader| {
             Ok(loader.select(move |info| {
-                let is_wanted = names.contains(&*info.name);
-                if is_wanted {
-                    found.lock().unwrap_or_else(PoisonError::into_inner).remove(&*info.name);
-                }
-                is_wanted
+                missing.names().remove(&*info.name);
+                names.contains(&*info.name)
             }))
-        })?;
-        let check = move || {
-            let missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(name) = missing.iter().min() else { return true };
-            let message = format!(
-                "select tensor {name:?}: there is none of that name, nor of {} others that were named; select what is there",
-                missing.len() - 1
-            );
-            failure.ask(false, |py| Err(errors::new(py, Kind::MissingTensor, message)))
-        };
-        Ok(Some(Box::new(check)))
+        })
     }
 
     fn dtype(&mut self, wanted: Bound<'_, PyAny>) -> PyResult<()> {
@@ -172,9 +188,10 @@ impl Asked {
         py: Python<'_>,
         load: impl FnOnce(Loader) -> tensorhold::Result<T> + Send,
     ) -> PyResult<T> {
-        let Self { loader, failure } = self;
+        let Self { loader, failure, missing, .. } = self;
         let loaded = py.detach(|| load(loader));
-        match failure.take() {
+        let failed = failure.take().or_else(|| loaded.is_ok().then(|| missing.error(py)).flatten());
+        match failed {
             Some(failed) => {
                 py.detach(|| drop(loaded));
                 Err(failed)

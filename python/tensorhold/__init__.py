@@ -33,6 +33,7 @@ from tensorhold._core import (
     Stream,
     Tensor,
     TensorError,
+    TensorIndexError,
     TensorInfo,
     Weights,
     __version__,
@@ -40,6 +41,7 @@ from tensorhold._core import (
     inspect,
 )
 from tensorhold.api import load, load_file, stream
+from tensorhold.opened import safe_open
 
 SafetensorError = Error
 """The name that `safetensors` has for what goes wrong."""
@@ -71,6 +73,7 @@ __all__ = [
     "Stream",
     "Tensor",
     "TensorError",
+    "TensorIndexError",
     "TensorInfo",
     "Weights",
     "__version__",
@@ -78,5 +81,6 @@ __all__ = [
     "inspect",
     "load",
     "load_file",
+    "safe_open",
     "stream",
 ]

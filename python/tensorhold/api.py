@@ -1,11 +1,12 @@
 """The functions that load: `load`, `load_file` and `stream`.
 
-Options, of all three:
+Options, of these and of `safe_open`:
 
 - `select`: names, or a rule from a `TensorInfo` to whether it is wanted, asked before any tensor's bytes are read;
 - `dtype`: the type that floats are converted to on their way, or a rule from a `TensorInfo` to a type or None;
 - `cuts`: a dict from names to a `Cut` or several, or a rule from a `TensorInfo` to them;
 - `backend`: how files are read: `auto`, `buffered`, `direct`, `io-uring` or `gds`;
+- `memory_budget`: how many bytes of the device's memory the load may take;
 - `threads`: how many threads read; `staging_bytes`: how much pinned memory they use;
 - `pool`: the memory that tensors are placed in, a `Pool`; a pool of their own if it is left out;
 - `count_conversions`: whether values out of range are counted for the report;

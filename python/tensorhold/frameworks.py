@@ -4,6 +4,8 @@ A framework takes most types as they are. Where DLPack or the framework has no n
 framework's own view makes the type of them; where the framework has no such type either, the error says which view to take.
 """
 
+import gc
+
 from tensorhold._core import FrameworkError, OptionError, TensorError, device_name
 
 TYPE_CHECKING = False
@@ -262,10 +264,27 @@ def convert_all(weights: "Weights", framework: str) -> "dict[str, Any]":
     converter = find(framework)
     converter.prepare(weights.device)
     from_capsule, plain = converter.plain()
-    return weights._each(from_capsule, plain, converter.convert, False)
+    with _NoCollection(len(weights)):
+        return weights._each(from_capsule, plain, converter.convert, False)
 
 
 def hand_over(weights: "Weights", converter: Converter) -> "dict[str, Any]":
     """All tensors as the framework's, which owns their memory from now on."""
     from_capsule, plain = converter.plain()
-    return weights._each(from_capsule, plain, converter.convert, True)
+    with _NoCollection(len(weights)):
+        return weights._each(from_capsule, plain, converter.convert, True)
+
+
+class _NoCollection:
+    """No garbage collection while many tensors are made: each pass would look at all of them, and find that they are in use."""
+
+    def __init__(self, tensors: int) -> None:
+        self.pauses = tensors > 500 and gc.isenabled()
+
+    def __enter__(self) -> None:
+        if self.pauses:
+            gc.disable()
+
+    def __exit__(self, *error: object) -> None:
+        if self.pauses:
+            gc.enable()

@@ -36,6 +36,7 @@ class _Common(TypedDict, total=False):
     dtype: Optional[DTypes]
     cuts: Optional[Cuts]
     backend: Optional[str]
+    memory_budget: Optional[int]
     threads: Optional[int]
     staging_bytes: Optional[int]
     pool: Optional[Pool]
