@@ -10,8 +10,10 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 #![allow(missing_docs, reason = "what Python sees is described in its stubs")]
 
+mod batches;
 mod device;
 mod errors;
+mod group;
 mod info;
 mod interrupt;
 mod open;
@@ -31,6 +33,10 @@ mod _core {
     use pyo3::types::{PyDict, PyList};
     use tensorhold::Device;
 
+    #[pymodule_export]
+    use crate::batches::batches;
+    #[pymodule_export]
+    use crate::group::{check_group, relay, share};
     #[pymodule_export]
     use crate::info::{PyCut, PyInfo};
     #[pymodule_export]
