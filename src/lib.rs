@@ -43,6 +43,7 @@ mod io;
 mod loader;
 mod names;
 mod report;
+pub mod save;
 pub mod settings;
 mod shape;
 mod store;
