@@ -13,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The system refused to open a file or to look at it.
+    /// The system refused to open, make or name a file, or to look at it.
     #[error("{operation} {path:?}: {}; {}", described(source), io_remedy(source))]
     Io {
         /// What was tried.
@@ -167,6 +167,53 @@ pub enum Error {
         /// The largest tensors, with their bytes.
         largest: Vec<(String, u64)>,
     },
+    /// The system failed to write.
+    #[error("write {} of {path:?} at offset {offset}: the system reports an error; check the disk, its quota and the mount", Bytes(*bytes))]
+    Write {
+        /// Where the file was to be.
+        path: PathBuf,
+        /// Where the write began.
+        offset: u64,
+        /// How many bytes were to be written.
+        bytes: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// There is no room for files that are to be written.
+    #[error(
+        "save to {folder:?}: not enough space: needed {} and {} to stay free, got {} free; free some, or save elsewhere",
+        Bytes(*needed), Bytes(*spare), Bytes(*free)
+    )]
+    Space {
+        /// Where they were to be written.
+        folder: PathBuf,
+        /// Bytes of the files that go to its file system.
+        needed: u64,
+        /// Bytes that were to stay free.
+        spare: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// What was to make the bytes of a tensor for a file failed.
+    #[error("save tensor {name:?}: got no {} from {offset} on, expected its function to fill the buffer; see its own error", Bytes(*bytes))]
+    Fill {
+        /// The tensor.
+        name: String,
+        /// Where the bytes begin in the tensor.
+        offset: u64,
+        /// How many were to be made.
+        bytes: u64,
+        /// The function's reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Files are not what was written together.
+    #[error("check the set of {path:?}: {problem}")]
+    ShardSet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong: got, expected and what to do.
+        problem: String,
+    },
     /// The system refused to start a single reader thread.
     #[error("start reader threads: the system refused the first one; raise the limit on threads")]
     Thread {
@@ -261,7 +308,7 @@ fn described(error: &io::Error) -> &'static str {
 fn io_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "check the path",
-        io::ErrorKind::PermissionDenied => "make it readable for this user",
+        io::ErrorKind::PermissionDenied => "give this user the permission",
         _ => "check the disk or the mount",
     }
 }

@@ -44,6 +44,7 @@ mod io;
 mod loader;
 mod names;
 mod report;
+pub mod save;
 pub mod settings;
 mod shape;
 mod store;

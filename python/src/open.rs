@@ -116,8 +116,7 @@ impl PyOpen {
         failure: Failure,
     ) -> PyResult<Self> {
         let parted = || Pool::builder(checkpoint.device().memory()).region_parts(RegionParts::Auto).build();
-        let in_parts = !has_pool && !checkpoint.device().is_host_accessible();
-        let pool = if in_parts { Some(parted().map_err(|error| raise(py, error.into()))?) } else { None };
+        let pool = if has_pool { None } else { Some(parted().map_err(|error| raise(py, error.into()))?) };
         let pool = pool.filter(Pool::is_parted);
         let walk = py.detach(|| Walk::of(&checkpoint, pool));
         Ok(Self {

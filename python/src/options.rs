@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
+use tensorhold::allocator::RegionParts;
 use tensorhold::{Backend, BackendKind, Cut, Device, Loader, Pool};
 
 use crate::device;
@@ -16,7 +17,7 @@ use crate::interrupt::{Failure, Watch};
 use crate::pool::PyPool;
 
 /// The names of the options, for what is said of one that is none of them.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "select",
     "dtype",
     "cuts",
@@ -25,6 +26,7 @@ const NAMES: [&str; 10] = [
     "threads",
     "staging_bytes",
     "pool",
+    "parts",
     "count_conversions",
     "progress",
 ];
@@ -71,7 +73,7 @@ impl Asked {
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let device = device::open(py, device)?;
-        let loader = with_paths(py, Loader::new(device), paths)?;
+        let loader = with_paths(py, Loader::new(device).region_parts(RegionParts::Auto), paths)?;
         let mut asked =
             Self { loader, failure: Failure::default(), has_pool: false, missing: Missing::default() };
         let mut callback = None;
@@ -93,6 +95,10 @@ impl Asked {
                     pool.check(py, "load into a pool")?;
                     asked.set(|loader| Ok(loader.pool(&pool.pool)))?;
                     asked.has_pool = true;
+                }
+                "parts" => {
+                    let parts = if value.is_truthy()? { RegionParts::Require } else { RegionParts::Whole };
+                    asked.set(|loader| Ok(loader.region_parts(parts)))?;
                 }
                 "count_conversions" if value.is_truthy()? => {
                     asked.set(|loader| Ok(loader.count_conversions()))?

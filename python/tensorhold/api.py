@@ -9,6 +9,8 @@ Options, of these and of `safe_open`:
 - `memory_budget`: how many bytes of the device's memory the load may take;
 - `threads`: how many threads read; `staging_bytes`: how much pinned memory they use;
 - `pool`: the memory that tensors are placed in, a `Pool`; a pool of their own if it is left out;
+- `parts`, without a pool: whether a tensor's memory goes back to the device with the tensor, though its neighbours live: where the device can, unless it is
+  said; True, or it is an error; False, all goes when the last has gone;
 - `count_conversions`: whether values out of range are counted for the report;
 - `progress`: True for a bar, if `tqdm` is there, or what is called with a `Progress` now and then; if it returns False, the load ends.
 """

@@ -67,6 +67,9 @@ class safe_open:
         """A tensor of the framework's, that owns its memory."""
         return self._converter.convert(self._open.hand_over(name))
 
+    def __getitem__(self, name: str) -> "Any":
+        return self.get_tensor(name)
+
     def get_slice(self, name: str) -> "Slice":
         """A tensor of which parts can be read: `f.get_slice(name)[:, 8:16]`."""
         return Slice(self._open, self._converter, self._open.info(name))

@@ -40,6 +40,7 @@ class _Common(TypedDict, total=False):
     threads: Optional[int]
     staging_bytes: Optional[int]
     pool: Optional[Pool]
+    parts: Optional[bool]
     count_conversions: Optional[bool]
 
 

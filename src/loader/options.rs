@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use tensorhold_allocator::{Bytes, Pool};
+use tensorhold_allocator::{Bytes, Pool, RegionParts};
 
 use super::asked::Asked;
 use super::engines::Engines;
@@ -82,6 +82,8 @@ pub(super) struct Options {
     pub(super) staging_bytes: Option<u64>,
     pub(super) memory_budget: Option<u64>,
     pub(super) pool: Option<Pool>,
+    /// Of a pool that is the load's own.
+    pub(super) region_parts: RegionParts,
     pub(super) staging: Option<Pool>,
     pub(super) scratch: Option<Pool>,
     pub(super) backend: Option<Backend>,
@@ -198,14 +200,15 @@ impl Readers {
 impl Options {
     /// The same, but that this is asked of the tensors.
     pub(super) fn with_asked(&self, asked: Asked) -> Self {
-        let Self { pool, staging, scratch, backend, engines, threads, staging_bytes, memory_budget, .. } =
-            self;
+        let Self { pool, region_parts, staging, scratch, backend, engines, .. } = self;
+        let Self { threads, staging_bytes, memory_budget, .. } = self;
         Self {
             select: None,
             threads: *threads,
             staging_bytes: *staging_bytes,
             memory_budget: *memory_budget,
             pool: pool.clone(),
+            region_parts: *region_parts,
             staging: staging.clone(),
             scratch: scratch.clone(),
             backend: *backend,
