@@ -21,6 +21,7 @@ mod options;
 mod pool;
 mod process;
 mod report;
+mod save;
 mod stream;
 mod tensor;
 mod weights;
@@ -49,6 +50,8 @@ mod _core {
     use crate::process::Process;
     #[pymodule_export]
     use crate::report::{PyChoice, PyClosed, PyHeld, PyReport};
+    #[pymodule_export]
+    use crate::save::{PyDraft, plan_shards, shard_paths, validate_shard_set};
     #[pymodule_export]
     use crate::stream::PyStream;
     #[pymodule_export]

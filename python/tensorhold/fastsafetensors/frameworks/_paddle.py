@@ -92,7 +92,7 @@ class PaddleTensor(TensorBase):
         return int(self.real_tensor.data_ptr())
 
     def __repr__(self) -> str:
-        return f"PaddleTensor(device={self.device}, dtype={self.dtype}, real_tensor={self.real_tensor})"
+        return f"PaddleTensor(device={self.device}, dtype={self.dtype}, real_tensor={self.real_tensor!r})"
 
 
 class PaddleOp(FrameworkOpBase):

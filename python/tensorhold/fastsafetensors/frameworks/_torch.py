@@ -102,7 +102,7 @@ class TorchTensor(TensorBase):
         return self.real_tensor.data_ptr()
 
     def __repr__(self) -> str:
-        return f"TorchTensor(device={self.device}, dtype={self.dtype}, real_tensor={self.real_tensor})"
+        return f"TorchTensor(device={self.device}, dtype={self.dtype}, real_tensor={self.real_tensor!r})"
 
 
 def real_device(device: Device) -> torch.device:
