@@ -20,7 +20,7 @@
 //! a checkpoint that stays [open](Loader::open), more than the memory holds in [batches](Loader::batches); [`save`] is the way back to files.
 //!
 //! # The rooms
-//! Dependencies point one way: `store` → `loader` → `weights` → `tensor` → `io` → `device` → the allocator crate; `save` is beside the loader; `format`, `report`,
+//! Dependencies point one way: `store` → `loader` → `weights`, [`group`] → `tensor` → `io` → `device` → the allocator crate; [`save`] is beside the loader; `format`, `report`,
 //! `names`, `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
 //! says why no tensor can dangle.
 //!
@@ -40,6 +40,7 @@ mod device;
 mod dtype;
 mod error;
 mod format;
+pub mod group;
 mod io;
 mod loader;
 mod names;
@@ -50,6 +51,9 @@ mod shape;
 mod store;
 mod tensor;
 mod weights;
+
+#[cfg(feature = "dlpack")]
+pub use dlpark;
 
 pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream, Transform};
 pub use dtype::{DType, Element};

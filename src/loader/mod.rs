@@ -48,6 +48,7 @@ mod ring;
 mod route;
 mod rule;
 mod run;
+mod shared;
 mod staging;
 mod stopwatch;
 mod stream;
@@ -62,7 +63,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fmt, fs};
 
-use tensorhold_allocator::{Pool, Reserved};
+use tensorhold_allocator::{Pool, RegionParts, Reserved};
 use tensorhold_kernels::Overflow;
 
 use self::batch::Placing;
@@ -269,6 +270,13 @@ impl Loader {
     /// and statistics. Default: a pool of the weights' own.
     pub fn pool(mut self, pool: &Pool) -> Self {
         self.options.pool = Some(pool.clone());
+        self
+    }
+
+    /// Whether the memory of the load's own pool goes back to the device tensor by tensor, or as a whole when the last of them has gone. Default: as a whole.
+    /// A pool that is [named](Self::pool) has been made one way or the other.
+    pub fn region_parts(mut self, parts: RegionParts) -> Self {
+        self.options.region_parts = parts;
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use tensorhold_allocator::{Bytes, Pool};
+use tensorhold_allocator::{Bytes, Pool, RegionParts};
 
 use super::asked::Asked;
 use super::engines::Engines;
@@ -82,6 +82,8 @@ pub(super) struct Options {
     pub(super) staging_bytes: Option<u64>,
     pub(super) memory_budget: Option<u64>,
     pub(super) pool: Option<Pool>,
+    /// Of a pool that is the load's own.
+    pub(super) region_parts: RegionParts,
     pub(super) staging: Option<Pool>,
     pub(super) scratch: Option<Pool>,
     pub(super) backend: Option<Backend>,
@@ -213,6 +215,7 @@ impl Options {
             memory_budget: self.memory_budget,
             cores: self.cores,
             pool: pool.clone(),
+            region_parts: self.region_parts,
             staging: staging.clone(),
             scratch: scratch.clone(),
             backend: *backend,

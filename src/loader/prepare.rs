@@ -131,7 +131,7 @@ fn open_pool(device: &Device, options: &Options) -> Result<Pool> {
     let memory = device.memory();
     match shared("pool", options.pool.as_ref(), &*memory)? {
         Some(pool) => Ok(pool),
-        None => Ok(Pool::builder(memory).name(device.name()).build()?),
+        None => Ok(Pool::builder(memory).name(device.name()).region_parts(options.region_parts).build()?),
     }
 }
 
