@@ -13,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The system refused to open a file or to look at it.
+    /// The system refused to open, make or name a file, or to look at it.
     #[error("{operation} {path:?}: {}; {}", described(source), io_remedy(source))]
     Io {
         /// What was tried.
@@ -128,6 +128,92 @@ pub enum Error {
         /// What it may say.
         expected: String,
     },
+    /// The tensors of a load do not fit into its memory budget.
+    #[error(
+        "load within memory_budget: {tensors} tensors need {} of device memory, expected at most {}; the largest are {}; \
+         raise the budget, load fewer tensors or parts of them, or load in batches",
+        Bytes(*needed), Bytes(*budget), named(largest)
+    )]
+    OverBudget {
+        /// Bytes that the tensors take, with the padding that aligns them.
+        needed: u64,
+        /// The budget, in bytes.
+        budget: u64,
+        /// How many tensors there are.
+        tensors: usize,
+        /// The largest of them, with their bytes.
+        largest: Vec<(String, u64)>,
+    },
+    /// No batches fit into the memory budget, or into what their pool has left, however short they are and though none is read ahead.
+    #[error(
+        "load in batches within {limit}: tensor {tensor:?}, {} with {} that are kept by then, needs {} of device memory, expected \
+         at most {}, though each tensor is a batch and none is read ahead: the load is already fully serial; the largest tensors \
+         are {}; raise the limit, keep fewer tensors, or load parts of them",
+        Bytes(*bytes), Bytes(*kept), Bytes(*needed), Bytes(*budget), named(largest)
+    )]
+    InfeasibleBudget {
+        /// What sets the limit: `memory_budget`, or the pool.
+        limit: &'static str,
+        /// The limit, in bytes.
+        budget: u64,
+        /// Bytes that are needed at least.
+        needed: u64,
+        /// The tensor at which they are.
+        tensor: String,
+        /// Bytes of that tensor.
+        bytes: u64,
+        /// Bytes of the tensors before it that are kept, with the padding that aligns them.
+        kept: u64,
+        /// The largest tensors, with their bytes.
+        largest: Vec<(String, u64)>,
+    },
+    /// The system failed to write.
+    #[error("write {} of {path:?} at offset {offset}: the system reports an error; check the disk, its quota and the mount", Bytes(*bytes))]
+    Write {
+        /// Where the file was to be.
+        path: PathBuf,
+        /// Where the write began.
+        offset: u64,
+        /// How many bytes were to be written.
+        bytes: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// There is no room for files that are to be written.
+    #[error(
+        "save to {folder:?}: not enough space: needed {} and {} to stay free, got {} free; free some, or save elsewhere",
+        Bytes(*needed), Bytes(*spare), Bytes(*free)
+    )]
+    Space {
+        /// Where they were to be written.
+        folder: PathBuf,
+        /// Bytes of the files that go to its file system.
+        needed: u64,
+        /// Bytes that were to stay free.
+        spare: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// What was to make the bytes of a tensor for a file failed.
+    #[error("save tensor {name:?}: got no {} from {offset} on, expected its function to fill the buffer; see its own error", Bytes(*bytes))]
+    Fill {
+        /// The tensor.
+        name: String,
+        /// Where the bytes begin in the tensor.
+        offset: u64,
+        /// How many were to be made.
+        bytes: u64,
+        /// The function's reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Files are not what was written together.
+    #[error("check the set of {path:?}: {problem}")]
+    ShardSet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong: got, expected and what to do.
+        problem: String,
+    },
     /// The system refused to start a single reader thread.
     #[error("start reader threads: the system refused the first one; raise the limit on threads")]
     Thread {
@@ -178,6 +264,20 @@ pub enum Error {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// A process group, or one of its ranks, cannot do as asked.
+    #[error("{operation} on rank {rank} of {size}: {detail}; {remedy}")]
+    Group {
+        /// What was tried.
+        operation: &'static str,
+        /// This rank.
+        rank: usize,
+        /// How many ranks there are.
+        size: usize,
+        /// What is wrong: got and expected.
+        detail: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// The pool could not place the tensors, or a region could not be reserved.
     #[error(transparent)]
     Memory(#[from] tensorhold_allocator::Error),
@@ -208,9 +308,15 @@ fn described(error: &io::Error) -> &'static str {
 fn io_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "check the path",
-        io::ErrorKind::PermissionDenied => "make it readable for this user",
+        io::ErrorKind::PermissionDenied => "give this user the permission",
         _ => "check the disk or the mount",
     }
+}
+
+/// Tensors and their bytes.
+fn named(tensors: &[(String, u64)]) -> String {
+    let tensors = tensors.iter().map(|(name, bytes)| format!("{name:?} ({})", Bytes(*bytes)));
+    tensors.collect::<Vec<_>>().join(", ")
 }
 
 fn hint(nearest: Option<&str>) -> String {

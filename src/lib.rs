@@ -16,10 +16,11 @@
 //! # Ok::<(), tensorhold::Error>(())
 //! ```
 //!
-//! On their way, tensors can be converted ([`Loader::dtype`]) and cut ([`Loader::cut_by`], [`Loader::shard`], [`Loader::narrow`]).
+//! On their way, tensors can be converted ([`Loader::dtype`]) and cut ([`Loader::cut_by`], [`Loader::shard`], [`Loader::narrow`]). A few at a time come from
+//! a checkpoint that stays [open](Loader::open), more than the memory holds in [batches](Loader::batches); [`save`] is the way back to files.
 //!
 //! # The rooms
-//! Dependencies point one way: `store` → `loader` → `weights` → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
+//! Dependencies point one way: `store` → `loader` → `weights`, [`group`] → `tensor` → `io` → `device` → the allocator crate; [`save`] is beside the loader; `format`, `report`,
 //! `names`, `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
 //! says why no tensor can dangle.
 //!
@@ -39,22 +40,30 @@ mod device;
 mod dtype;
 mod error;
 mod format;
+pub mod group;
 mod io;
 mod loader;
 mod names;
 mod report;
+pub mod save;
 pub mod settings;
 mod shape;
 mod store;
 mod tensor;
 mod weights;
 
+#[cfg(feature = "dlpack")]
+pub use dlpark;
+
 pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream, Transform};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use io::gds::gds_memory;
 pub use io::{Backend, BackendKind};
-pub use loader::{Cut, CutReads, FileInfo, Inspection, Loader, Progress, TensorStream, TransformOn};
+pub use loader::{
+    BatchPlan, Batches, Batching, Checkpoint, Cut, CutReads, FileInfo, Inspection, Loader, Progress,
+    TensorStream, TransformOn,
+};
 pub use report::{Choice, Converted, Report, Stages, Times};
 pub use shape::Shape;
 pub use store::{OldVersion, WeightStore};
@@ -74,6 +83,10 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/allocator.md")]
 struct Allocator;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/batches.md")]
+struct BatchesAndParts;
 
 // For what the unit tests share with the integration tests.
 #[cfg(test)]

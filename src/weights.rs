@@ -218,6 +218,11 @@ impl Weights {
         Err(Box::new(StillHeld::new(self, held, pinned_bytes)))
     }
 
+    /// The tensors, each its own owner now, in the order of [`names`](Self::names). A pool of the weights' own goes when the last of them has gone.
+    pub fn into_tensors(self) -> impl ExactSizeIterator<Item = Tensor> {
+        self.tensors.tensors.into_iter()
+    }
+
     fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| self.unknown(name))
     }

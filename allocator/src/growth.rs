@@ -34,6 +34,15 @@ impl Shared {
         self.attempt(label, request).under_pressure(|attempt| attempt.fit_or_grow(region_bytes))
     }
 
+    /// As [`take_block`](Self::take_block), but all of a new region of just that size.
+    pub(crate) fn take_region<'a>(
+        &'a self,
+        label: &str,
+        request: Request,
+    ) -> Result<(MutexGuard<'a, Books>, Block)> {
+        self.attempt(label, request).under_pressure(Attempt::grow_alone)
+    }
+
     /// As [`take_block`](Self::take_block), in a new region that is backed in these parts: a range of addresses without memory.
     pub(crate) fn take_parts<'a>(
         &'a self,
@@ -94,6 +103,13 @@ impl<'a> Attempt<'a, '_> {
             return Ok((books, block));
         }
         let size = self.region_size(&books, self.request.size, region_bytes)?;
+        self.grow(books, size, |align| shared.memory.reserve(size, align), |_| None)
+    }
+
+    fn grow_alone(&self) -> Result<(MutexGuard<'a, Books>, Block)> {
+        let shared = self.shared;
+        let books = shared.open_books(self.label)?;
+        let size = self.region_size(&books, self.request.size, 0)?;
         self.grow(books, size, |align| shared.memory.reserve(size, align), |_| None)
     }
 

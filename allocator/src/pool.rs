@@ -60,6 +60,13 @@ unsafe impl Send for Reserved {}
 // SAFETY: as above.
 unsafe impl Sync for Reserved {}
 
+/// Whether a batch has regions of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Apart {
+    No,
+    Yes,
+}
+
 /// The fragments of a planned batch.
 #[derive(Debug)]
 pub struct Placed {
@@ -82,6 +89,11 @@ impl Pool {
     /// The pool's name, for errors and snapshots.
     pub fn name(&self) -> &str {
         &self.shared().name
+    }
+
+    /// How many bytes may be reserved at any time, if that is limited.
+    pub fn limit_bytes(&self) -> Option<u64> {
+        self.shared().options.limit_bytes
     }
 
     /// The memory that the regions come from.
@@ -191,7 +203,20 @@ impl Pool {
     /// When the limit or the memory refuses, or the pool is closed; where regions are backed in parts, when the layout is not one
     /// of this kind. Nothing is kept then.
     pub fn reserve_planned(&self, layout: &Layout, label: impl Into<Arc<str>>) -> Result<Reserved> {
-        let (shared, label) = (self.shared(), label.into());
+        self.reserve(layout, label.into(), Apart::No)
+    }
+
+    /// As [`reserve_planned`](Self::reserve_planned), in new regions in any case: none of the batch keeps another's region reserved, nor another
+    /// the batch's, and what is reserved adds up to just what is laid out.
+    ///
+    /// # Errors
+    /// As [`reserve_planned`](Self::reserve_planned).
+    pub fn reserve_planned_apart(&self, layout: &Layout, label: impl Into<Arc<str>>) -> Result<Reserved> {
+        self.reserve(layout, label.into(), Apart::Yes)
+    }
+
+    fn reserve(&self, layout: &Layout, label: Arc<str>, apart: Apart) -> Result<Reserved> {
+        let shared = self.shared();
         drop(shared.open_books(&label)?);
         let unit = match shared.batch_regions {
             BatchRegions::Parts(unit) => Some(unit),
@@ -214,6 +239,7 @@ impl Pool {
                     let parts = parts::cut(fragments_of(layout, region), bytes, unit);
                     shared.take_parts(&reserved.label, request, &parts)?
                 }
+                None if apart == Apart::Yes => shared.take_region(&reserved.label, request)?,
                 None => shared.take_block(&reserved.label, request, 0)?,
             };
             books.log_take(&reserved.label, request, &block);

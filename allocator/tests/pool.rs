@@ -472,3 +472,22 @@ fn handles_can_be_sent_and_shared() {
     shared::<Placed>();
     shared::<Error>();
 }
+
+#[test]
+fn a_batch_that_is_reserved_apart_leaves_free_room_to_others_and_none_of_its_own() {
+    let pool = Pool::builder(Arc::new(HostMemory::new())).region_bytes(1 << 20).build().unwrap();
+    let first = pool.place("first", Request::new(1000, 256)).unwrap();
+    let layout = pool.lay_out([Request::new(300, 256), Request::new(5000, 256)]).unwrap();
+    let labels = vec!["a".into(), "b".into()];
+    let placed = pool.reserve_planned(&layout, "batch").unwrap().place(&layout, labels.clone()).unwrap();
+    assert_eq!(pool.stats().regions, 1);
+    let apart = pool.reserve_planned_apart(&layout, "batch").unwrap().place(&layout, labels).unwrap();
+    let snapshot = pool.snapshot();
+    let own = snapshot.regions.iter().find(|region| region.address == apart.fragments[0].as_ptr() as u64);
+    let own = own.unwrap();
+    assert_eq!((snapshot.regions.len(), own.bytes, own.free_bytes), (2, 512 + 5000, 0));
+    drop((placed, apart));
+    pool.trim();
+    assert_eq!((pool.stats().regions, pool.stats().reserved_bytes), (1, 1 << 20));
+    drop(first);
+}

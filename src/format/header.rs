@@ -17,7 +17,7 @@ use crate::dtype::DType;
 use crate::shape::Shape;
 
 /// The format's limit on a header's length in bytes, as the `safetensors` crate has it.
-const MAX_HEADER_LEN: u64 = 100_000_000;
+pub(crate) const MAX_HEADER_LEN: u64 = 100_000_000;
 
 /// The bytes before the header, which hold its length.
 pub(super) const PREFIX_LEN: u64 = 8;

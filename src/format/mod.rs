@@ -15,6 +15,6 @@ mod problem;
 
 pub(crate) use catalog::Catalog;
 pub(crate) use checkpoint::{Shards, resolve};
-pub(crate) use header::{Entry, header_len, parse};
+pub(crate) use header::{Entry, MAX_HEADER_LEN, header_len, parse};
 pub(crate) use index::Index;
 pub(crate) use outline::{Place, outline};

@@ -11,7 +11,7 @@ use rustix::fs::{OFlags, fstatfs, statfs};
 use crate::error::{Error, Result};
 
 /// An open file and what it was when it was opened.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct FileSource {
     file: Arc<File>,
     path: Arc<Path>,

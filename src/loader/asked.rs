@@ -9,6 +9,7 @@ use tensorhold_kernels::{Conversion, Overflow, Type};
 
 use super::change::{Change, Found};
 use super::cut::Cut;
+use super::rule::Rule;
 use super::strided::Strided;
 use crate::device::Device;
 use crate::dtype::DType;
@@ -16,12 +17,6 @@ use crate::error::{Error, Result};
 use crate::format::Place;
 use crate::shape::Shape;
 use crate::tensor::TensorInfo;
-
-/// Which type a tensor is to have, if it is to have another.
-type DTypeRule = Box<dyn Fn(&TensorInfo) -> Option<DType> + Send>;
-
-/// Which parts of a tensor are wanted.
-type CutRule = Box<dyn Fn(&TensorInfo) -> Vec<Cut> + Send>;
 
 /// Where elements are converted and gathered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -49,12 +44,12 @@ pub enum CutReads {
 }
 
 /// What is asked for.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Asked {
     /// For all floats.
     pub(super) dtype: Option<DType>,
     /// For each tensor, before that.
-    pub(super) dtype_rule: Option<DTypeRule>,
+    pub(super) dtype_rule: Option<Rule<Option<DType>>>,
     pub(super) cuts: Cuts,
     pub(super) overflow: Overflow,
     pub(super) counts: bool,
@@ -63,11 +58,11 @@ pub(super) struct Asked {
 }
 
 /// Cuts, which are made in the order in which they were asked for: each has its number in it.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Cuts {
     count: usize,
     named: BTreeMap<String, Vec<(usize, Cut)>>,
-    rules: Vec<(usize, CutRule)>,
+    rules: Vec<(usize, Rule<Vec<Cut>>)>,
 }
 
 impl Cuts {
@@ -76,16 +71,21 @@ impl Cuts {
         self.count += 1;
     }
 
-    pub(super) fn add_rule(&mut self, rule: CutRule) {
+    pub(super) fn add_rule(&mut self, rule: Rule<Vec<Cut>>) {
         self.rules.push((self.count, rule));
         self.count += 1;
+    }
+
+    /// Whether none were asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     /// Those of a tensor.
     fn of(&self, info: &TensorInfo) -> Vec<(usize, Cut)> {
         let mut cuts = self.named.get(&*info.name).cloned().unwrap_or_default();
         for (number, rule) in &self.rules {
-            cuts.extend(rule(info).into_iter().map(|cut| (*number, cut)));
+            cuts.extend(rule.of(info).into_iter().map(|cut| (*number, cut)));
         }
         // Those of one rule stay in their order.
         cuts.sort_by_key(|(number, _)| *number);
@@ -96,7 +96,21 @@ impl Cuts {
 impl Asked {
     /// Whether tensors are loaded as they are in their files.
     pub(super) fn is_nothing(&self) -> bool {
-        self.dtype.is_none() && self.dtype_rule.is_none() && self.cuts.count == 0
+        self.dtype.is_none() && self.dtype_rule.is_none() && self.cuts.is_empty()
+    }
+
+    /// The same of the tensor of this name alone, which is cut by these, too, after all else.
+    pub(super) fn of_one(&self, name: &str, cuts: &[Cut]) -> Self {
+        let Cuts { count, named, rules } = &self.cuts;
+        let named = named.get_key_value(name).map(|(name, cuts)| (name.clone(), cuts.clone()));
+        let mut all = Cuts { count: *count, named: named.into_iter().collect(), rules: rules.clone() };
+        cuts.iter().for_each(|cut| all.add(name.into(), *cut));
+        Self { cuts: all, dtype_rule: self.dtype_rule.clone(), ..*self }
+    }
+
+    /// Forgets what is asked of the tensors that have these names alone.
+    pub(super) fn forget(&mut self, forgotten: impl Fn(&str) -> bool) {
+        self.cuts.named.retain(|name, _| !forgotten(name));
     }
 
     /// Checks what can be checked without a tensor.
@@ -209,7 +223,7 @@ impl Asked {
     }
 
     fn dtype_of(&self, info: &TensorInfo) -> DType {
-        let ruled = self.dtype_rule.as_ref().and_then(|rule| rule(info));
+        let ruled = self.dtype_rule.as_ref().and_then(|rule| rule.of(info));
         let all = || self.dtype.filter(|_| FLOATS.contains(&info.dtype));
         ruled.or_else(all).unwrap_or(info.dtype)
     }

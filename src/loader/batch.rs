@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensorhold_allocator::offsets::Layout;
+use tensorhold_allocator::offsets::{Layout, Placement};
 use tensorhold_allocator::{Fragment, Pool, Reserved};
 
 use super::change::Changes;
@@ -23,10 +23,35 @@ pub(super) struct Batch {
     pub(super) changes: Changes,
 }
 
+/// How tensors lie in memory, beside what the pool says. By default as close as they can.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Placing<'a> {
+    /// The tensors that stay longer than the others, one flag for each: those have regions of their own, so that they keep no others' memory
+    /// reserved. None, if there are no flags.
+    pub(super) kept: &'a [bool],
+    /// How long a single region is at least.
+    pub(super) region_bytes: u64,
+    /// Regions are new ones, which no other tensors are in, or will be.
+    pub(super) apart: bool,
+    /// How much device memory the load may take beside that of its tensors, if that is not what its tensors leave of the budget.
+    pub(super) besides: Option<u64>,
+}
+
 impl Batch {
     /// The tensors that are left in the files, laid out by the pool.
-    pub(super) fn new(files: Vec<Opened>, pool: &Pool, changes: Changes) -> Result<Self> {
-        let layout = pool.lay_out(extents(&files).map(|extent| extent.request()))?;
+    pub(super) fn new(
+        files: Vec<Opened>,
+        pool: &Pool,
+        changes: Changes,
+        placing: Placing<'_>,
+    ) -> Result<Self> {
+        let mut layout = match placing.kept.iter().any(|kept| *kept) {
+            true => lay_out_apart(&files, pool, placing.kept)?,
+            false => pool.lay_out(extents(&files).map(|extent| extent.request()))?,
+        };
+        if let [region] = &mut layout.regions[..] {
+            region.size = region.size.max(placing.region_bytes);
+        }
         Ok(Self { files, layout, changes })
     }
 
@@ -66,6 +91,24 @@ impl Batch {
     pub(super) fn place(&self, reserved: &mut Reserved, labels: Vec<Arc<str>>) -> Result<Vec<Fragment>> {
         Ok(reserved.place(&self.layout, labels)?.fragments)
     }
+}
+
+/// Lays out the tensors that stay behind the others, in regions of their own.
+fn lay_out_apart(files: &[Opened], pool: &Pool, kept: &[bool]) -> Result<Layout> {
+    let requests = |of: bool| {
+        let of = extents(files).zip(kept).filter(move |(_, kept)| **kept == of);
+        of.map(|(extent, _)| extent.request())
+    };
+    let (passing, staying) = (pool.lay_out(requests(false))?, pool.lay_out(requests(true))?);
+    let (mut regions, before) = (passing.regions, passing.placements.len());
+    let first = regions.len() as u32;
+    regions.extend(staying.regions);
+    let behind = |place: Placement| Placement { region: first + place.region, ..place };
+    let (mut passing, mut staying) =
+        (passing.placements.into_iter(), staying.placements.into_iter().map(behind));
+    let mut placements = Vec::with_capacity(before + staying.len());
+    placements.extend(kept.iter().map_while(|kept| if *kept { staying.next() } else { passing.next() }));
+    Ok(Layout { regions, placements })
 }
 
 /// Where the tensors of some files are.

@@ -10,7 +10,7 @@ use super::asked::Asked;
 use super::beside::each;
 use super::change::Change;
 use super::headers::{self, Header, Indexed, Opened, Said};
-use super::options::Select;
+use super::rule::Rule;
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::{Catalog, Index};
@@ -43,20 +43,24 @@ const MAX_THREADS: usize = 8;
 impl Told {
     /// Takes what headers say from the files, and leaves out the tensors that are not wanted. Headers that have not been read
     /// have only wanted ones.
-    pub(super) fn take(files: &mut [Opened], indexes: Vec<Indexed>, wanted: Option<&Select>) -> Self {
+    pub(super) fn take(files: &mut [Opened], indexes: Vec<Indexed>, wanted: Option<&Rule<bool>>) -> Self {
         let others = wanted.map_or_else(Vec::new, |wanted| leave_out(files, wanted));
         let headers = files.iter_mut().map(|file| mem::take(&mut file.header)).collect();
         Self { headers, others, indexes }
     }
 
+    /// What the tensors of headers that have been read are, wanted or not: the wanted ones first, in the order of the batch.
+    pub(super) fn infos(&self) -> impl Iterator<Item = &TensorInfo> + Clone {
+        let wanted = self.headers.iter().filter_map(Header::said).flat_map(|said| &said.descriptions);
+        let others = self.others.iter().map(|(_, description)| description);
+        wanted.chain(others).map(|description| &description.info)
+    }
+
     /// Makes of the wanted tensors what is asked. All headers have been read.
     ///
     /// # Errors
-    /// When a tensor cannot be had like that, or there is none of a name.
+    /// When a tensor cannot be had like that.
     pub(super) fn change(&mut self, files: &mut [Opened], asked: &Asked) -> Result<Vec<(usize, Change)>> {
-        let said = || self.headers.iter().filter_map(Header::said).flat_map(|said| &said.descriptions);
-        let all = said().chain(self.others.iter().map(|(_, description)| description));
-        asked.check_names(all.map(|description| &description.info))?;
         let (mut changed, mut number) = (Vec::new(), 0);
         for (header, file) in self.headers.iter_mut().zip(files) {
             let Header::Read(said) = header else { continue };
@@ -81,7 +85,11 @@ impl Told {
     pub(super) fn read(self, files: &[Opened], device: &Device) -> Result<Described> {
         let Self { headers, others, indexes } = self;
         let unread = headers.iter().filter(|header| matches!(header, Header::Text(_))).count();
-        let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).min(MAX_THREADS);
+        // Asking for the number of cores takes longer than to hand on what has been read.
+        let threads = match unread {
+            0 | 1 => 1,
+            _ => thread::available_parallelism().map_or(1, |cores| cores.get() / 2).min(MAX_THREADS),
+        };
         // Taken one by one, so that each text goes when it has been read.
         let headers: Vec<_> = headers.into_iter().map(Mutex::new).collect();
         let read = each(headers.len(), threads.min(unread), "tensorhold-describe", |file| {
@@ -105,14 +113,14 @@ impl Told {
 }
 
 /// Leaves out the tensors that are not wanted. Returns them, with their files' numbers.
-fn leave_out(files: &mut [Opened], wanted: &Select) -> Vec<(usize, Arc<Description>)> {
+fn leave_out(files: &mut [Opened], wanted: &Rule<bool>) -> Vec<(usize, Arc<Description>)> {
     let mut others = Vec::new();
     for (number, file) in files.iter_mut().enumerate() {
         let Header::Read(said) = &mut file.header else { continue };
         let (descriptions, labels) = (mem::take(&mut said.descriptions), mem::take(&mut said.labels));
         let places = mem::take(&mut file.places);
         for ((place, description), label) in places.into_iter().zip(descriptions).zip(labels) {
-            if wanted(&description.info) {
+            if wanted.of(&description.info) {
                 file.places.push(place);
                 said.descriptions.push(description);
                 said.labels.push(label);
@@ -141,6 +149,11 @@ impl Described {
     /// Files' free-form strings, by file. Taken once.
     pub(super) fn take_metadata(&mut self) -> Vec<Metadata> {
         self.said.iter_mut().map(|said| mem::take(&mut said.metadata)).collect()
+    }
+
+    /// Gives what headers say back to the files.
+    pub(super) fn give_back(self, files: &mut [Opened]) {
+        files.iter_mut().zip(self.said).for_each(|(file, said)| file.header = Header::Read(said));
     }
 
     /// The wanted tensors' descriptions, in the order of the batch.

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Loader;
 use super::engines::Engines;
+use super::{Batching, Loader};
 use crate::error::Error;
 use crate::io::faulty::{Fault, Faults, Faulty, Gate};
 use crate::io::residency::{Probe, pages};
@@ -299,6 +299,45 @@ fn a_stream_after_smaller_slots_gives_a_tensor_when_all_of_it_has_landed() {
         let there = tensor.to_host().unwrap();
         let wrong = there.iter().zip(&bytes).filter(|(a, b)| a != b).count();
         assert_eq!(wrong, 0, "bytes that were not there when the tensor was given");
+    }
+}
+
+#[test]
+fn a_read_that_fails_in_a_batch_is_the_last_item_and_leaves_nothing() {
+    let tensors: Vec<Spec> = (0..5).map(|n| bytes_tensor(&format!("t{n}"), 40_000)).collect();
+    let (_folder, path) = on_disk(&tensors);
+    for device in devices() {
+        for ahead in [0, 2] {
+            // One read for each batch.
+            let (engines, faulty) = buffered(&reads([(2, Fault::Errno(libc::EIO))]));
+            let pool = pool_for(&device);
+            let loader = Loader::new(device.clone()).files([&path]).pool(&pool).engines(engines);
+            let batching = Batching::new().max_batch_bytes(40_000).ahead(ahead);
+            let mut batches =
+                loader.backend(Backend::Require(BackendKind::Buffered)).batches(batching).unwrap();
+            for tensor in &tensors[..2] {
+                assert_holds(&batches.next().unwrap().unwrap(), std::slice::from_ref(tensor));
+            }
+            let error = batches.next().unwrap().unwrap_err();
+            assert!(matches!(error, Error::Read { .. }), "{error:?}");
+            assert!(batches.next().is_none());
+            assert_all_back(&pool);
+            assert_eq!((faulty.in_flight.load(Ordering::Relaxed), faulty.reads()), (0, 3));
+        }
+    }
+}
+
+#[test]
+fn after_a_read_that_fails_a_checkpoint_loads_again() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for device in devices() {
+        let (engines, _) = buffered(&reads([(0, Fault::Errno(libc::EIO))]));
+        let loader = Loader::new(device).files([&path]).engines(engines);
+        let checkpoint = loader.backend(Backend::Require(BackendKind::Buffered)).open().unwrap();
+        assert!(matches!(checkpoint.load_tensor("t3"), Err(Error::Read { .. })));
+        assert!(checkpoint.load_tensor("t3").unwrap().to_host().unwrap() == tensors[3].bytes);
+        assert_holds(&checkpoint.loader().load().unwrap(), &tensors);
     }
 }
 

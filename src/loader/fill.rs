@@ -66,6 +66,18 @@ impl Fill<'_> {
         }
     }
 
+    /// Says that staging memory is not used any more.
+    ///
+    /// # Safety
+    /// All readers have ended, and so has what they enqueued.
+    pub(super) unsafe fn settle(&self) {
+        // SAFETY: as the caller promises, for both.
+        unsafe {
+            self.budget.settle();
+            self.ring.iter().for_each(|ring| ring.settle());
+        }
+    }
+
     pub(super) fn in_place(&self) -> bool {
         self.device.is_host_accessible()
     }

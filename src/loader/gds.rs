@@ -205,6 +205,19 @@ impl Queues {
             Backend::Auto => readers.past_slots.max(FIRST_SLOTS),
             Backend::Require(_) => readers.staging_jobs.max(FIRST_SLOTS),
         };
+        let room = readers.scratch_bytes.map_or(u64::MAX, |bytes| bytes / readers.job_bytes);
+        if room < FIRST_SLOTS as u64 {
+            return Err(Error::Option {
+                option: "memory_budget",
+                got: format!("{} beside the tensors", Bytes(readers.scratch_bytes.unwrap_or_default())),
+                expected: format!(
+                    "{} for what cuFile reads into",
+                    Bytes(FIRST_SLOTS as u64 * readers.job_bytes)
+                ),
+                remedy: "raise it, or use another backend",
+            });
+        }
+        let most = most.min(usize::try_from(room).unwrap_or(usize::MAX));
         // Two are there in any case where nothing else reads; where others do, there may be less.
         let take = |slots: usize| {
             let taken = fill.budget.take_up_to(slots.clamp(FIRST_SLOTS, most));

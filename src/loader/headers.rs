@@ -14,7 +14,7 @@ use crate::tensor::{Description, TensorInfo};
 use crate::weights::Metadata;
 
 /// An open file and what its header says.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Opened {
     pub(super) source: FileSource,
     /// Where the tensors' bytes are, in order; and how many the tensors of a batch will have.
@@ -24,7 +24,7 @@ pub(super) struct Opened {
 }
 
 /// What a header says, beside places.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Header {
     /// This, which no one has read yet.
     Text(Vec<u8>),
@@ -42,7 +42,7 @@ impl Header {
 }
 
 /// What a header says, when it has been read.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Said {
     /// One for each place.
     pub(super) descriptions: Vec<Arc<Description>>,

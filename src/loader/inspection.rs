@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::asked::Asked;
 use super::headers::Opened;
-use super::options::Select;
+use super::rule::Rule;
 use crate::error::Result;
 use crate::format::Place;
 use crate::tensor::TensorInfo;
@@ -45,7 +45,7 @@ impl Inspection {
         opened: Vec<Opened>,
         metadata: Vec<Metadata>,
         tensors: impl Iterator<Item = &'a TensorInfo> + Clone,
-        wanted: Option<&Select>,
+        wanted: Option<&Rule<bool>>,
         asked: &Asked,
     ) -> Result<Self> {
         let file = |(Opened { source, places, .. }, metadata): (Opened, Metadata)| FileInfo {
@@ -56,7 +56,7 @@ impl Inspection {
             metadata,
         };
         asked.check_names(tensors.clone())?;
-        let tensors = tensors.filter(|info| wanted.is_none_or(|wanted| wanted(info))).map(|info| {
+        let tensors = tensors.filter(|info| wanted.is_none_or(|wanted| wanted.of(info))).map(|info| {
             // Where it lies in the file does not matter here.
             let found = asked.of(info, Place { start: 0, bytes: info.nbytes })?;
             Ok(found.map_or_else(|| info.clone(), |found| found.info))

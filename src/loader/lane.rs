@@ -35,6 +35,8 @@ pub(crate) struct Lane<'a> {
     free: Vec<usize>,
     /// Slots being copied, oldest first, each with the job whose bytes it holds.
     copying: VecDeque<(usize, usize)>,
+    /// The slots are in staging memory.
+    is_staging: bool,
 }
 
 impl<'a> Lane<'a> {
@@ -53,7 +55,7 @@ impl<'a> Lane<'a> {
     /// Opens a lane whose slots are all in this memory, which may be the device's: those are emptied by
     /// [`spread`](Self::spread).
     pub(crate) fn over(device: &Device, staging: Staging<'a>, memory: Fragment) -> Result<Self> {
-        let mut lane = Self::empty(device, staging)?;
+        let mut lane = Self { is_staging: false, ..Self::empty(device, staging)? };
         lane.add(memory, staging.slots);
         Ok(lane)
     }
@@ -67,6 +69,7 @@ impl<'a> Lane<'a> {
             starts: Vec::new(),
             free: Vec::new(),
             copying: VecDeque::new(),
+            is_staging: true,
         })
     }
 
@@ -204,6 +207,9 @@ impl<'a> Lane<'a> {
     pub(crate) fn finish(mut self, mut landed: impl FnMut(usize)) -> Result<()> {
         self.stream.synchronize()?;
         self.copying.drain(..).for_each(|(_, job)| landed(job));
+        if self.is_staging {
+            self.staging.budget.keep(self.blocks);
+        }
         Ok(())
     }
 }

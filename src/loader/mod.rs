@@ -10,10 +10,13 @@
 
 mod asked;
 mod batch;
+mod batches;
 mod beside;
+mod budget;
 mod change;
 #[cfg(test)]
 mod change_fault_tests;
+mod checkpoint;
 mod crew;
 mod cut;
 mod depth;
@@ -22,6 +25,7 @@ mod engines;
 #[cfg(test)]
 mod fault_tests;
 mod fill;
+mod fit;
 mod gds;
 #[cfg(test)]
 mod gds_tests;
@@ -37,12 +41,15 @@ mod past;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod prepare;
 mod progress;
 mod remake;
 mod ring;
 mod route;
+mod rule;
 mod run;
 mod runs;
+mod shared;
 mod staging;
 mod stopwatch;
 mod stream;
@@ -53,31 +60,32 @@ mod work;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
 use std::{fmt, fs};
 
-use tensorhold_allocator::{Memory, Pool, Reserved};
+use tensorhold_allocator::{Pool, RegionParts, Reserved};
 use tensorhold_kernels::Overflow;
 
-use self::batch::Batch;
-use self::change::Changes;
+use self::batch::Placing;
 use self::described::Told;
 use self::headers::{First, Indexed, Opened};
-use self::options::{Cores, Options, Readers};
+use self::options::{Cores, Options};
+use self::prepare::{Begun, Likely};
+use self::progress::Callback;
+use self::rule::Rule;
 use self::run::Run;
-use self::staging::StagingMemory;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::{self, Shards};
-use crate::io::{self, Backend, BackendKind};
-use crate::report::Times;
+use crate::io::{self, Backend};
 use crate::tensor::TensorInfo;
 use crate::weights::Weights;
 
 pub use asked::{CutReads, TransformOn};
+pub use batches::{BatchPlan, Batches, Batching};
+pub use checkpoint::Checkpoint;
 pub use cut::Cut;
 pub use inspection::{FileInfo, Inspection};
 pub use progress::Progress;
@@ -98,14 +106,24 @@ pub use stream::TensorStream;
 #[must_use = "nothing is loaded before `load` is called"]
 pub struct Loader {
     device: Device,
+    /// What was opened before.
+    opened: Option<Checkpoint>,
     checkpoints: Vec<Shards>,
     options: Options,
+    callback: Option<Callback>,
 }
 
 impl Loader {
     /// A loader onto `device`, with no files yet.
     pub fn new(device: Device) -> Self {
-        Self { device, checkpoints: Vec::new(), options: Options::default() }
+        Self { device, opened: None, checkpoints: Vec::new(), options: Options::default(), callback: None }
+    }
+
+    /// A loader of what has been opened.
+    fn of(checkpoint: &Checkpoint) -> Self {
+        let device = checkpoint.device().clone();
+        let (opened, options) = (Some(checkpoint.clone()), checkpoint.options().clone());
+        Self { device, opened, checkpoints: Vec::new(), options, callback: None }
     }
 
     /// Adds safetensors files. Their errors come from [`load`](Self::load).
@@ -129,7 +147,7 @@ impl Loader {
     /// Loads only the tensors that `wanted` accepts. Asked for each tensor once the headers are known, before any
     /// tensor's bytes are read. Default: all.
     pub fn select(mut self, wanted: impl Fn(&TensorInfo) -> bool + Send + 'static) -> Self {
-        self.options.select = Some(Box::new(wanted));
+        self.options.select = Some(Rule::new(wanted));
         self
     }
 
@@ -158,7 +176,7 @@ impl Loader {
     /// Converts each tensor to the type that the rule gives, on its way. Where it gives none, [`dtype`](Self::dtype) decides. The rule is given the
     /// selected tensors as their files have them, before any tensor's bytes are read; a pair of types without a conversion is an error then.
     pub fn dtype_by(mut self, rule: impl Fn(&TensorInfo) -> Option<DType> + Send + 'static) -> Self {
-        self.options.asked.dtype_rule = Some(Box::new(rule));
+        self.options.asked.dtype_rule = Some(Rule::new(rule));
         self
     }
 
@@ -200,7 +218,7 @@ impl Loader {
         rule: impl Fn(&TensorInfo) -> C + Send + 'static,
     ) -> Self {
         let rule = move |tensor: &TensorInfo| rule(tensor).into_iter().collect();
-        self.options.asked.cuts.add_rule(Box::new(rule));
+        self.options.asked.cuts.add_rule(Rule::new(rule));
         self
     }
 
@@ -231,10 +249,21 @@ impl Loader {
         self
     }
 
+    /// How much device memory the load may take, in bytes: that of its tensors, with the padding that aligns them, and what it needs besides,
+    /// which is what cuFile reads into. A load that would take more is an error before any tensor's bytes are read; where cuFile alone is what
+    /// would, other readers take its place. [Batches](Self::batches) are planned so that they fit. Default: no limit.
+    ///
+    /// The budget is the load's own, and counts its tensors wherever in the pool they are placed. The limit of a [pool](Self::pool) is for all
+    /// who share it, and counts what they have placed: a load has to be within both.
+    pub fn memory_budget(mut self, bytes: u64) -> Self {
+        self.options.memory_budget = Some(bytes);
+        self
+    }
+
     /// Calls `progress` on the thread that called [`load`](Self::load): before the first byte, as bytes arrive, and at
     /// the end. Breaking cancels the load, which then gives everything back and returns [`Error::Cancelled`].
     pub fn progress(mut self, progress: impl FnMut(&Progress) -> ControlFlow<()> + Send + 'static) -> Self {
-        self.options.callback = Some(Box::new(progress));
+        self.callback = Some(Box::new(progress));
         self
     }
 
@@ -242,6 +271,13 @@ impl Loader {
     /// and statistics. Default: a pool of the weights' own.
     pub fn pool(mut self, pool: &Pool) -> Self {
         self.options.pool = Some(pool.clone());
+        self
+    }
+
+    /// Whether the memory of the load's own pool goes back to the device tensor by tensor, or as a whole when the last of them has gone. Default: as a whole.
+    /// A pool that is [named](Self::pool) has been made one way or the other.
+    pub fn region_parts(mut self, parts: RegionParts) -> Self {
+        self.options.region_parts = parts;
         self
     }
 
@@ -284,7 +320,7 @@ impl Loader {
             }
         }
         let first = self.first();
-        let mut callback = self.options.callback.take();
+        let mut callback = self.callback.take();
         let (run, reserved) = self.prepare(first, Arc::default())?;
         run.load(reserved, callback.as_mut())
     }
@@ -310,9 +346,41 @@ impl Loader {
     /// stream.
     pub fn stream(mut self) -> Result<TensorStream> {
         let first = self.first();
-        let callback = self.options.callback.take();
+        let callback = self.callback.take();
         let (run, reserved) = self.prepare(first, Arc::default())?;
         TensorStream::start(run, reserved, callback)
+    }
+
+    /// Begins to load the tensors in batches, each of which is read while the consumer works on the one before: for checkpoints that are larger than
+    /// the memory, or that become something else on their way. Batches have consecutive tensors, in the order of the files. With a
+    /// [`memory_budget`](Self::memory_budget), or a [pool](Self::pool) that has a limit, batches are as long, and as many are read ahead, as there is
+    /// room for: `docs/batches.md`.
+    ///
+    /// Asking for the next batch says that the one before is done with: what the consumer has not [said](Batching::keep) that it keeps is dropped by
+    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let file = folder.path().join("model.safetensors");
+    /// # let header = r#"{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[3],"data_offsets":[3,6]}}"#;
+    /// # std::fs::write(&file, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[1, 2, 3, 4, 5, 6]].concat()).unwrap();
+    /// use tensorhold::{Batching, Device, Loader};
+    ///
+    /// let loader = Loader::new(Device::host()).files([file]).memory_budget(1 << 10);
+    /// for batch in loader.batches(Batching::new().max_batch_bytes(3))? {
+    ///     for tensor in batch?.iter() {
+    ///         println!("{tensor:?}");
+    ///     }
+    /// }
+    /// # Ok::<(), tensorhold::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When an index, file or header is not as it should be, a tensor cannot be had as is asked, or not even one tensor after the other fits into
+    /// the budget or the pool: [`Error::InfeasibleBudget`]. Other errors come from the iterator.
+    pub fn batches(mut self, batching: Batching) -> Result<Batches> {
+        let callback = self.callback.take();
+        Batches::start(self.open()?, &batching, callback)
     }
 
     /// Puts other engines in the place of those that read.
@@ -325,82 +393,78 @@ impl Loader {
     /// Whether the files near a long index may be taken for those that it names until it has been read: where no one is told of
     /// tensors or bytes before, and no one else needs the memory that a wrong guess takes.
     fn may_guess(&self) -> bool {
-        let Options { select, callback, pool, asked, .. } = &self.options;
-        let alone = select.is_none() && callback.is_none() && pool.is_none() && asked.is_nothing();
-        alone && self.checkpoints.iter().any(headers::is_guessable)
+        let Options { select, memory_budget, pool, asked, .. } = &self.options;
+        let alone = select.is_none() && memory_budget.is_none() && pool.is_none() && asked.is_nothing();
+        alone
+            && self.callback.is_none()
+            && self.opened.is_none()
+            && self.checkpoints.iter().any(headers::is_guessable)
     }
 
-    /// What is read before the tensors' bytes, without a guess: what a selection and changes look at.
+    /// What is read before the tensors' bytes, without a guess: what a selection, changes and a budget look at.
     fn first(&self) -> First {
-        let all = self.options.select.is_some() || !self.options.asked.is_nothing();
+        let Options { select, memory_budget, asked, .. } = &self.options;
+        let all = select.is_some() || memory_budget.is_some() || !asked.is_nothing();
         if all { First::All } else { First::Places }
     }
 
     /// Plans and reserves.
     fn prepare(&self, first: First, confirmed: Arc<AtomicBool>) -> Result<(Run, Reserved)> {
-        let started = Instant::now();
+        let begun = Begun::new(&self.device, &self.options, self.likely())?;
+        let (files, told) = self.take(first)?;
+        let (mut run, reserved) = begun.plan(files, told, Placing::default())?;
+        run.confirmed = confirmed;
+        Ok((run, reserved))
+    }
+
+    /// What is known of the files before they are opened.
+    fn likely(&self) -> Likely {
         // Only a guess: what cannot be looked at is told when it is opened.
         let mut files = self.checkpoints.iter().flat_map(Shards::likely);
-        let file_bytes =
-            files.clone().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
-        let in_place = self.device.is_host_accessible();
-        let all = in_place || files.next().is_some_and(|file| io::is_in_memory(file));
-        let readers = self.options.readers(in_place, if all { Cores::All } else { Cores::Most })?;
-        let asked = &self.options.asked;
-        asked.check()?;
-        let (on_device, why) = asked.on_device(&self.device)?;
-        // Few readers read past the page cache, and cuFile brings bytes to the device, where the CPU does not see them.
-        let many_read = || match readers.backend {
-            Backend::Auto => !self.options.engines.gds.is_likely(),
-            Backend::Require(kind) => kind == BackendKind::Buffered,
+        let sizes = files.clone().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len());
+        let opened = self.opened.as_ref().map(Checkpoint::likely);
+        let in_memory = match &opened {
+            Some(opened) => opened.in_memory,
+            None => files.next().is_some_and(|file| io::is_in_memory(file)),
         };
-        let with_scratch = (!asked.is_nothing()).then(|| readers.with_scratch());
-        let may_leave = |with: &Readers| on_device && asked.may_leave_device(with.threads) && many_read();
-        let may_leave_device = with_scratch.as_ref().is_some_and(may_leave);
-        let readers = with_scratch.filter(|_| !on_device || may_leave_device).unwrap_or(readers);
-        let pool = self.open_pool()?;
-        let staging =
-            self.shared("staging", self.options.staging.as_ref(), &*self.device.staging_memory())?;
-        let staging = StagingMemory::new(&self.device, staging, readers.for_bytes(file_bytes).first_slots())?;
+        Likely { bytes: sizes.sum::<u64>() + opened.map_or(0, |opened| opened.bytes), in_memory }
+    }
+
+    /// The opened files and, of each, the selected tensors.
+    fn take(&self, first: First) -> Result<(Vec<Opened>, Told)> {
         let (mut files, indexes) = self.open_files(first)?;
-        let mut told = Told::take(&mut files, indexes, self.options.select.as_ref());
-        let mut changes = Changes { on_device, why, cut_reads: asked.cut_reads, ..Changes::default() };
-        if !asked.is_nothing() {
-            changes.changed = told.change(&mut files, asked)?;
+        let told = Told::take(&mut files, indexes, self.options.select.as_ref());
+        if !self.options.asked.is_nothing() {
+            self.options.asked.check_names(told.infos())?;
         }
-        if may_leave_device {
-            changes.before_the_bus();
-        }
-        let batch = Batch::new(files, &pool, changes)?;
-        let readers = match readers.backend {
-            Backend::Require(BackendKind::Gds) if batch.is_cached() => readers.by_cufile_from_the_cache(),
-            _ => readers,
-        };
-        let readers = readers.for_bytes(batch.file_bytes());
-        let planned = started.elapsed();
-        let reserved = pool.reserve_planned(&batch.layout, batch.label())?;
-        let times =
-            Times { plan: planned, reserve: started.elapsed().saturating_sub(planned), ..Times::default() };
-        // After that: what no memory can hold is not planned in detail.
-        let plan = batch.plan(&readers);
-        let run = Run {
-            device: self.device.clone(),
-            engines: self.options.engines.clone(),
-            readers,
-            batch,
-            told: Mutex::new(told),
-            confirmed,
-            plan,
-            staging,
-            scratch: self.options.scratch.clone(),
-            counts: asked.counts,
-            owns_pool: self.options.pool.is_none(),
-            pool,
-            control: Arc::default(),
-            started,
-            times,
-        };
-        Ok((run, reserved))
+        Ok((files, told))
+    }
+
+    /// Opens the files, and reads and checks the headers, once for many loads: of single tensors and of parts, of all, and in batches. The selection is made
+    /// now; the other options are those of each load.
+    ///
+    /// The callback of [`progress`](Self::progress) is not kept: it is given to the loads that are [begun](Checkpoint::loader) later.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let file = folder.path().join("model.safetensors");
+    /// # let header = r#"{"w":{"dtype":"U8","shape":[2,3],"data_offsets":[0,6]}}"#;
+    /// # std::fs::write(&file, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[1, 2, 3, 4, 5, 6]].concat()).unwrap();
+    /// use tensorhold::{Cut, Device, Loader};
+    ///
+    /// let checkpoint = Loader::new(Device::host()).files([file]).open()?;
+    /// assert_eq!(checkpoint.load_tensor("w")?.as_bytes()?, [1, 2, 3, 4, 5, 6]);
+    /// let part = checkpoint.load_part("w", &[Cut::narrow(1, 1, 2)])?;
+    /// assert_eq!((part.shape(), part.as_bytes()?), (&[2, 2][..], &[2, 3, 5, 6][..]));
+    /// # Ok::<(), tensorhold::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When an index, file or header is not as it should be, or a tensor cannot be had as is asked.
+    pub fn open(self) -> Result<Checkpoint> {
+        self.options.asked.check()?;
+        let (files, told) = self.take(First::All)?;
+        Checkpoint::new(self.device, files, told, self.options)
     }
 
     /// Reads and checks the headers alone, and says what a load would load.
@@ -417,39 +481,17 @@ impl Loader {
         Inspection::new(files, metadata, described.infos(), select.as_ref(), asked)
     }
 
-    fn open_pool(&self) -> Result<Pool> {
-        let memory = self.device.memory();
-        match self.shared("pool", self.options.pool.as_ref(), &*memory)? {
-            Some(pool) => Ok(pool),
-            None => Ok(Pool::builder(memory).name(self.device.name()).build()?),
-        }
-    }
-
-    /// A pool that is not the load's own, if it is over that memory.
-    fn shared(&self, option: &'static str, pool: Option<&Pool>, memory: &dyn Memory) -> Result<Option<Pool>> {
-        match pool {
-            Some(pool) if pool.memory().name() != memory.name() => Err(Error::Option {
-                option,
-                got: format!("a pool over {}", pool.memory().name()),
-                expected: format!("one over {}", memory.name()),
-                remedy: "make it over device.memory() or, for staging, device.staging_memory()",
-            }),
-            pool => Ok(pool.cloned()),
-        }
-    }
-
     /// Opens the files, and checks headers and indexes one by one.
     fn open_files(&self, first: First) -> Result<(Vec<Opened>, Vec<Indexed>)> {
+        let mut opened = self.opened.as_ref().map_or_else(Vec::new, Checkpoint::all);
         if self.checkpoints.iter().all(|shards| matches!(shards, Shards::Files(files) if files.is_empty())) {
-            return Err(Error::NoFiles);
+            return if self.opened.is_some() { Ok((opened, Vec::new())) } else { Err(Error::NoFiles) };
         }
         // There is nothing else to do meanwhile: all cores read, as if in place.
-        headers::open_all(
-            &self.checkpoints,
-            &self.device,
-            self.options.readers(true, Cores::All)?.threads,
-            first,
-        )
+        let threads = self.options.readers(true, Cores::All)?.threads;
+        let (files, indexes) = headers::open_all(&self.checkpoints, &self.device, threads, first)?;
+        opened.extend(files);
+        Ok((opened, indexes))
     }
 }
 

@@ -2,20 +2,19 @@
 
 use std::thread;
 
-use tensorhold_allocator::{Bytes, Pool};
+use tensorhold_allocator::{Bytes, Pool, RegionParts};
 
 use super::asked::Asked;
 use super::engines::Engines;
 use super::lane::FIRST_SLOTS;
 use super::parts;
 use super::plan::Limits;
-use super::progress::Callback;
+use super::rule::Rule;
 use super::staging::{Budget, Staging};
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind, MAX_ALIGNMENT, SLACK_BYTES};
 use crate::report::Choice;
 use crate::settings;
-use crate::tensor::TensorInfo;
 
 /// More readers than this gain nothing: 16 saturate a PCIe 5 x16 bus (`docs/performance.md`).
 const MAX_THREADS: usize = 16;
@@ -80,23 +79,24 @@ pub(super) enum Cores {
     Most,
 }
 
-/// Which tensors are wanted.
-pub(super) type Select = Box<dyn Fn(&TensorInfo) -> bool + Send>;
-
-/// What the caller has set.
-#[derive(Default)]
+/// What the caller has set. Loads of one checkpoint begin with the same.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Options {
-    pub(super) select: Option<Select>,
+    pub(super) select: Option<Rule<bool>>,
     pub(super) threads: Option<usize>,
     pub(super) staging_bytes: Option<u64>,
-    pub(super) callback: Option<Callback>,
+    pub(super) memory_budget: Option<u64>,
     pub(super) pool: Option<Pool>,
+    /// Of a pool that is the load's own.
+    pub(super) region_parts: RegionParts,
     pub(super) staging: Option<Pool>,
     pub(super) scratch: Option<Pool>,
     pub(super) backend: Option<Backend>,
     /// What is asked of the tensors.
     pub(super) asked: Asked,
     pub(super) engines: Engines,
+    /// How many cores there are, where that has been asked: the system takes longer to say it than to read a small tensor.
+    pub(super) cores: Option<usize>,
 }
 
 /// How the readers work.
@@ -118,6 +118,8 @@ pub(super) struct Readers {
     pub(super) past_slots: usize,
     /// How many threads share them if they use `io_uring`.
     pub(super) rings: usize,
+    /// The most scratch on the device, in bytes, if that is limited.
+    pub(super) scratch_bytes: Option<u64>,
     pub(super) choices: Vec<Choice>,
 }
 
@@ -209,7 +211,36 @@ impl Readers {
     }
 }
 
+/// How many cores this process may use.
+pub(super) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Options {
+    /// The same, but that this is asked of the tensors.
+    pub(super) fn with_asked(&self, asked: Asked) -> Self {
+        let Self { pool, staging, scratch, backend, engines, .. } = self;
+        Self {
+            select: None,
+            threads: self.threads,
+            staging_bytes: self.staging_bytes,
+            memory_budget: self.memory_budget,
+            cores: self.cores,
+            pool: pool.clone(),
+            region_parts: self.region_parts,
+            staging: staging.clone(),
+            scratch: scratch.clone(),
+            backend: *backend,
+            asked,
+            engines: engines.clone(),
+        }
+    }
+
+    /// How many bytes of staging memory a load may take.
+    pub(super) fn staging_limit(&self) -> Result<u64> {
+        Ok(self.staging_bytes()?.0)
+    }
+
     /// Decides on threads and slots, from the options, the environment and the machine.
     pub(super) fn readers(&self, in_place: bool, cores: Cores) -> Result<Readers> {
         let (threads, why_threads) = self.threads(cores)?;
@@ -244,6 +275,7 @@ impl Options {
             ring_slots: 0,
             past_slots,
             rings,
+            scratch_bytes: None,
             choices,
         })
     }
@@ -269,7 +301,7 @@ impl Options {
                     (usize::try_from(threads).unwrap_or(usize::MAX), format!("by {}", settings::THREADS))
                 }
                 None => {
-                    let cores = thread::available_parallelism().map_or(1, usize::from);
+                    let cores = self.cores.unwrap_or_else(cores);
                     let free = if used == Cores::All { cores } else { cores - cores / 8 };
                     (free.min(MAX_THREADS), format!("{cores} cores, and no more than {MAX_THREADS}"))
                 }

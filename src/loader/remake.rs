@@ -48,6 +48,15 @@ impl Scratch {
     }
 }
 
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(memory) = &self.memory {
+            // SAFETY: it was this reader's alone, which is done with it. No device has read it.
+            unsafe { memory.assume_unused() };
+        }
+    }
+}
+
 /// Reads a job's bytes through the page cache to `to`: as the region will have them or, where the device transforms them, as it takes them.
 ///
 /// # Safety

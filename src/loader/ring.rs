@@ -382,6 +382,15 @@ impl<'a> Ring<'a> {
         self.changed.notify_all();
     }
 
+    /// Says that no one uses the slots, so that the pool need not wait for the device before they are used again.
+    ///
+    /// # Safety
+    /// All readers have ended, and so has what they enqueued.
+    pub(super) unsafe fn settle(&self) {
+        // SAFETY: as the caller promises.
+        self.state().slots.iter().flatten().for_each(|memory| unsafe { memory.assume_unused() });
+    }
+
     /// Waits until every copy has ended; after an error too, as far as that can be told. All readers have ended.
     pub(super) fn drain(&self, work: &Work<'_>) -> Result<()> {
         self.streams.iter().map(|stream| stream.synchronize()).fold(Ok(()), Result::and)?;

@@ -235,6 +235,8 @@ impl Run {
             };
             match crew::run(&fill, callback.as_deref_mut(), &self.control, arrivals) {
                 Ok(filled) => {
+                    // SAFETY: W2: without an error, all readers have ended, and their streams were synchronized.
+                    unsafe { fill.settle() };
                     if let Some(gds) = fill.gds.get() {
                         scratch_bytes = gds.scratch_bytes();
                         by_cufile.extend(gds.choices());

@@ -20,10 +20,8 @@ pub(super) struct StagingMemory {
 impl StagingMemory {
     /// Staging memory from `pool`, if there is one. With `first_bytes`, so much for first slots is on its way.
     pub(super) fn new(device: &Device, pool: Option<Pool>, first_bytes: Option<u64>) -> Result<Self> {
-        let own = || Pool::builder(device.staging_memory()).name(format!("staging for {device}"));
-        // A region for each slot: memory that is refused in one piece may be had in several. What one reader is done with
-        // is there for another.
-        let pool = pool.map_or_else(|| own().region_bytes(1).retain_bytes(u64::MAX).build(), Ok)?;
+        // What one reader is done with is there for another.
+        let pool = pool.map_or_else(|| self::pool(device, u64::MAX), Ok)?;
         let first = first_bytes.and_then(|bytes| {
             let pool = pool.clone();
             // A refusal is told when slots are asked for again.
@@ -60,11 +58,13 @@ pub(super) struct Budget {
     left: AtomicUsize,
     /// One job's each.
     spare: Mutex<Vec<Fragment>>,
+    /// What lanes have had, until all has ended.
+    had: Mutex<Vec<Fragment>>,
 }
 
 impl Budget {
     pub(super) fn new(jobs: usize) -> Self {
-        Self { left: AtomicUsize::new(jobs), spare: Mutex::default() }
+        Self { left: AtomicUsize::new(jobs), spare: Mutex::default(), had: Mutex::default() }
     }
 
     /// Takes room for so many jobs, if it is there.
@@ -97,6 +97,21 @@ impl Budget {
         self.spare().pop()
     }
 
+    /// Takes memory that a lane has no more use for, whose copies have ended: others may have copies in flight out of other parts of its block.
+    pub(super) fn keep(&self, blocks: Vec<Fragment>) {
+        self.had.lock().unwrap_or_else(PoisonError::into_inner).extend(blocks);
+    }
+
+    /// Says that no one uses the memory that was left or kept, so that the pool need not wait for the device before it is used again.
+    ///
+    /// # Safety
+    /// All readers have ended, and so has what they enqueued.
+    pub(super) unsafe fn settle(&self) {
+        let had = self.had.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as the caller promises.
+        self.spare().iter().chain(&*had).for_each(|memory| unsafe { memory.assume_unused() });
+    }
+
     fn spare(&self) -> MutexGuard<'_, Vec<Fragment>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,6 +122,13 @@ impl Staging<'_> {
     pub(super) fn place(&self, slots: usize) -> tensorhold_allocator::Result<Fragment> {
         place(self.pool, self.slot_bytes * slots as u64)
     }
+}
+
+/// A pool of staging memory, which keeps so many bytes for those who come later.
+pub(super) fn pool(device: &Device, retained: u64) -> Result<Pool> {
+    // A region for each slot: memory that is refused in one piece may be had in several.
+    let pool = Pool::builder(device.staging_memory()).name(format!("staging for {device}"));
+    Ok(pool.region_bytes(1).retain_bytes(retained).build()?)
 }
 
 pub(super) fn place(pool: &Pool, bytes: u64) -> tensorhold_allocator::Result<Fragment> {

@@ -2,8 +2,9 @@
 
 use std::iter::FusedIterator;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use tensorhold_allocator::Reserved;
 
@@ -82,14 +83,36 @@ impl TensorStream {
         Ok(())
     }
 
-    /// The next tensor that has landed; `None` when there are no more.
-    fn next_landed(&mut self) -> Option<usize> {
-        let Some((next, landed)) = &mut self.order else { return self.landed.recv().ok() };
-        while !*landed.get(*next)? {
-            landed[self.landed.recv().ok()?] = true;
+    /// What [`next`](Iterator::next) gives, if that is there within so long; `None` if it is not, and then a later call gives it. For callers that look
+    /// at other things while they wait.
+    pub fn next_within(&mut self, patience: Duration) -> Option<Option<Result<Tensor>>> {
+        match self.next_landed(Some(Instant::now() + patience)) {
+            Err(RecvTimeoutError::Timeout) => None,
+            landed => Some(self.give(landed.ok())),
+        }
+    }
+
+    /// The next tensor that has landed; an error when there are no more, or none until then.
+    fn next_landed(&mut self, until: Option<Instant>) -> Result<usize, RecvTimeoutError> {
+        let receive = |landed: &Receiver<usize>| match until {
+            Some(until) => landed.recv_timeout(until.saturating_duration_since(Instant::now())),
+            None => landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let Some((next, landed)) = &mut self.order else { return receive(&self.landed) };
+        while !*landed.get(*next).ok_or(RecvTimeoutError::Disconnected)? {
+            landed[receive(&self.landed)?] = true;
         }
         *next += 1;
-        Some(*next - 1)
+        Ok(*next - 1)
+    }
+
+    /// A tensor that has landed, or how the load ended.
+    fn give(&mut self, landed: Option<usize>) -> Option<Result<Tensor>> {
+        let Some(number) = landed else { return self.join().err().map(Err) };
+        let tensor = self.tensors.get(number)?;
+        // SAFETY: I3: its jobs have landed, and it is given for the first time.
+        unsafe { tensor.landed() };
+        Some(Ok(tensor.clone()))
     }
 }
 
@@ -97,15 +120,8 @@ impl Iterator for TensorStream {
     type Item = Result<Tensor>;
 
     fn next(&mut self) -> Option<Result<Tensor>> {
-        match self.next_landed() {
-            Some(tensor) => {
-                let tensor = self.tensors.get(tensor)?;
-                // SAFETY: I3: its jobs have landed, and it is given for the first time.
-                unsafe { tensor.landed() };
-                Some(Ok(tensor.clone()))
-            }
-            None => self.join().err().map(Err),
-        }
+        let landed = self.next_landed(None).ok();
+        self.give(landed)
     }
 }
 

@@ -3,9 +3,12 @@
 //! A tensor is a fragment of a region and a description. [`TensorView`] borrows both, [`Tensor`] counts both;
 //! what can be done with a tensor is written once, on the view.
 
+#[cfg(feature = "dlpack")]
+mod dlpack;
 #[cfg(feature = "cuda-external")]
 mod lend;
 mod owned;
+mod reinterpret;
 mod view;
 
 use std::path::Path;

@@ -16,7 +16,7 @@ use crate::error::Result;
 #[derive(Clone)]
 pub struct Tensor {
     bytes: Fragment,
-    description: Arc<Description>,
+    pub(super) description: Arc<Description>,
 }
 
 impl Tensor {
@@ -92,6 +92,11 @@ impl Tensor {
     /// When uses on the stream cannot be recorded, as while it is captured.
     pub fn use_on<'a>(&'a self, stream: &'a dyn OrderedStream) -> Result<StreamUse<'a>> {
         Ok(self.bytes.use_on(stream)?)
+    }
+
+    /// Another owner of the same bytes, described otherwise. The description says as many bytes.
+    pub(super) fn with(&self, description: Description) -> Self {
+        Self { bytes: self.bytes.clone(), description: Arc::new(description) }
     }
 
     /// Says that what brought the bytes has ended.

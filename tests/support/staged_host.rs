@@ -82,6 +82,8 @@ struct StagedHost {
     staging: Arc<Frugal>,
     /// Copies and transforms that still succeed.
     copies: Arc<AtomicI64>,
+    /// Copies back to the host that still succeed.
+    reads: Arc<AtomicI64>,
     transforms: Transforms,
 }
 
@@ -125,17 +127,28 @@ pub fn device_with_one_slot(copies: i64) -> Device {
     staged(copies, (u64::MAX, 1))
 }
 
+/// A device from which so many copies back to the host succeed, and the others fail.
+pub fn device_read_back_at_most(reads: i64) -> Device {
+    let driver = driver(i64::MAX, (u64::MAX, i64::MAX), Transforms::None);
+    Device::from_driver(Arc::new(StagedHost { reads: Arc::new(AtomicI64::new(reads)), ..driver }))
+}
+
 fn staged(copies: i64, pieces: (u64, i64)) -> Device {
     with(copies, pieces, Transforms::None)
 }
 
-fn with(copies: i64, (largest, pieces): (u64, i64), transforms: Transforms) -> Device {
-    Device::from_driver(Arc::new(StagedHost {
+fn with(copies: i64, pieces: (u64, i64), transforms: Transforms) -> Device {
+    Device::from_driver(Arc::new(driver(copies, pieces, transforms)))
+}
+
+fn driver(copies: i64, (largest, pieces): (u64, i64), transforms: Transforms) -> StagedHost {
+    StagedHost {
         memory: Arc::new(Opaque(HostMemory::new())),
         staging: Arc::new(Frugal { memory: HostMemory::new(), largest, left: AtomicI64::new(pieces) }),
         copies: Arc::new(AtomicI64::new(copies)),
+        reads: Arc::new(AtomicI64::new(i64::MAX)),
         transforms,
-    }))
+    }
 }
 
 impl Driver for StagedHost {
@@ -160,10 +173,10 @@ impl Driver for StagedHost {
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>> {
-        let left = Arc::clone(&self.copies);
+        let copies = Copies { left: Arc::clone(&self.copies), reads: Arc::clone(&self.reads) };
         Ok(match self.transforms {
-            Transforms::None => Box::new(Copies { left }),
-            Transforms::Some => Box::new(Transforming(Copies { left })),
+            Transforms::None => Box::new(copies),
+            Transforms::Some => Box::new(Transforming(copies)),
         })
     }
 
@@ -175,16 +188,21 @@ impl Driver for StagedHost {
 /// Copies at once.
 struct Copies {
     left: Arc<AtomicI64>,
+    reads: Arc<AtomicI64>,
 }
 
 impl Copies {
     fn take(&self) -> Result<()> {
-        if self.left.fetch_sub(1, Ordering::Relaxed) > 0 {
+        Self::take_of(&self.left, "copy to the device")
+    }
+
+    fn take_of(left: &AtomicI64, operation: &'static str) -> Result<()> {
+        if left.fetch_sub(1, Ordering::Relaxed) > 0 {
             return Ok(());
         }
         Err(Error::Device {
             device: "staged-host".into(),
-            operation: "copy to the device",
+            operation,
             detail: "no more copies".into(),
             remedy: "allow more",
         })
@@ -252,6 +270,7 @@ impl Stream for Copies {
     }
 
     unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
+        Self::take_of(&self.reads, "copy to the host")?;
         // SAFETY: as the caller promises.
         unsafe { ptr::copy_nonoverlapping(from, to, bytes as usize) };
         Ok(())

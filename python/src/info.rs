@@ -1,0 +1,130 @@
+//! Descriptions of tensors, and what is asked of them: types and cuts.
+
+use std::ffi::OsStr;
+
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use tensorhold::{Cut, DType, TensorInfo};
+
+use crate::errors::{self, Kind};
+
+/// A tensor as it is on its device; in a rule, as its file has it.
+#[pyclass(name = "TensorInfo", module = "tensorhold", frozen)]
+pub(crate) struct PyInfo(pub(crate) TensorInfo);
+
+#[pymethods]
+impl PyInfo {
+    #[getter]
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// As the format spells it: `F32`, `BF16`, `F8_E4M3`, ...
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.0.dtype.name()
+    }
+
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &*self.0.shape)
+    }
+
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.nbytes
+    }
+
+    /// The file that it is from.
+    #[getter]
+    fn file(&self) -> &OsStr {
+        self.0.file.as_os_str()
+    }
+
+    fn __repr__(&self) -> String {
+        let TensorInfo { name, dtype, shape, nbytes, .. } = &self.0;
+        format!("TensorInfo({name:?}, {dtype}, {shape:?}, {nbytes} bytes)")
+    }
+}
+
+/// A part of a tensor along one dimension.
+#[pyclass(name = "Cut", module = "tensorhold", frozen, from_py_object)]
+#[derive(Clone)]
+pub(crate) struct PyCut(pub(crate) Cut);
+
+#[pymethods]
+impl PyCut {
+    /// `length` elements of dimension `dim`, from `start` on.
+    #[staticmethod]
+    fn narrow(dim: usize, start: usize, length: usize) -> Self {
+        Self(Cut::narrow(dim, start, length))
+    }
+
+    /// Part `rank` of `world` parts of the same length.
+    #[staticmethod]
+    fn shard(dim: usize, rank: usize, world: usize) -> Self {
+        Self(Cut::shard(dim, rank, world))
+    }
+
+    /// Part `rank` of `world` parts as torch's `chunk` makes them: the last ones may be shorter.
+    #[staticmethod]
+    fn chunk(dim: usize, rank: usize, world: usize) -> Self {
+        Self(Cut::chunk(dim, rank, world))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
+
+/// One cut or several.
+pub(crate) fn cuts(found: &Bound<'_, PyAny>) -> PyResult<Vec<Cut>> {
+    if found.is_none() {
+        return Ok(Vec::new());
+    }
+    if let Ok(cut) = found.cast::<PyCut>() {
+        return Ok(vec![cut.get().0]);
+    }
+    found.try_iter()?.map(|cut| Ok(cut?.cast::<PyCut>()?.get().0)).collect()
+}
+
+/// A type by the name that the format, torch, NumPy or JAX has for it: `BF16`, `bfloat16`, `torch.bfloat16`.
+pub(crate) fn dtype(spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
+    let text = spelled.str()?.to_string();
+    // `torch.float32`, `<class 'numpy.float32'>`, `<class 'jax.numpy.bfloat16'>`
+    let name = text.trim_end_matches("'>").rsplit('.').next().unwrap_or_default();
+    by_name(name).ok_or_else(|| {
+        let known: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
+        let message =
+            format!("option dtype: got {text:?}, expected one of {}; name one of these", known.join(", "));
+        errors::new(spelled.py(), Kind::Option, message)
+    })
+}
+
+fn by_name(name: &str) -> Option<DType> {
+    if let Some(&dtype) = DType::ALL.iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name)) {
+        return Some(dtype);
+    }
+    Some(match name {
+        "bool" | "bool_" => DType::BOOL,
+        "uint8" => DType::U8,
+        "int8" => DType::I8,
+        "uint16" => DType::U16,
+        "int16" | "short" => DType::I16,
+        "uint32" => DType::U32,
+        "int32" | "int" => DType::I32,
+        "uint64" => DType::U64,
+        "int64" | "long" => DType::I64,
+        "float16" | "half" => DType::F16,
+        "bfloat16" => DType::BF16,
+        "float32" | "float" => DType::F32,
+        "float64" | "double" => DType::F64,
+        "complex64" => DType::C64,
+        "float8_e4m3fn" => DType::F8_E4M3,
+        "float8_e5m2" => DType::F8_E5M2,
+        "float8_e8m0fnu" => DType::F8_E8M0,
+        "float8_e4m3fnuz" => DType::F8_E4M3FNUZ,
+        "float8_e5m2fnuz" => DType::F8_E5M2FNUZ,
+        _ => return None,
+    })
+}

@@ -1,0 +1,95 @@
+//! What a load asks Python while it runs without the interpreter: whether Ctrl-C was pressed, and what the callbacks say.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use tensorhold::Progress;
+
+use crate::options::Missing;
+
+/// How often Python is asked at most: often enough for a hand on the keyboard, and rarely enough to wait for the interpreter.
+const EVERY: Duration = Duration::from_millis(20);
+
+/// The first exception that a callback raised. It ends the load, and is raised in the place of the load's own error.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Failure(Arc<Mutex<Option<PyErr>>>);
+
+impl Failure {
+    pub(crate) fn set(&self, error: PyErr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(crate) fn take(&self) -> Option<PyErr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Calls Python. An exception is kept, and everything after it is `otherwise`.
+    pub(crate) fn ask<T>(&self, otherwise: T, call: impl FnOnce(Python<'_>) -> PyResult<T>) -> T {
+        if self.is_set() {
+            return otherwise;
+        }
+        // `None` while the interpreter ends: no one waits for the load any more.
+        match Python::try_attach(call) {
+            Some(Ok(answer)) => answer,
+            Some(Err(error)) => {
+                self.set(error);
+                otherwise
+            }
+            None => otherwise,
+        }
+    }
+}
+
+/// How far a load is. Sizes in bytes.
+#[pyclass(name = "Progress", module = "tensorhold", frozen, get_all)]
+pub(crate) struct PyProgress {
+    done_bytes: u64,
+    total_bytes: u64,
+    tensors: usize,
+}
+
+/// Answers a load's progress callback.
+pub(crate) struct Watch {
+    failure: Failure,
+    callback: Option<Py<PyAny>>,
+    asked: Option<Instant>,
+    missing: Missing,
+}
+
+impl Watch {
+    pub(crate) fn new(failure: Failure, missing: Missing, callback: Option<Py<PyAny>>) -> Self {
+        Self { failure, callback, asked: None, missing }
+    }
+
+    /// Whether the load goes on.
+    pub(crate) fn tell(&mut self, progress: &Progress) -> ControlFlow<()> {
+        // All headers have been read by now.
+        if self.missing.is_any() {
+            self.failure.ask((), |py| self.missing.error(py).map_or(Ok(()), Err));
+        }
+        if self.failure.is_set() {
+            return ControlFlow::Break(());
+        }
+        // At the end only a callback is told; what is pressed then comes after the load.
+        let is_last = progress.done_bytes == progress.total_bytes && self.callback.is_some();
+        let is_due = is_last || self.asked.is_none_or(|asked| asked.elapsed() >= EVERY);
+        if !is_due {
+            return ControlFlow::Continue(());
+        }
+        let goes_on = self.failure.ask(false, |py| {
+            py.check_signals()?;
+            let Some(callback) = &self.callback else { return Ok(true) };
+            let Progress { done_bytes, total_bytes, tensors, .. } = *progress;
+            let answer = callback.call1(py, (PyProgress { done_bytes, total_bytes, tensors },))?;
+            Ok(answer.is_none(py) || answer.is_truthy(py)?)
+        });
+        self.asked = Some(Instant::now());
+        if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+}

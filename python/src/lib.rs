@@ -1,0 +1,145 @@
+//! The compiled module of the Python package: a translation layer, with no loading logic of its own.
+//!
+//! Arguments become options of a [`tensorhold::Loader`] ([`options`]), errors become exceptions ([`errors`]), and tensors are exported by DLPack
+//! ([`tensor`]). The interpreter is released around all I/O and waits.
+//!
+//! # Invariants
+//! Those of the library, I1 to I6. No lock of this crate is held while Python is called, so a callback may use every object.
+
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+#![allow(missing_docs, reason = "what Python sees is described in its stubs")]
+
+mod batches;
+mod device;
+mod errors;
+mod group;
+mod info;
+mod interrupt;
+mod open;
+mod options;
+mod pool;
+mod process;
+mod report;
+mod save;
+mod stream;
+mod tensor;
+mod weights;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _core {
+    use pyo3::prelude::*;
+    use pyo3::types::{PyDict, PyList};
+    use tensorhold::Device;
+
+    #[pymodule_export]
+    use crate::batches::batches;
+    #[pymodule_export]
+    use crate::group::{check_group, relay, share};
+    #[pymodule_export]
+    use crate::info::{PyCut, PyInfo};
+    #[pymodule_export]
+    use crate::interrupt::PyProgress;
+    #[pymodule_export]
+    use crate::open::PyOpen;
+    use crate::options::Asked;
+    #[pymodule_export]
+    use crate::pool::{PyPool, PyStats};
+    use crate::process::Process;
+    #[pymodule_export]
+    use crate::report::{PyChoice, PyClosed, PyHeld, PyReport};
+    #[pymodule_export]
+    use crate::save::{PyDraft, plan_shards, shard_paths, validate_shard_set};
+    #[pymodule_export]
+    use crate::stream::PyStream;
+    #[pymodule_export]
+    use crate::tensor::{PyHandover, PyTensor};
+    #[pymodule_export]
+    use crate::weights::PyWeights;
+    use crate::{device, errors};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        errors::register(module)?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Loads the tensors.
+    #[pyfunction]
+    #[pyo3(signature = (paths, device=None, **options))]
+    fn load(
+        py: Python<'_>,
+        paths: &Bound<'_, PyAny>,
+        device: Option<&Bound<'_, PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyWeights> {
+        let asked = Asked::new(py, paths, device, options)?;
+        asked.run(py, tensorhold::Loader::load).map(PyWeights::new)
+    }
+
+    /// Begins to load the tensors, and gives each as its bytes land.
+    #[pyfunction]
+    #[pyo3(signature = (paths, device=None, *, in_file_order=false, **options))]
+    fn stream(
+        py: Python<'_>,
+        paths: &Bound<'_, PyAny>,
+        device: Option<&Bound<'_, PyAny>>,
+        in_file_order: bool,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyStream> {
+        let asked = Asked::new(py, paths, device, options)?;
+        let failure = asked.failure.clone();
+        let stream = asked.run(py, tensorhold::Loader::stream)?;
+        Ok(PyStream::new(if in_file_order { stream.in_file_order() } else { stream }, failure))
+    }
+
+    /// Opens a checkpoint: reads and checks its headers.
+    #[pyfunction]
+    #[pyo3(signature = (paths, device=None, **options))]
+    fn open(
+        py: Python<'_>,
+        paths: &Bound<'_, PyAny>,
+        device: Option<&Bound<'_, PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyOpen> {
+        let asked = Asked::new(py, paths, device, options)?;
+        let (has_pool, failure) = (asked.has_pool, asked.failure.clone());
+        let checkpoint = asked.run(py, tensorhold::Loader::open)?;
+        PyOpen::new(py, checkpoint, has_pool, failure)
+    }
+
+    /// What the headers say: the tensors as they would be loaded, and the strings of each file.
+    #[pyfunction]
+    #[pyo3(signature = (paths, device=None, **options))]
+    fn inspect<'py>(
+        py: Python<'py>,
+        paths: &Bound<'py, PyAny>,
+        device: Option<&Bound<'py, PyAny>>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyDict>)> {
+        let found = Asked::new(py, paths, device, options)?.run(py, tensorhold::Loader::inspect)?;
+        let files = PyDict::new(py);
+        for file in found.files {
+            files.set_item(file.path.as_os_str(), file.metadata)?;
+        }
+        Ok((PyList::new(py, found.tensors.into_iter().map(PyInfo))?, files))
+    }
+
+    /// How many CUDA devices there are; 0 without a driver.
+    #[pyfunction]
+    fn cuda_count(py: Python<'_>) -> PyResult<usize> {
+        let count = py.detach(Device::cuda_count);
+        if count > 0 {
+            Process::use_cuda(py, "cuda")?;
+        }
+        Ok(count)
+    }
+
+    /// The name of the device that is named, if there is such a name.
+    #[pyfunction]
+    fn device_name(py: Python<'_>, named: &Bound<'_, PyAny>) -> PyResult<String> {
+        device::spelled(py, named)
+    }
+}

@@ -1,0 +1,267 @@
+//! A checkpoint that is open: read tensor by tensor, in parts, or as a whole, without a second look at its headers.
+//!
+//! Many small reads are slow, and most callers walk over the names in order. So a second request in the order of the files is answered with a batch that is
+//! read at once, of which the next requests take theirs; batches become larger while the walk goes on. A request out of order is read by itself, and
+//! what was read ahead is dropped. A tensor of a batch pins no more than its batch, and where the device gives memory back in parts, only itself.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use tensorhold::allocator::RegionParts;
+use tensorhold::{Checkpoint, Pool, Tensor};
+
+use crate::errors::{self, Kind, raise};
+use crate::info::{self, PyInfo};
+use crate::interrupt::Failure;
+use crate::process::Process;
+use crate::stream::PyStream;
+use crate::tensor::{PyHandover, PyTensor};
+use crate::weights::PyWeights;
+
+/// Of the first batch of a walk.
+const FIRST_BATCH_BYTES: u64 = 8 << 20;
+
+/// Of the largest: a tensor that stays keeps as much where memory goes back as a whole.
+const BATCH_BYTES: u64 = 64 << 20;
+
+/// The same where it goes back in parts, and a load's own time is longer.
+const PARTED_BATCH_BYTES: u64 = 256 << 20;
+
+/// A checkpoint that is open.
+#[pyclass(name = "_Open", module = "tensorhold._core", frozen)]
+pub(crate) struct PyOpen {
+    /// `None` once it has been closed. Locked for moments, and never while Python is called.
+    checkpoint: RwLock<Option<Checkpoint>>,
+    /// Only locked without the interpreter.
+    walk: Mutex<Walk>,
+    /// What a rule raises while a tensor is read.
+    failure: Failure,
+    process: Process,
+}
+
+/// How far a walk in the order of the files is.
+struct Walk {
+    /// The number that comes next in it.
+    next: usize,
+    ahead: HashMap<usize, Tensor>,
+    batch_bytes: u64,
+    /// The tensors in their order: number by name, and bytes.
+    numbers: HashMap<Box<str>, usize>,
+    bytes: Vec<u64>,
+    /// Where batches are placed, if not in memory of their own.
+    pool: Option<Pool>,
+}
+
+impl Walk {
+    fn of(checkpoint: &Checkpoint, pool: Option<Pool>) -> Self {
+        let numbers = checkpoint.names().enumerate().map(|(number, name)| (name.into(), number)).collect();
+        let bytes = checkpoint.tensors().map(|info| info.nbytes).collect();
+        Self { next: 0, ahead: HashMap::new(), batch_bytes: 0, numbers, bytes, pool }
+    }
+
+    /// Takes a tensor of what was read ahead, or reads it.
+    fn take(&mut self, checkpoint: &Checkpoint, name: &str) -> tensorhold::Result<Tensor> {
+        let Some(&number) = self.numbers.get(name) else { return checkpoint.load_tensor(name) };
+        let follows = number == self.next && number > 0;
+        self.next = number + 1;
+        if let Some(tensor) = self.ahead.remove(&number) {
+            return Ok(tensor);
+        }
+        self.ahead.clear();
+        if !follows {
+            self.batch_bytes = 0;
+            return checkpoint.load_tensor(name);
+        }
+        let largest = if self.pool.is_some() { PARTED_BATCH_BYTES } else { BATCH_BYTES };
+        self.batch_bytes = (4 * self.batch_bytes).clamp(FIRST_BATCH_BYTES, largest);
+        let mut room = self.batch_bytes;
+        let fits = |bytes: &&u64| {
+            room = room.saturating_sub(**bytes);
+            room > 0
+        };
+        let count = self.bytes[number..].iter().take_while(fits).count();
+        if count < 2 {
+            return checkpoint.load_tensor(name);
+        }
+        let names = checkpoint.names().skip(number).take(count);
+        let batch = match &self.pool {
+            Some(pool) => {
+                let names: Vec<&str> = names.collect();
+                load_into(checkpoint, pool, &names)?
+            }
+            None => checkpoint.load_tensors(names)?,
+        };
+        self.ahead.extend(batch.into_tensors().zip(number..).map(|(tensor, number)| (number, tensor)));
+        self.ahead.remove(&number).map_or_else(|| checkpoint.load_tensor(name), Ok)
+    }
+}
+
+fn load_into(
+    checkpoint: &Checkpoint,
+    pool: &Pool,
+    names: &[&str],
+) -> tensorhold::Result<tensorhold::Weights> {
+    let names: std::collections::HashSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    checkpoint.loader().select(move |info| names.contains(&*info.name)).pool(pool).load()
+}
+
+impl PyOpen {
+    pub(crate) fn new(
+        py: Python<'_>,
+        checkpoint: Checkpoint,
+        has_pool: bool,
+        failure: Failure,
+    ) -> PyResult<Self> {
+        let parted = || Pool::builder(checkpoint.device().memory()).region_parts(RegionParts::Auto).build();
+        let pool = if has_pool { None } else { Some(parted().map_err(|error| raise(py, error.into()))?) };
+        let pool = pool.filter(Pool::is_parted);
+        let walk = py.detach(|| Walk::of(&checkpoint, pool));
+        Ok(Self {
+            checkpoint: RwLock::new(Some(checkpoint)),
+            walk: Mutex::new(walk),
+            failure,
+            process: Process::current(),
+        })
+    }
+
+    fn checkpoint(&self, py: Python<'_>, operation: &str) -> PyResult<Checkpoint> {
+        let checkpoint = self.checkpoint.read().unwrap_or_else(PoisonError::into_inner).clone();
+        checkpoint.ok_or_else(|| {
+            let message = format!("{operation}: the checkpoint has been closed; open it again");
+            errors::new(py, Kind::Closed, message)
+        })
+    }
+
+    /// Reads from the checkpoint.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        operation: &str,
+        read: impl FnOnce(&Checkpoint) -> tensorhold::Result<T> + Send,
+    ) -> PyResult<T> {
+        self.process.check(py, operation)?;
+        let checkpoint = self.checkpoint(py, operation)?;
+        let found = py.detach(|| read(&checkpoint));
+        match self.failure.take() {
+            Some(failed) => Err(failed),
+            None => found.map_err(|error| raise(py, error)),
+        }
+    }
+
+    fn read(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
+        let take = |checkpoint: &Checkpoint| {
+            self.walk.lock().unwrap_or_else(PoisonError::into_inner).take(checkpoint, name)
+        };
+        self.with(py, &format!("read tensor {name:?}"), take)
+    }
+}
+
+#[pymethods]
+impl PyOpen {
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.checkpoint(py, "list tensors")?.names())
+    }
+
+    fn info(&self, py: Python<'_>, name: &str) -> PyResult<PyInfo> {
+        let checkpoint = self.checkpoint(py, "describe a tensor")?;
+        if let Some(info) = checkpoint.info(name) {
+            return Ok(PyInfo(info.clone()));
+        }
+        // Says which name is near; there is nothing that it could load.
+        match checkpoint.load_part(name, &[]) {
+            Err(error) => Err(raise(py, error)),
+            Ok(tensor) => Ok(PyInfo(tensor.info().clone())),
+        }
+    }
+
+    fn files<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.checkpoint(py, "list files")?.files().map(|file| file.as_os_str()))
+    }
+
+    /// The strings in a file's header, or in those of all files.
+    #[pyo3(signature = (file=None))]
+    fn metadata<'py>(&self, py: Python<'py>, file: Option<PathBuf>) -> PyResult<Bound<'py, PyDict>> {
+        let checkpoint = self.checkpoint(py, "read metadata")?;
+        let strings = PyDict::new(py);
+        for found in checkpoint.files().filter(|found| file.as_ref().is_none_or(|file| file == found)) {
+            for (key, value) in checkpoint.metadata(found).into_iter().flatten() {
+                strings.set_item(key, value)?;
+            }
+        }
+        match file {
+            Some(file) if checkpoint.metadata(&file).is_none() => {
+                let message =
+                    format!("metadata of {file:?}: it is none of the opened files; files() lists them");
+                Err(errors::new(py, Kind::Option, message))
+            }
+            _ => Ok(strings),
+        }
+    }
+
+    /// A tensor that no one else owns.
+    fn tensor(&self, py: Python<'_>, name: &str) -> PyResult<PyTensor> {
+        self.read(py, name).map(PyTensor::new)
+    }
+
+    fn hand_over(&self, py: Python<'_>, name: &str) -> PyResult<PyHandover> {
+        self.read(py, name).map(PyHandover::new)
+    }
+
+    /// A part of a tensor, of which no more is read than is in the way.
+    fn hand_over_part(&self, py: Python<'_>, name: &str, cuts: &Bound<'_, PyAny>) -> PyResult<PyHandover> {
+        let cuts = info::cuts(cuts)?;
+        let read = |checkpoint: &Checkpoint| checkpoint.load_part(name, &cuts);
+        self.with(py, &format!("read tensor {name:?}"), read).map(PyHandover::new)
+    }
+
+    /// All tensors, or those of the names.
+    #[pyo3(signature = (names=None))]
+    fn load(&self, py: Python<'_>, names: Option<Vec<String>>) -> PyResult<PyWeights> {
+        let load = |checkpoint: &Checkpoint| match names {
+            Some(names) => checkpoint.load_tensors(names),
+            None => checkpoint.loader().load(),
+        };
+        self.with(py, "load tensors", load).map(PyWeights::new)
+    }
+
+    #[pyo3(signature = (in_file_order=false))]
+    fn stream(&self, py: Python<'_>, in_file_order: bool) -> PyResult<PyStream> {
+        let stream = self.with(py, "load tensors", |checkpoint| checkpoint.loader().stream())?;
+        let stream = if in_file_order { stream.in_file_order() } else { stream };
+        Ok(PyStream::new(stream, self.failure.clone()))
+    }
+
+    #[getter]
+    fn device(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(crate::device::name(self.checkpoint(py, "name the device")?.device()).to_owned())
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.checkpoint.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Closes the files. Tensors stay.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let checkpoint = self.checkpoint.write().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| {
+            drop(checkpoint);
+            let mut walk = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
+            walk.ahead.clear();
+            walk.pool = None;
+        });
+        Ok(())
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.checkpoint(py, "count tensors")?.len())
+    }
+
+    fn __contains__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let checkpoint = self.checkpoint(py, "look for a tensor")?;
+        Ok(name.extract::<String>().is_ok_and(|name| checkpoint.info(&name).is_some()))
+    }
+}

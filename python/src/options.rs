@@ -1,0 +1,252 @@
+//! From arguments in Python to a [`Loader`].
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+use tensorhold::allocator::RegionParts;
+use tensorhold::{Backend, BackendKind, Cut, Device, Loader, Pool};
+
+use crate::device;
+use crate::errors::{self, Kind, raise};
+use crate::info::{self, PyInfo};
+use crate::interrupt::{Failure, Watch};
+use crate::pool::PyPool;
+
+/// The names of the options, for what is said of one that is none of them.
+const NAMES: [&str; 11] = [
+    "select",
+    "dtype",
+    "cuts",
+    "backend",
+    "memory_budget",
+    "threads",
+    "staging_bytes",
+    "pool",
+    "parts",
+    "count_conversions",
+    "progress",
+];
+
+/// A loader, and what ends its load from Python.
+pub(crate) struct Asked {
+    pub(crate) loader: Loader,
+    pub(crate) failure: Failure,
+    /// Whether a pool was named.
+    pub(crate) has_pool: bool,
+    missing: Missing,
+}
+
+/// Names that were selected and that no header has had by now: none is left once all have been read, or it is an error.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Missing(Arc<Mutex<HashSet<String>>>);
+
+impl Missing {
+    fn names(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        !self.names().is_empty()
+    }
+
+    pub(crate) fn error(&self, py: Python<'_>) -> Option<PyErr> {
+        let names = self.names();
+        let first = names.iter().min()?;
+        let message = format!(
+            "select tensor {first:?}: there is none of that name, and {} of the selected are missing in all; select what is there",
+            names.len()
+        );
+        Some(errors::new(py, Kind::MissingTensor, message))
+    }
+}
+
+impl Asked {
+    /// A loader of these files onto that device, with these options.
+    pub(crate) fn new(
+        py: Python<'_>,
+        paths: &Bound<'_, PyAny>,
+        device: Option<&Bound<'_, PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let device = device::open(py, device)?;
+        let loader = with_paths(py, Loader::new(device).region_parts(RegionParts::Auto), paths)?;
+        let mut asked =
+            Self { loader, failure: Failure::default(), has_pool: false, missing: Missing::default() };
+        let mut callback = None;
+        for (name, value) in options.into_iter().flatten() {
+            let name = name.extract::<String>()?;
+            if value.is_none() && NAMES.contains(&&*name) {
+                continue;
+            }
+            match &*name {
+                "select" => asked.select(&value)?,
+                "dtype" => asked.dtype(value)?,
+                "cuts" => asked.cuts(value)?,
+                "backend" => asked.set(|loader| Ok(loader.backend(backend(&value)?)))?,
+                "threads" => asked.set(|loader| Ok(loader.threads(value.extract()?)))?,
+                "memory_budget" => asked.set(|loader| Ok(loader.memory_budget(value.extract()?)))?,
+                "staging_bytes" => asked.set(|loader| Ok(loader.staging_bytes(value.extract()?)))?,
+                "pool" => {
+                    let pool = value.cast::<PyPool>()?.get();
+                    pool.check(py, "load into a pool")?;
+                    asked.set(|loader| Ok(loader.pool(&pool.pool)))?;
+                    asked.has_pool = true;
+                }
+                "parts" => {
+                    let parts = if value.is_truthy()? { RegionParts::Require } else { RegionParts::Whole };
+                    asked.set(|loader| Ok(loader.region_parts(parts)))?;
+                }
+                "count_conversions" if value.is_truthy()? => {
+                    asked.set(|loader| Ok(loader.count_conversions()))?
+                }
+                "count_conversions" => {}
+                "progress" => callback = Some(value.unbind()),
+                _ => return Err(unknown(&name)),
+            }
+        }
+        let mut watch = Watch::new(asked.failure.clone(), asked.missing.clone(), callback);
+        asked.set(|loader| Ok(loader.progress(move |progress| watch.tell(progress))))?;
+        Ok(asked)
+    }
+
+    /// Loads into that pool.
+    pub(crate) fn place_in(&mut self, pool: &Pool) -> PyResult<()> {
+        self.set(|loader| Ok(loader.pool(pool)))
+    }
+
+    fn set(&mut self, set: impl FnOnce(Loader) -> PyResult<Loader>) -> PyResult<()> {
+        let loader = std::mem::replace(&mut self.loader, Loader::new(Device::host()));
+        self.loader = set(loader)?;
+        Ok(())
+    }
+
+    /// By a rule, or by names, of which each has to be there.
+    fn select(&mut self, wanted: &Bound<'_, PyAny>) -> PyResult<()> {
+        if wanted.is_callable() {
+            let (failure, rule) = (self.failure.clone(), wanted.clone().unbind());
+            let wants = move |info: &tensorhold::TensorInfo| {
+                failure.ask(false, |py| rule.call1(py, (PyInfo(info.clone()),))?.is_truthy(py))
+            };
+            return self.set(|loader| Ok(loader.select(wants)));
+        }
+        if wanted.is_instance_of::<PyString>() {
+            let message =
+                "option select: got a str, expected a rule or a collection of names; put the name in a list";
+            return Err(errors::new(wanted.py(), Kind::Option, message));
+        }
+        let names = wanted.try_iter()?.map(|name| name?.extract::<String>());
+        let names: HashSet<String> = names.collect::<PyResult<_>>()?;
+        self.missing = Missing(Arc::new(Mutex::new(names.clone())));
+        let missing = self.missing.clone();
+        self.set(|loader| {
+            Ok(loader.select(move |info| {
+                missing.names().remove(&*info.name);
+                names.contains(&*info.name)
+            }))
+        })
+    }
+
+    fn dtype(&mut self, wanted: Bound<'_, PyAny>) -> PyResult<()> {
+        // Types of NumPy and JAX can be called, too.
+        if !wanted.is_callable() || wanted.is_instance_of::<pyo3::types::PyType>() {
+            let dtype = info::dtype(&wanted)?;
+            return self.set(|loader| Ok(loader.dtype(dtype)));
+        }
+        if let Ok(dtype) = info::dtype(&wanted) {
+            return self.set(|loader| Ok(loader.dtype(dtype)));
+        }
+        let (failure, rule) = (self.failure.clone(), wanted.unbind());
+        let rule = move |info: &tensorhold::TensorInfo| {
+            failure.ask(None, |py| {
+                let answer = rule.call1(py, (PyInfo(info.clone()),))?;
+                if answer.is_none(py) { Ok(None) } else { info::dtype(answer.bind(py)).map(Some) }
+            })
+        };
+        self.set(|loader| Ok(loader.dtype_by(rule)))
+    }
+
+    fn cuts(&mut self, wanted: Bound<'_, PyAny>) -> PyResult<()> {
+        if let Ok(by_name) = wanted.cast::<PyDict>() {
+            for (name, cuts) in by_name {
+                let name = name.extract::<String>()?;
+                for cut in info::cuts(&cuts)? {
+                    self.set(|loader| Ok(loader.cut(name.clone(), cut)))?;
+                }
+            }
+            return Ok(());
+        }
+        if !wanted.is_callable() {
+            let message = format!(
+                "option cuts: got {}, expected a dict from names to cuts, or a rule; see tensorhold.Cut",
+                wanted.get_type()
+            );
+            return Err(errors::new(wanted.py(), Kind::Option, message));
+        }
+        let (failure, rule) = (self.failure.clone(), wanted.unbind());
+        let rule = move |info: &tensorhold::TensorInfo| -> Vec<Cut> {
+            failure.ask(Vec::new(), |py| info::cuts(rule.call1(py, (PyInfo(info.clone()),))?.bind(py)))
+        };
+        self.set(|loader| Ok(loader.cut_by(rule)))
+    }
+
+    /// Lets the load run without the interpreter, and says what ended it.
+    pub(crate) fn run<T: Send>(
+        self,
+        py: Python<'_>,
+        load: impl FnOnce(Loader) -> tensorhold::Result<T> + Send,
+    ) -> PyResult<T> {
+        let Self { loader, failure, missing, .. } = self;
+        let loaded = py.detach(|| load(loader));
+        let failed = failure.take().or_else(|| loaded.is_ok().then(|| missing.error(py)).flatten());
+        match failed {
+            Some(failed) => {
+                py.detach(|| drop(loaded));
+                Err(failed)
+            }
+            None => loaded.map_err(|error| raise(py, error)),
+        }
+    }
+}
+
+/// One path, or several.
+fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyResult<Loader> {
+    let checkpoint = |loader: Loader, path: PathBuf| {
+        py.detach(|| loader.checkpoint(path)).map_err(|error| raise(py, error))
+    };
+    if let Ok(path) = paths.extract::<PathBuf>() {
+        return checkpoint(loader, path);
+    }
+    let Ok(several) = paths.try_iter() else {
+        let message = format!(
+            "option paths: got {}, expected a path or several; name a file, an index or a folder",
+            paths.get_type()
+        );
+        return Err(errors::new(py, Kind::Option, message));
+    };
+    let mut loader = loader;
+    for path in several {
+        loader = checkpoint(loader, path?.extract()?)?;
+    }
+    Ok(loader)
+}
+
+fn backend(named: &Bound<'_, PyAny>) -> PyResult<Backend> {
+    let name = named.extract::<String>()?;
+    if name == "auto" {
+        return Ok(Backend::Auto);
+    }
+    let kind = BackendKind::ALL.into_iter().find(|kind| kind.name() == name);
+    kind.map(Backend::Require).ok_or_else(|| {
+        let known = BackendKind::ALL.map(BackendKind::name).join(", ");
+        let message = format!("option backend: got {name:?}, expected auto, {known}; leave it out for auto");
+        errors::new(named.py(), Kind::Option, message)
+    })
+}
+
+fn unknown(name: &str) -> PyErr {
+    PyTypeError::new_err(format!("there is no option {name:?}; there are {}", NAMES.join(", ")))
+}

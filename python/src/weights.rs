@@ -1,0 +1,228 @@
+//! Weights in Python: by name, as a dict of a framework's tensors, and closed.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString};
+use tensorhold::{DType, Tensor, Weights};
+
+use crate::errors::{self, Kind, raise};
+use crate::info::PyInfo;
+use crate::pool::PyStats;
+use crate::process::Process;
+use crate::report::{PyClosed, PyReport};
+use crate::tensor::{PyHandover, PyTensor, capsule};
+
+/// The loaded tensors of a checkpoint, by name, file by file in the order of their bytes.
+#[pyclass(name = "Weights", module = "tensorhold", frozen)]
+pub(crate) struct PyWeights {
+    /// `None` once they have been closed. Locked for moments, and never while Python is called.
+    weights: RwLock<Option<Weights>>,
+    process: Process,
+}
+
+impl PyWeights {
+    pub(crate) fn new(weights: Weights) -> Self {
+        Self { weights: RwLock::new(Some(weights)), process: Process::current() }
+    }
+
+    fn with<T>(&self, py: Python<'_>, use_them: impl FnOnce(&Weights) -> PyResult<T>) -> PyResult<T> {
+        match &*self.weights.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(weights) => use_them(weights),
+            None => Err(closed(py)),
+        }
+    }
+
+    fn take(&self, py: Python<'_>) -> PyResult<Weights> {
+        self.weights.write().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| closed(py))
+    }
+}
+
+/// The files that tensors are from, in their order.
+fn files_of(weights: &Weights) -> Vec<&Path> {
+    let mut files: Vec<&Arc<Path>> = Vec::new();
+    for tensor in weights.iter() {
+        let file = &tensor.info().file;
+        if files.last().is_none_or(|last| !Arc::ptr_eq(last, file)) && !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    files.into_iter().map(|file| &**file).collect()
+}
+
+fn closed(py: Python<'_>) -> PyErr {
+    let message =
+        "use weights: they have been closed; take the tensors that you need before, they stay valid";
+    errors::new(py, Kind::Closed, message)
+}
+
+#[pymethods]
+impl PyWeights {
+    /// The names, file by file in the order of their bytes.
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.with(py, |weights| PyList::new(py, weights.names()))
+    }
+
+    /// What a tensor is.
+    fn info(&self, py: Python<'_>, name: &str) -> PyResult<PyInfo> {
+        self.with(py, |weights| match weights.info(name) {
+            Some(info) => Ok(PyInfo(info.clone())),
+            None => Err(weights.view(name).map_or_else(|error| raise(py, error), |_| closed(py))),
+        })
+    }
+
+    /// What all tensors are.
+    fn infos(&self, py: Python<'_>) -> PyResult<Vec<PyInfo>> {
+        self.with(py, |weights| Ok(weights.iter().map(|tensor| PyInfo(tensor.info().clone())).collect()))
+    }
+
+    /// An owner of a tensor, which keeps the tensor's bytes beyond the weights.
+    fn tensor(&self, py: Python<'_>, name: &str) -> PyResult<PyTensor> {
+        let tensor = self.with(py, |weights| weights.tensor(name).map_err(|error| raise(py, error)))?;
+        Ok(PyTensor::new(tensor))
+    }
+
+    /// The files that tensors are from, in the order of their bytes.
+    fn files<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.with(py, |weights| PyList::new(py, files_of(weights).iter().map(|file| file.as_os_str())))
+    }
+
+    /// The strings in a file's header, or in those of all files that tensors are from.
+    #[pyo3(signature = (file=None))]
+    fn metadata<'py>(&self, py: Python<'py>, file: Option<PathBuf>) -> PyResult<Bound<'py, PyDict>> {
+        let strings = PyDict::new(py);
+        self.with(py, |weights| {
+            let files = match &file {
+                Some(file) => vec![&**file],
+                None => files_of(weights),
+            };
+            for file in files {
+                let Some(found) = weights.metadata(file) else {
+                    let message =
+                        format!("metadata of {file:?}: it is none of the loaded files; files() lists them");
+                    return Err(errors::new(py, Kind::Option, message));
+                };
+                for (key, value) in found {
+                    strings.set_item(key, value)?;
+                }
+            }
+            Ok(strings)
+        })
+    }
+
+    /// How the load went.
+    fn report(&self, py: Python<'_>) -> PyResult<PyReport> {
+        self.with(py, |weights| Ok(PyReport(weights.report().clone())))
+    }
+
+    /// The numbers of the pool that the tensors are in.
+    fn pool_stats(&self, py: Python<'_>) -> PyResult<PyStats> {
+        self.process.check(py, "ask a pool for its numbers")?;
+        let pool = self.with(py, |weights| Ok(weights.pool().clone()))?;
+        Ok(py.detach(|| pool.stats()).into())
+    }
+
+    /// All tensors as the framework's, by name, with no copy.
+    fn to<'py>(slf: &Bound<'py, Self>, framework: &str) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("tensorhold.frameworks")?.call_method1("convert_all", (slf, framework))
+    }
+
+    #[getter]
+    fn device(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |weights| Ok(crate::device::name(&weights.report().device).to_owned()))
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.weights.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Gives back every tensor that no one else holds, waits until that is done, and says what is still held: its memory goes when
+    /// its last owner does.
+    fn close(&self, py: Python<'_>) -> PyResult<PyClosed> {
+        self.process.check(py, "close weights")?;
+        let weights = self.take(py)?;
+        Ok(py.detach(|| weights.close()).into())
+    }
+
+    /// A dict of what Python makes of each tensor: `from_capsule`, of a capsule of the old structure, where the tensor's type is one of `plain`, else
+    /// `convert`. If they are handed over, the weights are closed, and what was made is the owner.
+    fn _each<'py>(
+        &self,
+        py: Python<'py>,
+        from_capsule: Option<Bound<'py, PyAny>>,
+        plain: Vec<String>,
+        convert: Bound<'py, PyAny>,
+        hand_over: bool,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let tensors: Vec<Tensor> = if hand_over {
+            let weights = self.take(py)?;
+            py.detach(|| weights.into_tensors().collect())
+        } else {
+            self.with(py, |weights| {
+                weights
+                    .names()
+                    .map(|name| weights.tensor(name))
+                    .collect::<Result<_, _>>()
+                    .map_err(|error| raise(py, error))
+            })?
+        };
+        let is_plain = |dtype: DType| plain.iter().any(|plain| plain == dtype.name());
+        let made = PyDict::new(py);
+        for tensor in tensors {
+            let name = PyString::new(py, tensor.name());
+            let converted = match &from_capsule {
+                Some(from_capsule) if is_plain(tensor.dtype()) => {
+                    from_capsule.call1((capsule(py, tensor.into_legacy_dlpack())?,))?
+                }
+                _ if hand_over => convert.call1((PyHandover::new(tensor),))?,
+                _ => convert.call1((PyTensor::new(tensor),))?,
+            };
+            made.set_item(name, converted)?;
+        }
+        Ok(made)
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |weights| Ok(weights.len()))
+    }
+
+    fn __contains__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let Ok(name) = name.extract::<String>() else { return Ok(false) };
+        self.with(py, |weights| Ok(weights.info(&name).is_some()))
+    }
+
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.keys(py)?.try_iter()?.into_any())
+    }
+
+    fn __getitem__(&self, py: Python<'_>, name: &str) -> PyResult<PyTensor> {
+        self.tensor(py, name)
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.get().with(slf.py(), |_| Ok(()))?;
+        Ok(slf)
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        if !self.closed() {
+            self.close(py)?;
+        }
+        Ok(())
+    }
+
+    fn __repr__(&self) -> String {
+        match &*self.weights.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(weights) => format!("Weights({} tensors, {} bytes)", weights.len(), weights.report().bytes),
+            None => "Weights(closed)".into(),
+        }
+    }
+}

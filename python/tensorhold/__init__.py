@@ -1,0 +1,88 @@
+"""Loads safetensors checkpoints at the speed of the bus, into tensors that own their memory.
+
+    >>> import tensorhold
+    >>> weights = tensorhold.load_file("llama/", device="cuda:0")  # a dict of torch tensors
+
+`load` gives tensors of no framework, which every one takes by DLPack; `safe_open` reads tensor by tensor, `stream` gives each as its bytes land.
+Names are those of `safetensors` where it has them. No framework is imported before it is asked for.
+"""
+
+from tensorhold._alias import install_as_fastsafetensors
+from tensorhold._core import (
+    AccessError,
+    CancelledError,
+    Choice,
+    Closed,
+    ClosedError,
+    Cut,
+    DeviceError,
+    Error,
+    FileChangedError,
+    FileError,
+    ForkError,
+    FormatError,
+    FrameworkError,
+    Held,
+    MissingFileError,
+    MissingTensorError,
+    OptionError,
+    OutOfMemoryError,
+    Pool,
+    Progress,
+    Report,
+    Stats,
+    Stream,
+    Tensor,
+    TensorError,
+    TensorIndexError,
+    TensorInfo,
+    Weights,
+    __version__,
+    cuda_count,
+    inspect,
+)
+from tensorhold.api import load, load_file, stream
+from tensorhold.opened import safe_open
+
+SafetensorError = Error
+"""The name that `safetensors` has for what goes wrong."""
+
+__all__ = [
+    "AccessError",
+    "CancelledError",
+    "Choice",
+    "Closed",
+    "ClosedError",
+    "Cut",
+    "DeviceError",
+    "Error",
+    "FileChangedError",
+    "FileError",
+    "ForkError",
+    "FormatError",
+    "FrameworkError",
+    "Held",
+    "MissingFileError",
+    "MissingTensorError",
+    "OptionError",
+    "OutOfMemoryError",
+    "Pool",
+    "Progress",
+    "Report",
+    "SafetensorError",
+    "Stats",
+    "Stream",
+    "Tensor",
+    "TensorError",
+    "TensorIndexError",
+    "TensorInfo",
+    "Weights",
+    "__version__",
+    "cuda_count",
+    "inspect",
+    "install_as_fastsafetensors",
+    "load",
+    "load_file",
+    "safe_open",
+    "stream",
+]

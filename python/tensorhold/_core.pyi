@@ -1,0 +1,384 @@
+"""What the compiled module has. `tensorhold` exports it under its own name: import from there."""
+
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, final
+
+from typing_extensions import Self, Unpack
+
+from tensorhold.types import Device, DType, Options, Path, Paths
+
+__version__: str
+
+class Error(Exception):
+    """What can go wrong in a call of this package. A failed call leaves nothing behind."""
+
+    operation: str | None
+    path: str | None
+
+class FileError(Error, OSError):
+    """The system refused to open or to read a file."""
+
+class MissingFileError(FileError, FileNotFoundError):
+    """There is no such file."""
+
+class AccessError(FileError, PermissionError):
+    """The file may not be read."""
+
+class FileChangedError(FileError):
+    """A file is not what it was when the load began."""
+
+class FormatError(Error, ValueError):
+    """A header, an index or a folder is not as the format has it."""
+
+class OptionError(Error, ValueError):
+    """An option, a setting or an argument that cannot be followed."""
+
+class TensorError(Error, ValueError):
+    """A tensor cannot be used like that."""
+
+class TensorIndexError(TensorError, IndexError):
+    """A tensor has no such element or part."""
+
+class MissingTensorError(Error, KeyError):
+    """There is no tensor of that name."""
+
+class ClosedError(Error, ValueError):
+    """What was closed is used."""
+
+class OutOfMemoryError(Error, MemoryError):
+    """The memory or the pool's limit does not allow it."""
+
+class DeviceError(Error, RuntimeError):
+    """A device or its driver cannot do as asked."""
+
+class CancelledError(Error, RuntimeError):
+    """The load was broken off by its progress callback."""
+
+class ForkError(Error, RuntimeError):
+    """A forked child uses what belongs to its parent."""
+
+class FrameworkError(Error, ImportError):
+    """A framework is missing, or cannot use the device."""
+
+@final
+class TensorInfo:
+    """A tensor as it is on its device; in a rule, as its file has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str:
+        """As the format spells it: `F32`, `BF16`, `F8_E4M3`, ..."""
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def file(self) -> str:
+        """The file that it is from."""
+
+@final
+class Cut:
+    """A part of a tensor along one dimension."""
+
+    @staticmethod
+    def narrow(dim: int, start: int, length: int) -> Cut: ...
+    @staticmethod
+    def shard(dim: int, rank: int, world: int) -> Cut:
+        """Part `rank` of `world` parts of the same length."""
+    @staticmethod
+    def chunk(dim: int, rank: int, world: int) -> Cut:
+        """Part `rank` of `world` parts as torch's `chunk` makes them."""
+
+@final
+class Progress:
+    """How far a load is."""
+
+    @property
+    def done_bytes(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def tensors(self) -> int: ...
+
+@final
+class Tensor:
+    """A tensor that keeps its own bytes alive, and nothing else's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> str:
+        """`cpu`, `pinned` or `cuda:N`."""
+    @property
+    def file(self) -> str: ...
+    @property
+    def info(self) -> TensorInfo: ...
+    @property
+    def data_ptr(self) -> int:
+        """The address of the first element in the device's memory. Keep the tensor while it is used."""
+    def view(self, dtype: DType) -> Tensor:
+        """The same bytes as elements of another type; the last dimension becomes longer or shorter with it."""
+    def narrow(self, dim: int, start: int, length: int) -> Tensor:
+        """A part that is one run of bytes, sharing them."""
+    def to_host(self) -> bytes:
+        """A copy of the bytes."""
+    def torch(self) -> Any: ...
+    def numpy(self) -> Any: ...
+    def to(self, framework: str) -> Any:
+        """The tensor as one of the framework's, with no copy."""
+    def __len__(self) -> int: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __copy__(self) -> Tensor: ...
+
+@final
+class Held:
+    @property
+    def name(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+
+@final
+class Closed:
+    """What closing found."""
+
+    @property
+    def released_bytes(self) -> int:
+        """Bytes of tensors that no one else held."""
+    @property
+    def held(self) -> list[Held]:
+        """What others hold; its memory goes when they drop it."""
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of the regions that stay reserved for what is held."""
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that no one holds and that a device may still be using."""
+
+@final
+class Choice:
+    @property
+    def about(self) -> str: ...
+    @property
+    def picked(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+
+@final
+class Report:
+    """How a load went: sizes in bytes, times in seconds. Its values can be had by name, too: `report["bytes"]`."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def tensors(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def cached_bytes(self) -> int: ...
+    @property
+    def direct_bytes(self) -> int: ...
+    @property
+    def gds_bytes(self) -> int: ...
+    @property
+    def files(self) -> int: ...
+    @property
+    def regions(self) -> int: ...
+    @property
+    def region_bytes(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def staging_bytes(self) -> int: ...
+    @property
+    def jobs(self) -> int: ...
+    @property
+    def times(self) -> dict[str, Any]:
+        """`plan`, `reserve`, `fill`, `total`, and `stages`."""
+    @property
+    def choices(self) -> list[Choice]: ...
+    @property
+    def converted(self) -> list[dict[str, Any]] | None: ...
+    @property
+    def gigabytes_per_second(self) -> float: ...
+    def as_dict(self) -> dict[str, Any]: ...
+    def keys(self) -> list[str]: ...
+    def __getitem__(self, key: str) -> Any: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+
+@final
+class Stats:
+    """A pool's numbers at one moment, in bytes but for `fragments` and `regions`."""
+
+    @property
+    def reserved_bytes(self) -> int: ...
+    @property
+    def live_bytes(self) -> int: ...
+    @property
+    def pending_bytes(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def largest_free_bytes(self) -> int: ...
+    @property
+    def high_water_bytes(self) -> int: ...
+    @property
+    def lost_bytes(self) -> int: ...
+    @property
+    def fragments(self) -> int: ...
+    @property
+    def regions(self) -> int: ...
+
+@final
+class Pool:
+    """Memory of a device that several loads share, with its limit and statistics."""
+
+    def __new__(
+        cls,
+        device: Device | None = None,
+        *,
+        limit_bytes: int | None = None,
+        parts: bool | None = False,
+        retain_bytes: int = 0,
+        name: str | None = None,
+    ) -> Self:
+        """`parts`: whether a tensor's memory goes back to the device with the tensor, though its neighbours in the
+        region live: True, or it is an error; None, where the device can; False, never."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def parts(self) -> bool: ...
+    def stats(self) -> Stats: ...
+    def trim(self) -> None:
+        """Gives back what is free, and waits until that is done."""
+
+@final
+class Weights:
+    """The loaded tensors of a checkpoint, by name, file by file in the order of their bytes."""
+
+    def keys(self) -> list[str]: ...
+    def info(self, name: str) -> TensorInfo: ...
+    def infos(self) -> list[TensorInfo]: ...
+    def tensor(self, name: str) -> Tensor: ...
+    def files(self) -> list[str]: ...
+    def _each(
+        self, from_capsule: Callable[[Any], Any] | None, plain: list[str], convert: Callable[[Any], Any], hand_over: bool
+    ) -> dict[str, Any]: ...
+    def metadata(self, file: Path | None = None) -> dict[str, str]:
+        """The strings in a file's header, or in those of all files."""
+    def report(self) -> Report: ...
+    def pool_stats(self) -> Stats: ...
+    def to(self, framework: str) -> dict[str, Any]:
+        """All tensors as the framework's, by name, with no copy."""
+    @property
+    def device(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> Closed:
+        """Gives back every tensor that no one else holds, and says what is still held."""
+    def __len__(self) -> int: ...
+    def __contains__(self, name: object) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __getitem__(self, name: str) -> Tensor: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class Stream:
+    """A load under way: iterates over `(name, tensor)`, each as its bytes land."""
+
+    def finish(self) -> Weights:
+        """Waits for the rest, and gives all tensors."""
+    def close(self) -> None:
+        """Stops the load. What was given stays."""
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> tuple[str, Tensor]: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class _Handover:
+    """A tensor on its way to a framework that becomes its owner."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    def view(self, dtype: DType) -> _Handover: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
+class _Open:
+    """A checkpoint that is open."""
+
+    def keys(self) -> list[str]: ...
+    def info(self, name: str) -> TensorInfo: ...
+    def files(self) -> list[str]: ...
+    def metadata(self, file: Path | None = None) -> dict[str, str]: ...
+    def tensor(self, name: str) -> Tensor: ...
+    def hand_over(self, name: str) -> _Handover: ...
+    def hand_over_part(self, name: str, cuts: Cut | Iterable[Cut]) -> _Handover: ...
+    def load(self, names: list[str] | None = None) -> Weights: ...
+    def stream(self, in_file_order: bool = False) -> Stream: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, name: object) -> bool: ...
+
+def open(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> _Open: ...
+def load(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> Weights: ...
+def stream(
+    paths: Paths, device: Device | None = None, *, in_file_order: bool = False, **options: Unpack[Options]
+) -> Stream: ...
+def inspect(
+    paths: Paths, device: Device | None = None, **options: Unpack[Options]
+) -> tuple[list[TensorInfo], dict[str, dict[str, str]]]:
+    """What the headers say: the tensors as they would be loaded, and the strings of each file."""
+
+def cuda_count() -> int:
+    """How many CUDA devices there are; 0 without a driver."""
+
+def device_name(named: Device) -> str:
+    """The full name of a device, without a look at whether it is there."""

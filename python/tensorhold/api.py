@@ -1,0 +1,98 @@
+"""The functions that load: `load`, `load_file` and `stream`.
+
+Options, of these and of `safe_open`:
+
+- `select`: names, or a rule from a `TensorInfo` to whether it is wanted, asked before any tensor's bytes are read;
+- `dtype`: the type that floats are converted to on their way, or a rule from a `TensorInfo` to a type or None;
+- `cuts`: a dict from names to a `Cut` or several, or a rule from a `TensorInfo` to them;
+- `backend`: how files are read: `auto`, `buffered`, `direct`, `io-uring` or `gds`;
+- `memory_budget`: how many bytes of the device's memory the load may take;
+- `threads`: how many threads read; `staging_bytes`: how much pinned memory they use;
+- `pool`: the memory that tensors are placed in, a `Pool`; a pool of their own if it is left out;
+- `parts`, without a pool: whether a tensor's memory goes back to the device with the tensor, though its neighbours live: where the device can, unless it is
+  said; True, or it is an error; False, all goes when the last has gone;
+- `count_conversions`: whether values out of range are counted for the report;
+- `progress`: True for a bar, if `tqdm` is there, or what is called with a `Progress` now and then; if it returns False, the load ends.
+"""
+
+from tensorhold import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from typing_extensions import Unpack
+
+    from tensorhold._core import Stream, Weights
+    from tensorhold.types import Device, LoadOptions, Options, Paths
+
+
+def load(paths: "Paths", device: "Device" = "cpu", **options: "Unpack[LoadOptions]") -> "Weights":
+    """Loads a checkpoint: a folder, an index, a file, or several of these.
+
+    When it returns, each tensor is readable on any stream and from any thread.
+    """
+    with _Bar(options) as passed:
+        return _core.load(paths, device, **passed)
+
+
+def stream(
+    paths: "Paths", device: "Device" = "cpu", *, in_file_order: bool = False, **options: "Unpack[LoadOptions]"
+) -> "Stream":
+    """Begins to load a checkpoint, and gives each tensor as its bytes land.
+
+    A file that changes during the load may be found out after tensors of it have been given: `finish` says so.
+    """
+    if options.get("progress") is True:
+        raise _core.OptionError(
+            "option progress: got True for a stream, expected a function; show what the iteration gives"
+        )
+    return _core.stream(paths, device, in_file_order=in_file_order, **_plain(options))
+
+
+def load_file(
+    filename: "Paths", device: "Device" = "cpu", framework: str = "pt", **options: "Unpack[LoadOptions]"
+) -> "dict[str, Any]":
+    """Loads a checkpoint into a dict of the framework's tensors: `pt`, `np`, `jax` or `cupy`.
+
+    The tensors own their memory: each keeps its own bytes alive and no others. They may be written to.
+    """
+    from tensorhold import frameworks
+
+    converter = frameworks.find(framework)
+    device = converter.prepare(device)
+    weights = load(filename, device, **options)
+    return frameworks.hand_over(weights, converter)
+
+
+def _plain(options: "LoadOptions") -> "Options":
+    progress = options.get("progress")
+    if progress is True or progress is False:
+        options = {**options, "progress": None}
+    return options  # type: ignore[return-value]
+
+
+class _Bar:
+    """What `progress=True` shows while a load runs: a bar of `tqdm`, or nothing where that is not installed."""
+
+    def __init__(self, options: "LoadOptions") -> None:
+        self.options = options
+        self.bar: Any = None
+
+    def __enter__(self) -> "Options":
+        if self.options.get("progress") is not True:
+            return _plain(self.options)
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            return _plain(self.options)
+        self.bar = tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc="loading")
+        return {**self.options, "progress": self.show}
+
+    def show(self, progress: "_core.Progress") -> None:
+        self.bar.total = progress.total_bytes
+        self.bar.update(progress.done_bytes - self.bar.n)
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,16 @@
+"""`load_file` for numpy, under the name that `safetensors.numpy` has for it."""
+
+from tensorhold import api
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from typing_extensions import Unpack
+
+    from tensorhold.types import Device, LoadOptions, Paths
+
+
+def load_file(filename: "Paths", device: "Device" = "cpu", **options: "Unpack[LoadOptions]") -> "dict[str, Any]":
+    """Loads a checkpoint into a dict of numpy's tensors, which own their memory."""
+    return api.load_file(filename, device, "np", **options)

@@ -1,0 +1,145 @@
+"""`safe_open`: single tensors, walks, slices, iteration, closing."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+
+import pytest
+from conftest import import_for
+from support import Spec, assert_all_back, raw, spec, write
+
+import tensorhold
+
+
+def test_an_open_checkpoint_says_what_it_holds(checkpoint: pathlib.Path, few: dict[str, Spec], framework: str, device: str) -> None:
+    with tensorhold.safe_open(checkpoint, framework, device) as f:
+        assert f.keys() == f.offset_keys() == list(few) and len(f) == 5 and "ids" in f and "idss" not in f
+        assert f.metadata() == {"format": "pt"} and f.files() == [str(checkpoint)] and f.metadata(checkpoint) == {"format": "pt"}
+        assert (f.get_shape("matrix"), f.get_dtype("matrix"), f.info("matrix").nbytes) == ([3, 5], "F32", 60)
+        for name, tensor in few.items():
+            assert raw(f.get_tensor(name)) == tensor.data
+        assert {name: raw(tensor) for name, tensor in f.load().items()} == {name: tensor.data for name, tensor in few.items()}
+        assert list(f.load(["ids"])) == ["ids"]
+        with pytest.raises(tensorhold.OptionError, match="none of the opened files"):
+            f.metadata("/another")
+
+
+def test_no_metadata_is_none_as_with_safetensors(tmp_path: pathlib.Path) -> None:
+    import_for("numpy", "cpu")
+    with tensorhold.safe_open(write(tmp_path / "t.safetensors", {"t": spec("U8", (1,))}), "np") as f:
+        assert f.metadata() is None
+
+
+def test_nothing_is_read_after_closing_and_tensors_stay(checkpoint: pathlib.Path, few: dict[str, Spec], framework: str, device: str) -> None:
+    with tensorhold.safe_open(checkpoint, framework, device) as f:
+        tensor, part = f.get_tensor("matrix"), f.get_slice("matrix")
+    assert f.closed and repr(f) == "safe_open(closed)"
+    for use in (f.keys, f.metadata, f.files, f.load, lambda: list(f), lambda: len(f), lambda: f.get_tensor("ids"), lambda: part[0]):
+        with pytest.raises(tensorhold.ClosedError, match="open it again"):
+            use()
+    f.close()
+    assert raw(tensor) == few["matrix"].data
+
+
+def test_walks_in_any_order_give_the_same_and_keep_nothing(tmp_path: pathlib.Path, device: str) -> None:
+    framework = "np" if device != "cuda:0" else "pt"
+    import_for("numpy" if framework == "np" else "torch", device)
+    tensors = {f"layer.{n}": spec("U8", (n % 7 * 100_003,), n) for n in range(120)}
+    write(tmp_path / "1.safetensors", dict(list(tensors.items())[:50]))
+    write(tmp_path / "2.safetensors", dict(list(tensors.items())[50:]))
+    pool = tensorhold.Pool(device)
+    names = list(tensors)
+    mixed = names.copy()
+    random.Random(5).shuffle(mixed)
+    for order in (names, names[::-1], names[::2], mixed, names[:30] + names[90:] + names[10:60] + names[:5]):
+        with tensorhold.safe_open(tmp_path, framework, device, pool=pool) as f:
+            for name in order:
+                assert raw(f.get_tensor(name)) == tensors[name].data
+        assert_all_back(pool)
+
+
+def test_a_tensor_that_is_asked_for_again_is_read_again(checkpoint: pathlib.Path, few: dict[str, Spec]) -> None:
+    import_for("numpy", "cpu")
+    with tensorhold.safe_open(checkpoint, "np") as f:
+        first = f.get_tensor("matrix")
+        first[:] = 0
+        assert raw(f.get_tensor("matrix")) == few["matrix"].data
+
+
+def test_iteration_gives_each_tensor_once_as_it_lands(checkpoint: pathlib.Path, few: dict[str, Spec], framework: str, device: str) -> None:
+    pool = tensorhold.Pool(device)
+    with tensorhold.safe_open(checkpoint, framework, device, pool=pool) as f:
+        landed = list(f)
+        assert sorted(name for name, _ in landed) == sorted(few)
+        assert all(raw(tensor) == few[name].data for name, tensor in landed)
+        del landed
+        for _, tensor in f:
+            break
+    del tensor, f
+    import gc
+
+    gc.collect()
+    assert_all_back(pool)
+
+
+def test_options_hold_for_all_that_is_read(checkpoint: pathlib.Path, torch_device: str) -> None:
+    import torch
+
+    options = {"select": lambda info: info.dtype == "F32", "dtype": lambda info: "BF16", "cuts": {"matrix": tensorhold.Cut.narrow(0, 1, 2)}}
+    with tensorhold.safe_open(checkpoint, "pt", torch_device, **options) as f:  # type: ignore[arg-type]
+        assert "ids" not in f and f.get_shape("matrix") == [2, 5] and f.get_dtype("matrix") == "BF16"
+        tensor = f.get_tensor("matrix")
+        assert tensor.dtype == torch.bfloat16 and torch.equal(f.get_slice("matrix")[:, 1:3].cpu(), tensor[:, 1:3].cpu())
+    with pytest.raises(tensorhold.OptionError, match="progress"):
+        tensorhold.safe_open(checkpoint, "pt", torch_device, progress=True)
+
+
+INDEXES = [
+    0, -1, slice(None), slice(1, 3), slice(-2, None), slice(2, 1), slice(0, 99), (0, 1), (1, slice(2, 4)), (slice(1, 2), slice(3)),
+    (slice(None), -1), (..., 0), (0, ...), (..., slice(1, 3)), ..., (), (1, 2, 3), (slice(None, None, 2),), (slice(1, None, 2), slice(0, 4, 3)),
+    (0, slice(None), slice(None, None, 3)), (slice(5, None),), (..., 1, slice(0, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=[str(index) for index in INDEXES])
+def test_slices_are_those_of_numpy(tmp_path: pathlib.Path, framework: str, device: str, index: object) -> None:
+    numpy = pytest.importorskip("numpy")
+    whole = numpy.arange(3 * 4 * 5, dtype=numpy.int32).reshape(3, 4, 5)
+    file = write(tmp_path / "t.safetensors", {"t": Spec("I32", (3, 4, 5), whole.tobytes())})
+    with tensorhold.safe_open(file, framework, device) as f:
+        part = f.get_slice("t")
+        assert (part.get_shape(), part.get_dtype()) == ([3, 4, 5], "I32")
+        assert tuple(part[index].shape) == whole[index].shape and raw(part[index]) == whole[index].tobytes()
+
+
+@pytest.mark.parametrize(
+    "index,kind,words",
+    [
+        (3, IndexError, "index 3, expected one within the 3 of dimension 0"),
+        ((0, -6), IndexError, "index -6"),
+        ((0, 0, 0), IndexError, "3 indexes"),
+        ((..., ...), IndexError, "once"),
+        (slice(None, None, -1), ValueError, "step -1"),
+        (slice(None, None, 0), ValueError, "step"),
+        (None, ValueError, "an index of NoneType"),
+        ([0, 1], ValueError, "an index of list"),
+        (True, ValueError, "an index of bool"),
+        ("a", ValueError, "an index of str"),
+        (1.0, ValueError, "an index of float"),
+    ],
+)
+def test_slices_that_there_are_not(tmp_path: pathlib.Path, index: object, kind: type[Exception], words: str) -> None:
+    import_for("numpy", "cpu")
+    file = write(tmp_path / "t.safetensors", {"t": spec("I32", (3, 5))})
+    with tensorhold.safe_open(file, "np") as f, pytest.raises(kind, match=words):
+        f.get_slice("t")[index]
+
+
+def test_a_slice_of_packed_values_ends_at_bytes(tmp_path: pathlib.Path) -> None:
+    import_for("torch", "cpu")
+    file = write(tmp_path / "t.safetensors", {"t": spec("F4", (4, 6))})
+    with tensorhold.safe_open(file, "pt") as f:
+        assert tuple(f.get_slice("t")[1:3].shape) == (2, 3)
+        with pytest.raises(tensorhold.TensorError):
+            f.get_slice("t")[:, 1:2]

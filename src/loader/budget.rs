@@ -1,0 +1,32 @@
+//! Whether tensors fit into the memory budget.
+
+use crate::error::{Error, Result};
+use crate::tensor::TensorInfo;
+
+/// So many of the largest tensors are named where they do not fit.
+const NAMED: usize = 3;
+
+/// Checks that so many bytes, which these tensors take, are within the budget.
+pub(super) fn check<'a, I: Iterator<Item = &'a TensorInfo>>(
+    needed: u64,
+    budget: u64,
+    tensors: impl FnOnce() -> I,
+) -> Result<()> {
+    if needed <= budget {
+        return Ok(());
+    }
+    let mut count = 0;
+    let largest = largest(tensors().inspect(|_| count += 1));
+    Err(Error::OverBudget { needed, budget, tensors: count, largest })
+}
+
+/// The names of the largest tensors, and their bytes, the largest first.
+pub(super) fn largest<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<(String, u64)> {
+    let mut largest: Vec<&TensorInfo> = Vec::with_capacity(NAMED + 1);
+    for info in tensors {
+        let place = largest.partition_point(|other| other.nbytes >= info.nbytes);
+        largest.insert(place, info);
+        largest.truncate(NAMED);
+    }
+    largest.into_iter().map(|info| (info.name.to_string(), info.nbytes)).collect()
+}
