@@ -110,7 +110,7 @@ pub struct BatchPlan {
     pub kept_bytes: u64,
     /// The most device memory that the batches in flight and what the consumer keeps take at any time, if it keeps no more than it said.
     pub peak_bytes: u64,
-    /// What was chosen, and why.
+    /// What was chosen, and why; also in the report of each batch.
     pub choices: Vec<Choice>,
 }
 
@@ -159,6 +159,7 @@ impl Batches {
             even_bytes,
             control: Arc::clone(&control),
             told: callback.map(|callback| ToldOfAll::new(callback, &plan)),
+            choices: plan.choices.clone(),
             done_bytes: 0,
             total_bytes: plan.bytes,
         };
@@ -359,6 +360,8 @@ struct Reader {
     besides: Option<u64>,
     control: Arc<Control>,
     told: Option<ToldOfAll>,
+    /// What was chosen for all batches, for the report of each.
+    choices: Vec<Choice>,
     /// Bytes of the batches that have been begun, and of all.
     done_bytes: u64,
     total_bytes: u64,
@@ -394,6 +397,7 @@ impl Reader {
         let placing = Placing { kept, region_bytes, apart, besides: self.besides };
         let (mut run, reserved) = begun.plan(files, told, placing)?;
         run.control = Arc::clone(&self.control);
+        run.readers.choices.extend(self.choices.iter().cloned());
         let before = self.done_bytes;
         self.done_bytes += run.batch.bytes();
         let mut callback = self.told.as_ref().map(|told| told.of_batch(before));
