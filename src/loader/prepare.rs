@@ -97,9 +97,11 @@ impl<'a> Begun<'a> {
         };
         let mut readers = readers.for_bytes(batch.file_bytes());
         if let Some(budget) = options.memory_budget {
-            let bytes = batch.layout.regions.iter().map(|region| region.size).sum();
+            let (regions, unit) = (batch.layout.regions.iter(), budget::unit(&pool));
+            let whole = |bytes: u64| bytes.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
+            let bytes = regions.fold(0_u64, |sum, region| sum.saturating_add(whole(region.size)));
             budget::check(bytes, budget, || told.infos().take(batch.len()))?;
-            readers.scratch_bytes = Some(placing.besides.unwrap_or(budget - bytes));
+            readers.scratch_bytes = Some(placing.besides.unwrap_or(budget.saturating_sub(bytes)));
         }
         let planned = started.elapsed();
         let reserved = match placing.apart {
