@@ -76,7 +76,7 @@ def raw(tensor: Any) -> bytes:
         return bytes(tensor.get().tobytes())
     import numpy
 
-    return numpy.asarray(tensor).tobytes()
+    return bytes(numpy.asarray(tensor).tobytes())
 
 
 def free_bytes(device: str) -> int | None:

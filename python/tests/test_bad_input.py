@@ -253,7 +253,7 @@ def test_an_unknown_tensor_with_the_nearest_name(checkpoint: pathlib.Path, devic
 def test_a_wrong_device(checkpoint: pathlib.Path, named: object) -> None:
     for load in (tensorhold.load, tensorhold.load_file, tensorhold.stream, tensorhold.Pool):
         with pytest.raises(tensorhold.OptionError, match="option device: got .*expected \"cpu\", \"pinned\", \"cuda\" or \"cuda:N\""):
-            load(named) if load is tensorhold.Pool else load(checkpoint, named)  # type: ignore[operator, arg-type]
+            load(named) if load is tensorhold.Pool else load(checkpoint, named)
 
 
 def test_a_device_that_is_not_there(checkpoint: pathlib.Path) -> None:
@@ -324,7 +324,7 @@ def test_the_same_file_loads_after_each_failure(checkpoint: pathlib.Path, few: d
     pool = tensorhold.Pool(device)
     for options in ({"backend": "mmap"}, {"select": ["none"]}, {"memory_budget": 5}, {"progress": lambda p: False}):
         with pytest.raises(tensorhold.Error):
-            tensorhold.load(checkpoint, device, pool=pool, **options)  # type: ignore[arg-type]
+            tensorhold.load(checkpoint, device, pool=pool, **options)
         with tensorhold.load(checkpoint, device, pool=pool) as weights:
             assert weights["large"].to_host() == few["large"].data
     assert_all_back(pool)

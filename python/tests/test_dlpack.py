@@ -97,9 +97,10 @@ def test_streams_are_named_in_the_way_of_the_protocol(checkpoint: pathlib.Path, 
         return
     for stream in (None, -1, 1, 2):
         tensor.__dlpack__(stream=stream)
-    for stream in (0, -2, "default"):
+    wrong: list[object] = [0, -2, "default"]
+    for nonsense in wrong:
         with pytest.raises(ValueError):
-            tensor.__dlpack__(stream=stream)
+            tensor.__dlpack__(stream=nonsense)
 
 
 def test_a_copy_is_made_if_it_is_asked_for(checkpoint: pathlib.Path, few: dict[str, Spec], device: str) -> None:
