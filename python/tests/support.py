@@ -79,6 +79,13 @@ def raw(tensor: Any) -> bytes:
     return bytes(numpy.asarray(tensor).tobytes())
 
 
+def numpy_takes_flags() -> bool:
+    """Whether NumPy is told of what may be written to, and of copies: since 2.1."""
+    import numpy
+
+    return tuple(int(part) for part in numpy.__version__.split(".")[:2]) >= (2, 1)
+
+
 def free_bytes(device: str) -> int | None:
     """Free memory of a CUDA device, by the driver; None for the CPU."""
     if not device.startswith("cuda"):
