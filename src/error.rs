@@ -264,6 +264,20 @@ pub enum Error {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// A process group, or one of its ranks, cannot do as asked.
+    #[error("{operation} on rank {rank} of {size}: {detail}; {remedy}")]
+    Group {
+        /// What was tried.
+        operation: &'static str,
+        /// This rank.
+        rank: usize,
+        /// How many ranks there are.
+        size: usize,
+        /// What is wrong: got and expected.
+        detail: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// The pool could not place the tensors, or a region could not be reserved.
     #[error(transparent)]
     Memory(#[from] tensorhold_allocator::Error),

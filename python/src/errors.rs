@@ -173,13 +173,14 @@ fn kind(error: &Error) -> Kind {
             std::io::ErrorKind::PermissionDenied => Kind::Access,
             _ => Kind::File,
         },
-        Error::Read { .. } => Kind::File,
+        Error::Read { .. } | Error::Write { .. } | Error::Space { .. } => Kind::File,
         Error::FileChanged { .. } => Kind::FileChanged,
         Error::NotAFile { .. }
         | Error::Checkpoint { .. }
         | Error::Index { .. }
         | Error::Header { .. }
-        | Error::DuplicateTensor { .. } => Kind::Format,
+        | Error::DuplicateTensor { .. }
+        | Error::ShardSet { .. } => Kind::Format,
         Error::NoFiles | Error::Option { .. } | Error::Setting { .. } | Error::Backend { .. } => Kind::Option,
         Error::OverBudget { .. } | Error::InfeasibleBudget { .. } => Kind::OutOfMemory,
         Error::Cancelled { .. } => Kind::Cancelled,

@@ -10,8 +10,10 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 #![allow(missing_docs, reason = "what Python sees is described in its stubs")]
 
+mod batches;
 mod device;
 mod errors;
+mod group;
 mod info;
 mod interrupt;
 mod open;
@@ -19,6 +21,7 @@ mod options;
 mod pool;
 mod process;
 mod report;
+mod save;
 mod stream;
 mod tensor;
 mod weights;
@@ -32,6 +35,10 @@ mod _core {
     use tensorhold::Device;
 
     #[pymodule_export]
+    use crate::batches::batches;
+    #[pymodule_export]
+    use crate::group::{check_group, relay, share};
+    #[pymodule_export]
     use crate::info::{PyCut, PyInfo};
     #[pymodule_export]
     use crate::interrupt::PyProgress;
@@ -43,6 +50,8 @@ mod _core {
     use crate::process::Process;
     #[pymodule_export]
     use crate::report::{PyChoice, PyClosed, PyHeld, PyReport};
+    #[pymodule_export]
+    use crate::save::{PyDraft, plan_shards, shard_paths, validate_shard_set};
     #[pymodule_export]
     use crate::stream::PyStream;
     #[pymodule_export]

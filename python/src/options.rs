@@ -8,7 +8,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use tensorhold::allocator::RegionParts;
-use tensorhold::{Backend, BackendKind, Cut, Device, Loader};
+use tensorhold::{Backend, BackendKind, Cut, Device, Loader, Pool};
 
 use crate::device;
 use crate::errors::{self, Kind, raise};
@@ -111,6 +111,11 @@ impl Asked {
         let mut watch = Watch::new(asked.failure.clone(), asked.missing.clone(), callback);
         asked.set(|loader| Ok(loader.progress(move |progress| watch.tell(progress))))?;
         Ok(asked)
+    }
+
+    /// Loads into that pool.
+    pub(crate) fn place_in(&mut self, pool: &Pool) -> PyResult<()> {
+        self.set(|loader| Ok(loader.pool(pool)))
     }
 
     fn set(&mut self, set: impl FnOnce(Loader) -> PyResult<Loader>) -> PyResult<()> {

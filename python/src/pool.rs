@@ -57,6 +57,16 @@ pub(crate) struct PyPool {
 }
 
 impl PyPool {
+    /// A pool over the memory of the device that is named.
+    pub(crate) fn of(py: Python<'_>, pool: Pool, device: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        Ok(Self { pool, device: device::open(py, device)?, process: Process::current() })
+    }
+
+    /// The device whose memory it is over.
+    pub(crate) fn opened(&self) -> &Device {
+        &self.device
+    }
+
     /// Refuses in a forked child, where no reaper serves the pool.
     pub(crate) fn check(&self, py: Python<'_>, operation: &str) -> PyResult<()> {
         self.process.check(py, operation)

@@ -7,6 +7,7 @@
 Names are those of `safetensors` where it has them. No framework is imported before it is asked for.
 """
 
+from tensorhold._alias import install_as_fastsafetensors
 from tensorhold._core import (
     AccessError,
     CancelledError,
@@ -79,6 +80,7 @@ __all__ = [
     "__version__",
     "cuda_count",
     "inspect",
+    "install_as_fastsafetensors",
     "load",
     "load_file",
     "safe_open",

@@ -76,6 +76,11 @@ impl Cuts {
         self.count += 1;
     }
 
+    /// Whether none were asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Those of a tensor.
     fn of(&self, info: &TensorInfo) -> Vec<(usize, Cut)> {
         let mut cuts = self.named.get(&*info.name).cloned().unwrap_or_default();
@@ -91,7 +96,7 @@ impl Cuts {
 impl Asked {
     /// Whether tensors are loaded as they are in their files.
     pub(super) fn is_nothing(&self) -> bool {
-        self.dtype.is_none() && self.dtype_rule.is_none() && self.cuts.count == 0
+        self.dtype.is_none() && self.dtype_rule.is_none() && self.cuts.is_empty()
     }
 
     /// The same of the tensor of this name alone, which is cut by these, too, after all else.

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::group::chunk;
 use crate::tensor::TensorInfo;
 
 /// A part of a tensor along one dimension. Several cuts are made one after the other, each of what the one before has left.
@@ -91,11 +92,7 @@ impl Cut {
                 let expected = "a number that divides them".to_owned();
                 return wrong(got, expected, "cut by another number, or into unequal parts by Cut::chunk()");
             }
-            Part::Shard { rank, world, .. } => {
-                let length = there.div_ceil(world);
-                let start = rank.saturating_mul(length).min(there);
-                start..start.saturating_add(length).min(there)
-            }
+            Part::Shard { rank, world, .. } => chunk(there, rank, world),
         };
         Ok((self.dim, range))
     }

@@ -48,6 +48,7 @@ mod ring;
 mod route;
 mod rule;
 mod run;
+mod shared;
 mod staging;
 mod stopwatch;
 mod stream;

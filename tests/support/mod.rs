@@ -4,6 +4,7 @@
 pub mod changed;
 pub mod device;
 pub mod staged_host;
+pub mod threads;
 pub mod versions;
 
 use std::fs;

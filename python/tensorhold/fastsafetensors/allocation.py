@@ -1,0 +1,60 @@
+"""The pools that the drop-in places tensors in, and how much they hold."""
+
+import os
+import threading
+from typing import Callable, Dict, List, Tuple
+
+from tensorhold import _core
+
+_lock = threading.Lock()
+_shared: Dict[Tuple[int, str], _core.Pool] = {}
+_own: List[Tuple[int, _core.Pool, Callable[[], bool]]] = []
+
+
+def device_pool(device: str) -> _core.Pool:
+    """The pool of a device, which all loads without a budget share. A forked child has its own."""
+    key = (os.getpid(), device)
+    with _lock:
+        pool = _shared.get(key)
+        if pool is None:
+            # A tensor's memory goes back with the tensor, where the device can.
+            pool = _shared[key] = _core.Pool(device, parts=None, name=f"fastsafetensors {device}")
+        return pool
+
+
+def count_in(pool: _core.Pool, has_ended: Callable[[], bool]) -> None:
+    """Counts a pool of a load's own in, until the load has ended and the pool is empty."""
+    with _lock:
+        _own.append((os.getpid(), pool, has_ended))
+
+
+def _live() -> List[_core.Stats]:
+    """The numbers of all pools of this process, once what was dropped is back."""
+    here = os.getpid()
+    with _lock:
+        pools = [pool for (process, _), pool in _shared.items() if process == here]
+        own = [entry for entry in _own if entry[0] == here]
+    stats = []
+    for pool in pools:
+        pool.trim()
+        stats.append(pool.stats())
+    done = []
+    for entry in own:
+        entry[1].trim()
+        found = entry[1].stats()
+        stats.append(found)
+        if found.reserved_bytes == 0 and entry[2]():
+            done.append(entry)
+    with _lock:
+        _own[:] = [entry for entry in _own if entry not in done]
+    return stats
+
+
+def live_allocation_bytes() -> int:
+    """Bytes of device and host memory that loads of the drop-in hold: all that is reserved for tensors, also between them."""
+    return sum(stats.reserved_bytes for stats in _live())
+
+
+def live_allocation_count() -> int:
+    """How many regions that memory is in."""
+    return sum(stats.regions for stats in _live())

@@ -1,0 +1,217 @@
+"""Headers, groups of one, and places of devices."""
+
+import json
+import logging
+import os
+from collections import OrderedDict
+from ctypes import string_at
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+from tensorhold import _core
+from tensorhold.fastsafetensors._frames import TensorFrame
+from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, Device, DType
+
+if TYPE_CHECKING:
+    from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, TensorBase
+
+__all__ = [
+    "HeaderTooSmall",
+    "SafeTensorsMetadata",
+    "SingleGroup",
+    "TensorFrame",
+    "get_device_numa_node",
+    "init_logger",
+    "is_gpu_found",
+]
+
+HEADER_LIMIT = 100_000_000
+"""The format's limit on a header, in bytes."""
+
+
+class HeaderTooSmall(_core.FormatError):
+    """A file, or a buffer, is too short for a header."""
+
+
+def init_logger(name: str) -> logging.Logger:
+    """The logger of a module."""
+    return logging.getLogger(name)
+
+
+def is_gpu_found() -> bool:
+    """Whether there is a CUDA device."""
+    return _core.cuda_count() > 0
+
+
+def get_device_numa_node(device: Optional[int]) -> Optional[int]:
+    """The NUMA node that a CUDA device is near, by its number; None where that is not known."""
+    if device is None or not 0 <= device < _core.cuda_count():
+        return None
+    try:
+        import torch
+
+        found = torch.cuda.get_device_properties(device)
+        address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+        with open(f"/sys/bus/pci/devices/{address}/numa_node") as file:
+            node = int(file.read())
+    except (ImportError, AttributeError, RuntimeError, OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
+class SingleGroup:
+    """The group of a job of one process."""
+
+    def size(self) -> int:
+        return 1
+
+    def rank(self) -> int:
+        return 0
+
+
+class SafeTensorsMetadata:
+    """A file's header: the frames of its tensors by name, in the order of their bytes, and its strings."""
+
+    def __init__(
+        self,
+        string: str,
+        header_length: int,
+        size_bytes: int,
+        framework: "FrameworkOpBase",
+        src: str = "",
+        keep_orig_dict: bool = False,
+    ) -> None:
+        """Of the header's JSON, which ends `header_length` bytes from the start of a file of `size_bytes`."""
+        self.src = src
+        self.framework = framework
+        self.header_length = header_length
+        self.size_bytes = size_bytes
+        entries = self._parsed(string)
+        self.metadata: Any = entries.pop("__metadata__", "")
+        if keep_orig_dict:
+            self.ser = entries
+        self.tensors: Dict[str, TensorFrame] = {}
+        self.aligned = header_length % framework.get_device_ptr_align() == 0
+        end = 0
+        for name, entry in sorted(entries.items(), key=lambda item: self._place(*item)):
+            frame = TensorFrame.from_buffer(entry)
+            self._check(name, frame, end)
+            end = frame.data_offsets[1]
+            self.tensors[name] = frame
+        if header_length + end > size_bytes:
+            raise self._wrong(f"MetadataIncompleteBuffer: got {size_bytes} bytes, expected {header_length + end}; the file was cut off")
+
+    def _wrong(self, problem: str) -> _core.FormatError:
+        return _core.FormatError(f"read header of {self.src!r}: {problem}")
+
+    def _parsed(self, string: str) -> "OrderedDict[str, Any]":
+        def once(pairs: List[Tuple[str, Any]]) -> "OrderedDict[str, Any]":
+            found = OrderedDict(pairs)
+            if len(found) != len(pairs):
+                raise self._wrong("a name comes twice; write the file again")
+            return found
+
+        try:
+            entries = json.loads(string, object_pairs_hook=once)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise self._wrong(f"it is not JSON: {error}; write the file again") from error
+        if not isinstance(entries, OrderedDict):
+            raise self._wrong(f"got {type(entries).__name__}, expected an object; write the file again")
+        return entries
+
+    def _place(self, name: str, entry: Any) -> Tuple[int, int]:
+        try:
+            start, end = (int(offset) for offset in entry["data_offsets"])
+            extents = [int(extent) for extent in entry["shape"]]
+            DType(entry["dtype"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._wrong(f"tensor {name!r}: {error!r}; expected dtype, shape and data_offsets as the format has them") from error
+        if min(extents, default=0) < 0:
+            raise self._wrong(f"tensor {name!r}: got shape {extents}, expected no negative number; write the file again")
+        return start, end
+
+    def _check(self, name: str, frame: TensorFrame, expected_start: int) -> None:
+        start, end = frame.data_offsets
+        if start != expected_start or end < start:
+            raise self._wrong(f"InvalidOffset of tensor {name!r}: got {start} to {end}, expected a start of {expected_start}; write the file again")
+        elements = 1
+        for extent in frame.shape:
+            elements *= extent
+        if end - start != elements * DTYPE_SIZES[frame.dtype]:
+            raise self._wrong(
+                f"TensorInvalidInfo of tensor {name!r}: got {end - start} bytes, expected {elements * DTYPE_SIZES[frame.dtype]} "
+                f"for {frame.dtype.value}{frame.shape}; write the file again"
+            )
+
+    @classmethod
+    def from_buffer(cls, buf: int, buffer_len: int, filename: str, framework: "FrameworkOpBase") -> "SafeTensorsMetadata":
+        """Of the bytes of a file, at an address in host memory."""
+        length = cls._header_bytes(string_at(buf, min(buffer_len, 8)), buffer_len, filename)
+        return cls(string_at(buf + 8, length).decode(), 8 + length, buffer_len, framework, filename)
+
+    @classmethod
+    def from_fd(
+        cls, fd: int, filename: str, framework: "FrameworkOpBase", keep_orig_dict: bool = False
+    ) -> "SafeTensorsMetadata":
+        """Of an open file."""
+        size = os.fstat(fd).st_size
+        length = cls._header_bytes(os.pread(fd, 8, 0), size, filename)
+        header = b""
+        while len(header) < length:
+            read = os.pread(fd, length - len(header), 8 + len(header))
+            if not read:
+                raise _core.FormatError(f"read header of {filename!r}: got {len(header)} bytes, expected {length}; the file was cut off meanwhile")
+            header += read
+        try:
+            string = header.decode()
+        except UnicodeDecodeError as error:
+            raise _core.FormatError(f"read header of {filename!r}: it is not UTF-8: {error}; write the file again") from error
+        return cls(string, 8 + length, size, framework, filename, keep_orig_dict)
+
+    @classmethod
+    def from_file(cls, filename: str, framework: "FrameworkOpBase") -> "SafeTensorsMetadata":
+        """Of a file."""
+        fd = os.open(filename, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return cls.from_fd(fd, filename, framework)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _header_bytes(first: bytes, size: int, filename: str) -> int:
+        """The length of the header's JSON, by a file's first bytes."""
+        if len(first) < 8:
+            raise HeaderTooSmall(f"read header of {filename!r}: HeaderTooSmall: got {size} bytes, expected at least 8; name a safetensors file")
+        length = int.from_bytes(first, "little")
+        if length > HEADER_LIMIT:
+            raise _core.FormatError(f"read header of {filename!r}: HeaderTooLarge: got {length} bytes, expected at most {HEADER_LIMIT}; name a safetensors file")
+        if length > size - 8:
+            raise _core.FormatError(f"read header of {filename!r}: InvalidHeaderLength: got {length} bytes, and the file has {size}; it was cut off")
+        return length
+
+    def get_tensors(
+        self,
+        gbuf: Any,
+        device: Device,
+        copy_start_offset: int,
+        dtype: DType = DType.AUTO,
+        owner: Any = None,
+    ) -> "Dict[str, TensorBase]":
+        """Tensors over bytes that the caller has read: `gbuf`, an object with a buffer or `__dlpack__`, holds the file from `copy_start_offset` on.
+        They share its memory and keep it, and `owner`."""
+        return self.framework.tensors_over(self, gbuf, device, copy_start_offset, dtype, owner)
+
+    def select_byte_ranges(self, keep_tensor: Callable[[str], bool], merge_gap: int = 4096) -> List[Tuple[int, int]]:
+        """Where in the file the tensors lie that the rule keeps: ranges in ascending order. Ranges that lie no more than `merge_gap` bytes apart are one."""
+        ranges: List[Tuple[int, int]] = []
+        for name, frame in self.tensors.items():
+            start, end = (self.header_length + offset for offset in frame.data_offsets)
+            if start == end or not keep_tensor(name):
+                continue
+            if ranges and start - ranges[-1][1] <= merge_gap:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((start, end))
+        return ranges
+
+    def __repr__(self) -> str:
+        return str({"__metadata__": self.metadata, "tensors": self.tensors})

@@ -1,0 +1,140 @@
+"""`FilesBufferOnDevice`: the tensors of files that the ranks of a group have read between them."""
+
+import weakref
+from collections import OrderedDict
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, ProcessGroupBase, TensorBase
+from tensorhold.fastsafetensors.st_types import Device, DType
+from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
+
+
+class FilesBufferOnDevice:
+    """Tensors by name. What is returned owns its memory and stays when this is closed, but for `borrowed_tensors`.
+
+    In a group, `get_tensor`, `get_sharded`, `get_multi_cols`, `push_tensor` and `as_dict` are collective: all ranks call them, with the same arguments
+    and in the same order.
+    """
+
+    def __init__(
+        self,
+        rank_loaders: Mapping[int, Sequence[LazyTensorFactory]],
+        pg: Any,
+        framework: FrameworkOpBase,
+        auto_mem_delete: bool = True,
+        keep_tensor: Optional[Callable[[str], bool]] = None,
+        borrowed_tensors: bool = False,
+    ) -> None:
+        """Of files by rank. `auto_mem_delete` is for callers that pass it: memory goes with its tensors anyway."""
+        self.framework = framework
+        self.pg = pg if isinstance(pg, ProcessGroupBase) else framework.get_process_group(pg)
+        self.auto_mem_delete = auto_mem_delete
+        self.borrowed_tensors = borrowed_tensors
+        self.rank_loaders = {rank: list(files) for rank, files in rank_loaders.items()}
+        self.key_to_rank_lidx: "OrderedDict[str, Tuple[int, int]]" = OrderedDict()
+        self._borrowed: List["weakref.ref[Any]"] = []
+        self._shared: Any = None
+        for rank, files in self.rank_loaders.items():
+            for number, file in enumerate(files):
+                self._shared = file.shared
+                for name in file.tensors:
+                    if keep_tensor is None or keep_tensor(name):
+                        self.key_to_rank_lidx[name] = (rank, number)
+
+    def close(self) -> None:
+        """Lets go of the tensors. Those that were returned stay; borrowed ones are emptied."""
+        for borrowed in self._borrowed:
+            tensor = borrowed()
+            if tensor is not None:
+                self.framework.let_go(tensor)
+        self._borrowed.clear()
+        if self._shared is not None:
+            self._shared.close()
+
+    def _file(self, tensor_name: str) -> LazyTensorFactory:
+        found = self.key_to_rank_lidx.get(tensor_name)
+        if found is None:
+            raise ValueError(
+                f"find tensor {tensor_name!r}: it was not found in the files, or is filtered out, of {len(self.key_to_rank_lidx)} tensors; "
+                "key_to_rank_lidx has their names"
+            )
+        return self.rank_loaders[found[0]][found[1]]
+
+    def get_filename(self, tensor_name: str) -> str:
+        """The file that a tensor is from."""
+        return self._file(tensor_name).path
+
+    def get_shape(self, tensor_name: str) -> List[int]:
+        """The shape in the header."""
+        return list(self._file(tensor_name).tensors[tensor_name].shape)
+
+    def get_tensor(self, tensor_name: str, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO) -> Any:
+        """The whole tensor, on every rank."""
+        return self.get_tensor_wrapped(tensor_name, device, dtype).get_raw()
+
+    def get_tensor_wrapped(
+        self, tensor_name: str, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
+    ) -> TensorBase:
+        """The same, wrapped."""
+        self._file(tensor_name)
+        return self._given(self._shared.broadcast(tensor_name), device, dtype)
+
+    def get_sharded(
+        self, tensor_name: str, dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
+    ) -> Any:
+        """This rank's part along a dimension, as `torch.chunk` cuts; the whole tensor if `dim` is negative."""
+        return self.get_sharded_wrapped(tensor_name, dim, device, dtype).get_raw()
+
+    def get_sharded_wrapped(
+        self, tensor_name: str, dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
+    ) -> TensorBase:
+        """The same, wrapped."""
+        if dim < 0:
+            return self.get_tensor_wrapped(tensor_name, device, dtype)
+        self._check_dim(tensor_name, dim)
+        return self._given(self._shared.shard(tensor_name, dim), device, dtype)
+
+    def _check_dim(self, tensor_name: str, dim: int) -> None:
+        shape = self.get_shape(tensor_name)
+        if dim >= len(shape):
+            raise IndexError(f"cut tensor {tensor_name!r}: got dimension {dim}, expected one of its {len(shape)}; count dimensions from 0")
+
+    def get_multi_cols(
+        self, tensor_names: Sequence[str], dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
+    ) -> TensorBase:
+        """This rank's parts of several tensors, side by side along a dimension; wrapped."""
+        names = list(tensor_names)
+        for name in names:
+            self._file(name)
+            if dim < 0:
+                raise IndexError(f"join tensors: got dimension {dim}, expected 0 or more; count dimensions from 0")
+            self._check_dim(name, dim)
+        return self._given(self._shared.columns(names, dim), device, dtype)
+
+    def push_tensor(
+        self, tensor_name: str, dst_rank: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
+    ) -> Any:
+        """The whole tensor on one rank; None on the others."""
+        self._file(tensor_name)
+        pushed = self._shared.push(tensor_name, dst_rank)
+        return None if pushed is None else self._given(pushed, device, dtype).get_raw()
+
+    def as_dict(self, tensor_shard_dim: Mapping[str, int]) -> Dict[str, TensorBase]:
+        """This rank's parts of tensors by name, wrapped, each along its dimension; whole where that is negative."""
+        return {name: self.get_sharded_wrapped(name, dim) for name, dim in tensor_shard_dim.items()}
+
+    def iter_local_tensors(self, tensor_names: Sequence[str]) -> Iterator[Tuple[str, Any]]:
+        """Tensors by name, without a group."""
+        if self.pg.size() > 1:
+            raise RuntimeError(f"iter_local_tensors requires a single-process group: got {self.pg.size()} ranks; use get_tensor on every rank")
+        for name in tensor_names:
+            yield name, self.get_tensor(name)
+
+    def _given(self, native: Any, device: Optional[Union[Device, str]], dtype: DType) -> TensorBase:
+        wrapped = self.framework.take(native)
+        if self.borrowed_tensors:
+            self._borrowed.append(weakref.ref(wrapped.get_raw()))
+        if device is None and dtype is DType.AUTO:
+            return wrapped
+        wanted = device if isinstance(device, Device) or device is None else Device.from_str(str(device))
+        return wrapped.to(wanted, dtype)

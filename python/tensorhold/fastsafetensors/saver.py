@@ -1,0 +1,317 @@
+"""Sharded sets of files: plans, and writing them by threads. A set appears when all of it has been written, or not at all."""
+
+import mmap
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from tensorhold import _core
+from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, TensorBase, get_framework_op
+from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, DType
+
+KEY_SHARD_INDEX = "fst.shard.index"
+"""The key, in a file's strings, of its number in the set, from 0 on."""
+
+KEY_SHARD_COUNT = "fst.shard.count"
+"""The key of the number of files."""
+
+KEY_SHARD_SET = "fst.shard.set"
+"""The key of the set's name: one for each time that a set is written."""
+
+METADATA = "__metadata__"
+
+
+class ShardSetError(ValueError):
+    """Files that are not one whole set."""
+
+
+@dataclass
+class WriteEntry:
+    """A tensor to be written: what it is, and where its bytes come from."""
+
+    name: str
+    dtype: DType
+    shape: List[int]
+    nbytes: int
+    source: Any = None
+
+
+@dataclass
+class ShardPlan:
+    """A file to be written, as `plan_shards` makes it: `offsets` says where in the file each tensor begins and ends."""
+
+    path: str
+    entries: List[WriteEntry]
+    header: bytes
+    offsets: Dict[str, Tuple[int, int]] = field(default_factory=dict)
+    total_bytes: int = 0
+    _native: Any = field(default=None, init=False, repr=False, compare=False)
+
+
+Fill = Callable[[Sequence[Tuple[memoryview, WriteEntry]]], None]
+
+
+def validate_shard_set(metas: Sequence[Any]) -> None:
+    """Checks that headers (`SafeTensorsMetadata`) are those of one whole set, in its order."""
+    shards = [(meta.src, dict(meta.metadata or {})) for meta in metas]
+    try:
+        _core.validate_shard_set(shards)
+    except _core.FormatError as error:
+        raise ShardSetError(str(error)) from error
+
+
+def plain_entry(name: str, tensor: Any, *, framework: str = "pytorch") -> WriteEntry:
+    """A tensor of the framework's, under that name."""
+    wrapped = _wrapped(get_framework_op(framework), tensor)
+    shape = wrapped.get_shape()
+    if wrapped.dtype is DType.F4 and shape:
+        # The format counts elements, frameworks pairs.
+        shape[-1] *= 2
+    return WriteEntry(name, wrapped.dtype, shape, wrapped.get_nbytes(), tensor)
+
+
+def _wrapped(framework: FrameworkOpBase, tensor: Any) -> TensorBase:
+    if tensor is None:
+        raise ValueError("write a tensor: the entry has no source; give one, or a fill that needs none")
+    return tensor if isinstance(tensor, TensorBase) else framework.wrap_tensor(tensor)
+
+
+def shard_paths(base: str, num_shards: int) -> List[str]:
+    """The names of a set's files: `{base}-00001-of-0000N.safetensors` and so on."""
+    if num_shards <= 0:
+        raise ValueError(f"num_shards must be positive: got {num_shards}; give the number of files")
+    return [str(path) for path in _core.shard_paths(base, num_shards)]
+
+
+def _check(entry: WriteEntry) -> None:
+    if not isinstance(entry.name, str):
+        raise ValueError(f"write a tensor: got the name {entry.name!r}; names are strings")
+    wrong = f"write tensor {entry.name!r}:"
+    if entry.dtype is DType.AUTO:
+        raise ValueError(f"{wrong} AUTO is no type of the format; name the type of its elements")
+    if any(not isinstance(extent, int) or extent < 0 for extent in entry.shape):
+        raise ValueError(f"{wrong} got shape {list(entry.shape)}, expected nonnegative whole numbers; correct the shape")
+    if entry.dtype is DType.F4 and (not entry.shape or entry.shape[-1] % 2):
+        raise ValueError(f"{wrong} got shape {list(entry.shape)}, expected an even last dimension for F4; pad it")
+    nbytes: float = DTYPE_SIZES[entry.dtype]
+    for extent in entry.shape:
+        nbytes *= extent
+    if entry.nbytes != nbytes:
+        raise ValueError(f"{wrong} got {entry.nbytes} bytes, expected {int(nbytes)} for {entry.dtype.value}{list(entry.shape)}; correct one of them")
+
+
+def _strings(metadata: Optional[Mapping[str, str]]) -> Dict[str, str]:
+    found = dict(metadata or {})
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError(f"write {METADATA}: got {key!r}: {value!r}; keys and values are strings")
+    return found
+
+
+def plan_shards(
+    entries: Sequence[WriteEntry],
+    paths: Sequence[str],
+    *,
+    metadata: Optional[Mapping[str, str]] = None,
+    shard0_metadata: Optional[Mapping[str, str]] = None,
+    shard_metadata: Optional[Callable[[Sequence[WriteEntry]], Mapping[str, str]]] = None,
+    header_align: int = 8,
+) -> List[ShardPlan]:
+    """Divides tensors among files of about the same size. `metadata` are strings of every file, `shard0_metadata` of the first, and
+    `shard_metadata` gives those of a file by what is in it. Headers end at a multiple of `header_align`, itself one of 8."""
+    by_name: Dict[str, WriteEntry] = {}
+    for entry in entries:
+        _check(entry)
+        if entry.name in by_name or entry.name == METADATA:
+            raise ValueError(f"write tensor {entry.name!r}: the name is duplicate or reserved; rename the tensor")
+        by_name[entry.name] = entry
+    if header_align <= 0 or header_align % 8:
+        raise ValueError(f"header_align must be a positive multiple of 8: got {header_align}; leave it out for 8")
+
+    def strings_of(names: List[str]) -> Dict[str, str]:
+        return _strings(shard_metadata([by_name[name] for name in names]) if shard_metadata else None)
+
+    planned = _core.plan_shards(
+        [(entry.name, entry.dtype.value, list(entry.shape)) for entry in entries],
+        list(paths),
+        metadata=_strings(metadata),
+        first_metadata=_strings(shard0_metadata),
+        shard_metadata=strings_of if shard_metadata else None,
+        header_align=header_align,
+        shard_set=uuid.uuid4().hex,
+    )
+    plans = []
+    for path, native in zip(paths, planned):
+        names = native.names
+        offsets = dict(zip(names, native.ranges))
+        plan = ShardPlan(path, [by_name[name] for name in names], native.header, offsets, native.total_bytes)
+        plan._native = native
+        plans.append(plan)
+    return plans
+
+
+def write_shards(plans: Sequence[ShardPlan], fill: Fill, *, min_free_bytes: int = 0, fsync: bool = False) -> List[str]:
+    """Writes planned files, and returns their paths. `fill` is called once, with all tensors and the memory that each goes to; the files have their names when
+    it has returned. Their folders have to be there, with room for them and `min_free_bytes` more."""
+    for plan in plans:
+        if plan._native is None:
+            raise ValueError(f"write {plan.path!r}: the plan is not one of plan_shards(), expected what it made; plan it there")
+    draft = _core._Draft([plan._native for plan in plans], min_free_bytes=min_free_bytes)
+    maps: List[mmap.mmap] = []
+    views: List[memoryview] = []
+    try:
+        targets: List[Tuple[memoryview, WriteEntry]] = []
+        for plan, path in zip(plans, draft.paths):
+            with open(path, "r+b") as file:
+                maps.append(mmap.mmap(file.fileno(), plan.total_bytes))
+            whole = memoryview(maps[-1])
+            views.append(whole)
+            for entry in plan.entries:
+                start, end = plan.offsets[entry.name]
+                views.append(whole[start:end])
+                targets.append((views[-1], entry))
+        fill(targets)
+        del targets
+        return [str(path) for path in draft.commit(synced=fsync)]
+    finally:
+        draft.close()
+        _unmap(views, maps)
+
+
+def _unmap(views: List[memoryview], maps: List[mmap.mmap]) -> None:
+    """Gives the mappings back; one that `fill` has kept a part of goes with that part."""
+    for view in reversed(views):
+        try:
+            view.release()
+        except BufferError:
+            pass
+    for mapped in maps:
+        try:
+            mapped.close()
+        except BufferError:
+            pass
+
+
+def per_entry_fill(fn: Callable[[memoryview, WriteEntry], None], num_threads: int = 8) -> Fill:
+    """A fill that calls `fn` for each tensor, from several threads, the largest first."""
+    if num_threads <= 0:
+        raise ValueError(f"num_threads must be positive: got {num_threads}; leave it out for 8")
+
+    def fill(targets: Sequence[Tuple[memoryview, WriteEntry]]) -> None:
+        order = sorted(targets, key=lambda target: -target[1].nbytes)
+        with ThreadPoolExecutor(num_threads, "tensorhold-save") as pool:
+            futures = [pool.submit(fn, view, entry) for view, entry in order]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+
+    return fill
+
+
+def tensor_fill(num_threads: int = 8, *, framework: str = "pytorch") -> Fill:
+    """A fill that copies each entry's source, a tensor of the framework's."""
+    op = get_framework_op(framework)
+
+    def copy(view: memoryview, entry: WriteEntry) -> None:
+        source = _wrapped(op, entry.source)
+        if source.get_nbytes() != entry.nbytes:
+            raise ValueError(
+                f"write tensor {entry.name!r}: its source has {source.get_nbytes()} bytes, expected {entry.nbytes}; give the tensor that was planned"
+            )
+        source.copy_to_buffer(view)
+
+    return per_entry_fill(copy, num_threads)
+
+
+def save_sharded(
+    entries: Sequence[WriteEntry],
+    base: str,
+    *,
+    num_shards: int = 16,
+    fill: Optional[Fill] = None,
+    framework: str = "pytorch",
+    min_free_bytes: int = 0,
+    fsync: bool = False,
+    metadata: Optional[Mapping[str, str]] = None,
+    shard0_metadata: Optional[Mapping[str, str]] = None,
+    shard_metadata: Optional[Callable[[Sequence[WriteEntry]], Mapping[str, str]]] = None,
+    header_align: int = 8,
+) -> List[str]:
+    """Plans and writes a set, and returns its paths. Without a fill, sources are copied."""
+    plans = plan_shards(
+        entries,
+        shard_paths(base, num_shards),
+        metadata=metadata,
+        shard0_metadata=shard0_metadata,
+        shard_metadata=shard_metadata,
+        header_align=header_align,
+    )
+    return write_shards(plans, fill or tensor_fill(framework=framework), min_free_bytes=min_free_bytes, fsync=fsync)
+
+
+class ParallelSaver:
+    """Saves tensors as sets of `num_shards` files, by `num_threads` threads. `fsync` returns when they are on the disk."""
+
+    def __init__(
+        self,
+        *,
+        num_shards: int = 16,
+        framework: str = "pytorch",
+        num_threads: int = 8,
+        shard_metadata: Optional[Callable[[Sequence[WriteEntry]], Mapping[str, str]]] = None,
+        fill: Optional[Fill] = None,
+        min_free_bytes: int = 0,
+        fsync: bool = False,
+    ) -> None:
+        if num_shards <= 0:
+            raise ValueError(f"num_shards must be positive: got {num_shards}; give the number of files")
+        if num_threads <= 0:
+            raise ValueError(f"num_threads must be positive: got {num_threads}; leave it out for 8")
+        self.num_shards = num_shards
+        self.framework = framework
+        self.num_threads = num_threads
+        self.shard_metadata = shard_metadata
+        self.fill = fill
+        self.min_free_bytes = min_free_bytes
+        self.fsync = fsync
+
+    def save(
+        self,
+        tensors: Mapping[str, Any],
+        base: str,
+        *,
+        metadata: Optional[Mapping[str, str]] = None,
+        shard0_metadata: Optional[Mapping[str, str]] = None,
+        header_align: int = 8,
+    ) -> List[str]:
+        """Saves tensors by name, and returns the paths."""
+        entries = [plain_entry(name, tensor, framework=self.framework) for name, tensor in tensors.items()]
+        return self.save_entries(entries, base, metadata=metadata, shard0_metadata=shard0_metadata, header_align=header_align)
+
+    def save_entries(
+        self,
+        entries: Sequence[WriteEntry],
+        base: str,
+        *,
+        metadata: Optional[Mapping[str, str]] = None,
+        shard0_metadata: Optional[Mapping[str, str]] = None,
+        header_align: int = 8,
+    ) -> List[str]:
+        """Saves entries, and returns the paths."""
+        return save_sharded(
+            entries,
+            base,
+            num_shards=self.num_shards,
+            fill=self.fill or tensor_fill(self.num_threads, framework=self.framework),
+            min_free_bytes=self.min_free_bytes,
+            fsync=self.fsync,
+            metadata=metadata,
+            shard0_metadata=shard0_metadata,
+            shard_metadata=self.shard_metadata,
+            header_align=header_align,
+        )

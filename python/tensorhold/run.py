@@ -1,0 +1,95 @@
+"""Runs a program with tensorhold in the place of fastsafetensors: `python -m tensorhold.run -- vllm serve ...`.
+
+The program is a console script, a file, or with `-m` a module. It runs in this process; processes that it starts find tensorhold there, too, as far
+as they read `PYTHONPATH` (not those started with `-I`, `-E` or `-S`).
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import runpy
+import shutil
+import sys
+
+from tensorhold._alias import install_as_fastsafetensors
+
+HOOK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_hook")
+"""The folder that child processes look into first."""
+
+
+def main(arguments: "list[str] | None" = None) -> object:
+    """Runs what the arguments say."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tensorhold.run",
+        usage="%(prog)s [-h] [-m MODULE] [--] PROGRAM [ARGUMENT ...]",
+        description="Runs a program with tensorhold in the place of fastsafetensors, in its child processes, too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does; all that follows is its arguments")
+    parser.add_argument(
+        "program", nargs=argparse.REMAINDER, metavar="PROGRAM", help="a console script such as vllm, or a file, and its arguments"
+    )
+    found = parser.parse_args(arguments)
+    rest: "list[str]" = found.program
+    if rest[:1] == ["--"]:
+        rest = rest[1:]
+    if found.module is None and not rest:
+        parser.error("no program was named: got no argument, expected a console script, a file, or -m MODULE, such as: -- vllm serve MODEL")
+    install_as_fastsafetensors()
+    _reach_children()
+    if found.module is not None:
+        try:
+            there = importlib.util.find_spec(found.module)
+        except ModuleNotFoundError:
+            there = None
+        if there is None:
+            parser.error(f"find module {found.module!r}: there is none of that name; install it, or check the name")
+        sys.argv = [found.module, *rest]
+        return runpy.run_module(found.module, run_name="__main__", alter_sys=True)
+    return _run(parser, rest[0], rest)
+
+
+def _reach_children() -> None:
+    """Puts the hook first on the path of processes that this one starts."""
+    path = os.environ.get("PYTHONPATH", "")
+    entries = [entry for entry in path.split(os.pathsep) if entry]
+    if HOOK not in entries:
+        os.environ["PYTHONPATH"] = os.pathsep.join([HOOK, *entries])
+
+
+def _run(parser: argparse.ArgumentParser, program: str, argv: "list[str]") -> object:
+    is_name = os.path.basename(program) == program
+    if is_name and not os.path.isfile(program):
+        for entry in _console_scripts():
+            if entry.name == program:
+                sys.argv = argv
+                return sys.exit(entry.load()())
+    file = program if os.path.isfile(program) else shutil.which(program)
+    if file is None:
+        parser.error(f"find program {program!r}: it is no console script, no file and not on the path; install it, or name its file")
+    if not _is_python(file):
+        parser.error(f"run {file!r}: it is no Python program, and another cannot be run in this process; name a Python script, or use -m")
+    sys.argv = [file, *argv[1:]]
+    # As the interpreter does for a script.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
+    return runpy.run_path(file, run_name="__main__")
+
+
+def _console_scripts() -> "list[importlib.metadata.EntryPoint]":
+    found = importlib.metadata.entry_points()
+    if hasattr(found, "select"):
+        return list(found.select(group="console_scripts"))
+    return list(found.get("console_scripts", []))  # Python 3.9
+
+
+def _is_python(file: str) -> bool:
+    if file.endswith((".py", ".pyz", ".pyc")):
+        return True
+    with open(file, "rb") as opened:
+        first = opened.readline(256)
+    return first.startswith(b"#!") and b"python" in first
+
+
+if __name__ == "__main__":
+    main()
