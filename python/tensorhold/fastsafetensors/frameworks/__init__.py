@@ -95,6 +95,10 @@ class FrameworkOpBase(ABC):
         """Empties a tensor: it gives up its memory, which views of it still keep."""
 
     @abstractmethod
+    def move_out(self, tensor: Any) -> None:
+        """Moves a tensor's bytes to memory of the framework's: it gives up that which it has, as in `let_go`."""
+
+    @abstractmethod
     def tensors_over(
         self, metadata: Any, gbuf: Any, device: Device, copy_start_offset: int, dtype: DType, owner: Any
     ) -> Dict[str, TensorBase]:

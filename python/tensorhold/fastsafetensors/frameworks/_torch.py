@@ -194,6 +194,10 @@ class TorchOp(FrameworkOpBase):
         with torch.no_grad():
             tensor.set_(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
 
+    def move_out(self, tensor: torch.Tensor) -> None:
+        with torch.no_grad():
+            tensor.set_(tensor.clone())
+
     def tensors_over(
         self, metadata: Any, gbuf: Any, device: Device, copy_start_offset: int, dtype: DType, owner: Any
     ) -> Dict[str, TensorBase]:
