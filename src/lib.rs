@@ -16,10 +16,11 @@
 //! # Ok::<(), tensorhold::Error>(())
 //! ```
 //!
-//! On their way, tensors can be converted ([`Loader::dtype`]) and cut ([`Loader::cut_by`], [`Loader::shard`], [`Loader::narrow`]).
+//! On their way, tensors can be converted ([`Loader::dtype`]) and cut ([`Loader::cut_by`], [`Loader::shard`], [`Loader::narrow`]). A few at a time come from
+//! a checkpoint that stays [open](Loader::open), more than the memory holds in [batches](Loader::batches); [`save`] is the way back to files.
 //!
 //! # The rooms
-//! Dependencies point one way: `store` → `loader` → `weights`, [`group`] → `tensor` → `io` → `device` → the allocator crate; `format`, `report`,
+//! Dependencies point one way: `store` → `loader` → `weights`, [`group`] → `tensor` → `io` → `device` → the allocator crate; [`save`] is beside the loader; `format`, `report`,
 //! `names`, `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
 //! says why no tensor can dangle.
 //!
@@ -82,6 +83,10 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/allocator.md")]
 struct Allocator;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/batches.md")]
+struct BatchesAndParts;
 
 // For what the unit tests share with the integration tests.
 #[cfg(test)]

@@ -9,12 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use support::{
     Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, staged_host, write,
 };
 use tensorhold::allocator::offsets::Request;
-use tensorhold::allocator::{Error as PoolError, Pool};
+use tensorhold::allocator::{Error as PoolError, Pool, RegionParts};
 use tensorhold::{Batching, Cut, DType, Device, Error, Loader, Tensor, Weights};
 
 /// Tensors of these sizes, `t0` and so on.
@@ -131,6 +132,28 @@ fn no_more_batches_are_read_than_were_asked_for() {
 }
 
 #[test]
+fn a_batch_that_is_not_there_in_time_is_given_later_and_once() {
+    let tensors = of_sizes(&[100_000; 3]);
+    let (_folder, path) = single(&tensors);
+    let (go, wait) = mpsc::channel::<()>();
+    let loader = loader(&Device::host(), &path).progress(move |progress| {
+        if progress.done_bytes == 0 {
+            let _ = wait.recv();
+        }
+        ControlFlow::Continue(())
+    });
+    let mut batches = loader.batches(Batching::new().max_batch_bytes(100_000).ahead(0)).unwrap();
+    let (short, long) = (Duration::from_millis(1), Duration::from_secs(60));
+    assert!(batches.next_within(short).is_none() && batches.next_within(Duration::ZERO).is_none());
+    drop(go);
+    for tensor in &tensors {
+        assert_holds(&batches.next_within(long).unwrap().unwrap().unwrap(), std::slice::from_ref(tensor));
+    }
+    assert!(batches.next_within(long).unwrap().is_none());
+    assert!(batches.next_within(short).unwrap().is_none() && batches.next().is_none());
+}
+
+#[test]
 fn a_load_in_batches_runs_within_just_the_memory_that_was_planned() {
     let sizes = [700_000, 100_000, 350_001, 2_000_000, 1, 900_000, 40_000, 800_000];
     let tensors = of_sizes(&sizes);
@@ -163,8 +186,10 @@ fn without_room_for_what_was_asked_for_batches_are_shorter() {
         let batches = loader(&device, &path).memory_budget((mib * MIB) as u64).batches(batching()).unwrap();
         let plan = batches.plan().clone();
         assert!(plan.peak_bytes <= (mib * MIB) as u64);
-        assert_eq!(batches.map(|batch| batch.unwrap().len()).sum::<usize>(), 12);
-        assert_eq!(plan.choices[0].about, "batches");
+        let choice = plan.choices[0].clone();
+        assert_eq!(choice.about, "batches");
+        let in_report = |batch: &Weights| batch.report().choices.contains(&choice);
+        assert_eq!(batches.map(Result::unwrap).filter(in_report).map(|batch| batch.len()).sum::<usize>(), 12);
         (plan.max_batch_bytes / MIB as u64, plan.ahead)
     };
     assert_eq!(with(12), (8, 2));
@@ -264,6 +289,31 @@ fn what_others_have_in_a_shared_pool_is_not_there_for_batches() {
         drop((other, more));
         let batches = loader(&device, &path).pool(&pool).batches(batching()).unwrap();
         assert_eq!(batches.plan().ahead, 2);
+    }
+}
+
+#[test]
+fn regions_in_parts_count_by_their_units() {
+    const UNIT: u64 = 64 << 10;
+    let tensors = of_sizes(&[3 * UNIT as usize + 1; 5]);
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let pool = Pool::builder(device.memory()).region_parts(RegionParts::Require).limit_bytes(8 * UNIT);
+        let pool = pool.build().unwrap();
+        let with = |budget: u64, ahead| {
+            let loader = loader(&device, &path).pool(&pool).memory_budget(budget);
+            loader.batches(Batching::new().max_batch_bytes(1).ahead(ahead))
+        };
+        let batches = with(8 * UNIT, 1).unwrap();
+        assert_eq!((batches.plan().ahead, batches.plan().peak_bytes), (1, 8 * UNIT));
+        assert_eq!(batches.map(|batch| batch.unwrap().len()).sum::<usize>(), 5);
+        assert_eq!(with(8 * UNIT - 1, 1).unwrap().plan().ahead, 0);
+        assert!(matches!(with(4 * UNIT - 1, 0), Err(Error::InfeasibleBudget { .. })));
+        let first = |budget| {
+            loader(&device, &path).pool(&pool).memory_budget(budget).select(|info| &*info.name == "t0").load()
+        };
+        assert_eq!(first(4 * UNIT).unwrap().len(), 1);
+        assert!(matches!(first(4 * UNIT - 1), Err(Error::OverBudget { .. })));
     }
 }
 

@@ -2,6 +2,8 @@
 //! fails instead, so that a GPU machine whose driver is broken does not pass. What needs cuFile is ignored where that cannot be used, and fails with
 //! `TENSORHOLD_REQUIRE_CUFILE=1`.
 
+#[path = "gpu/batches.rs"]
+mod batches;
 #[path = "gpu/changes.rs"]
 mod changes;
 #[path = "gpu/driver.rs"]
@@ -115,6 +117,19 @@ fn main() {
             changes::what_conversions_lose_is_counted_on_the_device,
         ),
         ("changed_loads_give_all_memory_back", changes::changed_loads_give_all_memory_back),
+        (
+            "batches_stay_within_their_budget_as_the_driver_counts",
+            batches::batches_stay_within_their_budget_as_the_driver_counts,
+        ),
+        (
+            "what_is_kept_of_batches_is_all_that_stays_on_the_device",
+            batches::what_is_kept_of_batches_is_all_that_stays_on_the_device,
+        ),
+        (
+            "an_open_checkpoint_gives_single_tensors_and_parts",
+            batches::an_open_checkpoint_gives_single_tensors_and_parts,
+        ),
+        ("what_a_device_holds_is_saved_as_it_was", batches::what_a_device_holds_is_saved_as_it_was),
     ];
     let with_cufile: &[(&str, Test)] = &[
         ("cufile_brings_every_byte", gds::cufile_brings_every_byte),

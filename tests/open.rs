@@ -9,7 +9,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, tensor, write};
-use tensorhold::{Checkpoint, Cut, DType, Device, Error, Loader};
+use tensorhold::allocator::{HostMemory, Memory, MemoryError, RawRegion};
+use tensorhold::{Backend, BackendKind, Checkpoint, Cut, DType, Device, Error, Loader, Pool};
 
 fn tensors() -> Vec<Spec> {
     let matrix = tensor("matrix", "F32", &[40, 30], 4800);
@@ -213,6 +214,64 @@ fn tensors_outlive_the_checkpoint_and_staging_memory_is_kept_between_loads() {
     assert_eq!(staging.stats().reserved_bytes, reserved);
     drop(checkpoint);
     assert!(first.to_host().unwrap() == tensors[3].bytes);
+}
+
+/// Staging memory of the staged host that cannot say when a device is done with it: what has to be waited for is lost.
+struct Unsure(HostMemory);
+
+// SAFETY: HostMemory's.
+unsafe impl Memory for Unsure {
+    fn name(&self) -> &str {
+        "frugal"
+    }
+
+    fn is_host_accessible(&self) -> bool {
+        true
+    }
+
+    fn is_used_by_devices(&self) -> bool {
+        true
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
+        self.0.reserve(bytes, align)
+    }
+
+    unsafe fn release(&self, region: RawRegion) -> Result<(), MemoryError> {
+        // SAFETY: passed on.
+        unsafe { self.0.release(region) }
+    }
+
+    fn synchronize(&self) -> Result<(), MemoryError> {
+        Err("it is not known".into())
+    }
+}
+
+#[test]
+fn staging_memory_of_a_load_that_has_ended_is_used_again_without_waiting_for_the_device() {
+    let tensors = tensors();
+    let (_folder, path) = support::on_disk(&tensors);
+    let [buffered, direct, uring, _] = BackendKind::ALL.map(Backend::Require);
+    let none = support::staged_host::device;
+    for (device, dtype) in [
+        (none(), None),
+        (none(), Some(DType::BF16)),
+        (support::staged_host::device_with_transforms(), Some(DType::BF16)),
+    ] {
+        for backend in [Backend::Auto, buffered, direct, uring] {
+            let staging = Pool::builder(Arc::new(Unsure(HostMemory::new()))).region_bytes(1);
+            let staging = staging.retain_bytes(u64::MAX).build().unwrap();
+            for _ in 0..3 {
+                support::drop_cached(&path, 1 << 20, 1 << 20);
+                let loader = Loader::new(device.clone()).files([&path]).staging(&staging).backend(backend);
+                let loader = loader.dtype_by(move |info| dtype.filter(|_| info.dtype == DType::F32));
+                assert_eq!(loader.load().unwrap().len(), tensors.len());
+                staging.trim_to(u64::MAX);
+                let stats = staging.stats();
+                assert_eq!((stats.lost_bytes, stats.live_bytes), (0, 0), "{backend:?}, {dtype:?}: {stats:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,46 @@ from typing_extensions import Self, Unpack
 
 from tensorhold.types import Device, DType, Options, Path, Paths
 
+__all__ = [
+    "AccessError",
+    "CancelledError",
+    "Choice",
+    "Closed",
+    "ClosedError",
+    "Cut",
+    "DeviceError",
+    "Error",
+    "FileChangedError",
+    "FileError",
+    "ForkError",
+    "FormatError",
+    "FrameworkError",
+    "Held",
+    "MissingFileError",
+    "MissingTensorError",
+    "OptionError",
+    "OutOfMemoryError",
+    "Pool",
+    "Progress",
+    "Report",
+    "Stats",
+    "Stream",
+    "Tensor",
+    "TensorError",
+    "TensorIndexError",
+    "TensorInfo",
+    "Weights",
+    "_Handover",
+    "_Open",
+    "__version__",
+    "cuda_count",
+    "device_name",
+    "inspect",
+    "load",
+    "open",
+    "stream",
+]
+
 __version__: str
 
 class Error(Exception):
@@ -222,7 +262,7 @@ class Report:
     def gigabytes_per_second(self) -> float: ...
     def as_dict(self) -> dict[str, Any]: ...
     def keys(self) -> list[str]: ...
-    def __getitem__(self, key: str) -> Any: ...
+    def __getitem__(self, key: str, /) -> Any: ...
     def __iter__(self) -> Iterator[str]: ...
     def __len__(self) -> int: ...
 
@@ -258,12 +298,12 @@ class Pool:
         device: Device | None = None,
         *,
         limit_bytes: int | None = None,
-        parts: bool | None = False,
+        parts: bool | None = None,
         retain_bytes: int = 0,
         name: str | None = None,
     ) -> Self:
         """`parts`: whether a tensor's memory goes back to the device with the tensor, though its neighbours in the
-        region live: True, or it is an error; None, where the device can; False, never."""
+        region live: None, where the device can; True, or it is an error; False, never."""
 
     @property
     def name(self) -> str: ...
@@ -300,9 +340,9 @@ class Weights:
     def close(self) -> Closed:
         """Gives back every tensor that no one else holds, and says what is still held."""
     def __len__(self) -> int: ...
-    def __contains__(self, name: object) -> bool: ...
+    def __contains__(self, key: object, /) -> bool: ...
     def __iter__(self) -> Iterator[str]: ...
-    def __getitem__(self, name: str) -> Tensor: ...
+    def __getitem__(self, key: str, /) -> Tensor: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -369,7 +409,7 @@ class _Open:
     def closed(self) -> bool: ...
     def close(self) -> None: ...
     def __len__(self) -> int: ...
-    def __contains__(self, name: object) -> bool: ...
+    def __contains__(self, key: object, /) -> bool: ...
 
 def open(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> _Open: ...
 def load(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> Weights: ...

@@ -76,7 +76,14 @@ def raw(tensor: Any) -> bytes:
         return bytes(tensor.get().tobytes())
     import numpy
 
-    return numpy.asarray(tensor).tobytes()
+    return bytes(numpy.asarray(tensor).tobytes())
+
+
+def numpy_takes_flags() -> bool:
+    """Whether NumPy is told of what may be written to, and of copies: since 2.1."""
+    import numpy
+
+    return tuple(int(part) for part in numpy.__version__.split(".")[:2]) >= (2, 1)
 
 
 def free_bytes(device: str) -> int | None:

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::{ControlFlow, Range};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde::Serialize;
 use tensorhold_allocator::{Bytes, Pool};
@@ -109,7 +110,7 @@ pub struct BatchPlan {
     pub kept_bytes: u64,
     /// The most device memory that the batches in flight and what the consumer keeps take at any time, if it keeps no more than it said.
     pub peak_bytes: u64,
-    /// What was chosen, and why.
+    /// What was chosen, and why; also in the report of each batch.
     pub choices: Vec<Choice>,
 }
 
@@ -121,6 +122,8 @@ pub struct Batches {
     pool: Pool,
     /// Says that one more batch may be read; `None` once there is nothing more to ask for.
     permits: Option<Sender<()>>,
+    /// The next batch has been asked for, and has not been given yet.
+    is_asked: bool,
     loaded: Receiver<Result<Weights>>,
     control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
@@ -156,13 +159,22 @@ impl Batches {
             even_bytes,
             control: Arc::clone(&control),
             told: callback.map(|callback| ToldOfAll::new(callback, &plan)),
+            choices: plan.choices.clone(),
             done_bytes: 0,
             total_bytes: plan.bytes,
         };
         let read = move || reader.read(fit.batches, &permitted, &sender);
         let thread = thread::Builder::new().name("tensorhold-batches".into());
         let thread = thread.spawn(read).map_err(|source| Error::Thread { source })?;
-        Ok(Self { plan, pool, permits: Some(permits), loaded, control, thread: Some(thread) })
+        Ok(Self {
+            plan,
+            pool,
+            permits: Some(permits),
+            is_asked: false,
+            loaded,
+            control,
+            thread: Some(thread),
+        })
     }
 
     /// What was planned.
@@ -173,6 +185,38 @@ impl Batches {
     /// The pool that the batches are in.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// What [`next`](Iterator::next) gives, if that is there within so long; `None` if it is not, and then a later call gives it. For callers that look
+    /// at other things while they wait. The first call says, as `next` does, that the batch before is done with.
+    pub fn next_within(&mut self, patience: Duration) -> Option<Option<Result<Weights>>> {
+        if self.ask().is_none() {
+            return Some(None);
+        }
+        match self.loaded.recv_timeout(patience) {
+            Err(RecvTimeoutError::Timeout) => None,
+            next => Some(self.give(next.ok())),
+        }
+    }
+
+    /// Lets one more batch be read, once for each that is given; `None` when there are no more.
+    fn ask(&mut self) -> Option<()> {
+        let permits = self.permits.as_ref()?;
+        if !self.is_asked {
+            // What is not taken any more was for a batch that does not exist.
+            let _ = permits.send(());
+            self.is_asked = true;
+        }
+        Some(())
+    }
+
+    /// A batch that was read, or how the load ended.
+    fn give(&mut self, next: Option<Result<Weights>>) -> Option<Result<Weights>> {
+        self.is_asked = false;
+        if !matches!(next, Some(Ok(_))) {
+            self.join();
+        }
+        next
     }
 
     /// Waits for the thread, which has ended or will soon.
@@ -189,13 +233,9 @@ impl Iterator for Batches {
     type Item = Result<Weights>;
 
     fn next(&mut self) -> Option<Result<Weights>> {
-        // What is not taken any more was for a batch that does not exist.
-        let _ = self.permits.as_ref()?.send(());
+        self.ask()?;
         let next = self.loaded.recv().ok();
-        if !matches!(next, Some(Ok(_))) {
-            self.join();
-        }
-        next
+        self.give(next)
     }
 }
 
@@ -247,7 +287,8 @@ fn fit(checkpoint: &Checkpoint, options: &Options, batching: &Batching, items: &
     let budget = options.memory_budget.map(|bytes| (bytes, "memory_budget"));
     let room = budget.into_iter().chain(in_pool).min_by_key(|(bytes, _)| *bytes);
     let (max_batch_bytes, ahead, even) = (batching.max_batch_bytes, batching.ahead, batching.even);
-    let wish = Wish { max_batch_bytes, ahead, even, room: room.map(|(bytes, _)| bytes) };
+    let unit = options.pool.as_ref().map_or(1, budget::unit);
+    let wish = Wish { max_batch_bytes, ahead, even, unit, room: room.map(|(bytes, _)| bytes) };
     fit::fit(items, wish).map_err(|short| {
         let tensor = checkpoint.tensors().nth(short.tensor);
         let (budget, limit) = room.unwrap_or((u64::MAX, "memory"));
@@ -319,6 +360,8 @@ struct Reader {
     besides: Option<u64>,
     control: Arc<Control>,
     told: Option<ToldOfAll>,
+    /// What was chosen for all batches, for the report of each.
+    choices: Vec<Choice>,
     /// Bytes of the batches that have been begun, and of all.
     done_bytes: u64,
     total_bytes: u64,
@@ -354,6 +397,7 @@ impl Reader {
         let placing = Placing { kept, region_bytes, apart, besides: self.besides };
         let (mut run, reserved) = begun.plan(files, told, placing)?;
         run.control = Arc::clone(&self.control);
+        run.readers.choices.extend(self.choices.iter().cloned());
         let before = self.done_bytes;
         self.done_bytes += run.batch.bytes();
         let mut callback = self.told.as_ref().map(|told| told.of_batch(before));

@@ -1,10 +1,18 @@
 //! Whether tensors fit into the memory budget.
 
+use tensorhold_allocator::Pool;
+
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
 
 /// So many of the largest tensors are named where they do not fit.
 const NAMED: usize = 3;
+
+/// Regions of planned batches take multiples of so many bytes of the pool's memory.
+pub(super) fn unit(pool: &Pool) -> u64 {
+    let parted = pool.is_parted().then(|| pool.memory().parted().ok()).flatten();
+    parted.map_or(1, |memory| memory.unit())
+}
 
 /// Checks that so many bytes, which these tensors take, are within the budget.
 pub(super) fn check<'a, I: Iterator<Item = &'a TensorInfo>>(

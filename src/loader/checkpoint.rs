@@ -13,7 +13,7 @@ use super::batch::Placing;
 use super::cut::Cut;
 use super::described::Told;
 use super::headers::{Header, Opened, Said};
-use super::options::Options;
+use super::options::{self, Options};
 use super::prepare::{Begun, Likely};
 use super::staging;
 use crate::device::Device;
@@ -66,6 +66,7 @@ impl Checkpoint {
             next += file.places.len();
         }
         options.select = None;
+        options.cores = Some(options::cores());
         if options.staging.is_none() {
             options.staging = Some(staging::pool(&device, options.staging_limit()?)?);
         }

@@ -79,9 +79,14 @@ pub(super) fn run(
         if only_past {
             threads.start_past(&mut past);
         } else {
-            threads.start_through(fill.readers.threads.min(jobs));
+            if jobs > 1 {
+                threads.start_through(fill.readers.threads.min(jobs));
+            }
             if let Some(ring) = &fill.ring {
                 ring.let_grow();
+            }
+            if jobs == 1 {
+                threads.read_here();
             }
         }
         loop {
@@ -195,6 +200,16 @@ impl<'scope> Threads<'scope, '_> {
         let (fill, work) = (self.fill, self.work);
         let readers = (0..readers).map(|_| move || through::read(fill, work));
         self.start(true, readers);
+    }
+
+    /// Reads through the page cache on this thread: another one takes longer to start than a single job does.
+    fn read_here(&mut self) {
+        self.work.begin(true);
+        if let Err(error) = through::read(self.fill, self.work) {
+            self.work.fail(error);
+        }
+        self.work.end(true);
+        self.started += 1;
     }
 
     /// Starts the readers past the page cache, and notes what they are: by cuFile, if it is there for that.

@@ -85,7 +85,11 @@ impl Told {
     pub(super) fn read(self, files: &[Opened], device: &Device) -> Result<Described> {
         let Self { headers, others, indexes } = self;
         let unread = headers.iter().filter(|header| matches!(header, Header::Text(_))).count();
-        let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).min(MAX_THREADS);
+        // Asking for the number of cores takes longer than to hand on what has been read.
+        let threads = match unread {
+            0 | 1 => 1,
+            _ => thread::available_parallelism().map_or(1, |cores| cores.get() / 2).min(MAX_THREADS),
+        };
         // Taken one by one, so that each text goes when it has been read.
         let headers: Vec<_> = headers.into_iter().map(Mutex::new).collect();
         let read = each(headers.len(), threads.min(unread), "tensorhold-describe", |file| {

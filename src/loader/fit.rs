@@ -30,6 +30,8 @@ pub(super) struct Wish {
     pub(super) ahead: usize,
     /// All regions are as long as the longest.
     pub(super) even: bool,
+    /// Regions take multiples of so many bytes; more than 0.
+    pub(super) unit: u64,
     /// How much memory there is, if that is limited.
     pub(super) room: Option<u64>,
 }
@@ -78,6 +80,12 @@ impl Regions {
             *region = start.saturating_add(item.bytes);
         }
     }
+
+    /// The same as the memory has them.
+    fn whole(&self, unit: u64) -> Self {
+        let whole = |bytes: u64| bytes.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
+        Self { kept: whole(self.kept), passing: whole(self.passing) }
+    }
 }
 
 /// Tensors in batches of so many bytes.
@@ -88,14 +96,14 @@ struct Parted {
 }
 
 impl Parted {
-    fn new(items: &[Item], max_batch_bytes: u64) -> Self {
+    fn new(items: &[Item], max_batch_bytes: u64, unit: u64) -> Self {
         let (mut batches, mut regions) = (Vec::new(), Vec::new());
         let (mut first, mut bytes, mut open) = (0, 0_u64, Regions::default());
         for (index, item) in items.iter().enumerate() {
             let with = bytes.saturating_add(item.bytes);
             if index > first && with > max_batch_bytes {
                 batches.push(first..index);
-                regions.push(open);
+                regions.push(open.whole(unit));
                 (first, bytes, open) = (index, item.bytes, Regions::default());
             } else {
                 bytes = with;
@@ -104,7 +112,7 @@ impl Parted {
         }
         if first < items.len() {
             batches.push(first..items.len());
-            regions.push(open);
+            regions.push(open.whole(unit));
         }
         Self { max_batch_bytes, batches, regions }
     }
@@ -146,7 +154,7 @@ impl Parted {
 /// # Errors
 /// When there is no room for one tensor after the other.
 pub(super) fn fit(items: &[Item], wish: Wish) -> Result<Fit, Short> {
-    let Wish { max_batch_bytes, ahead, even, room } = wish;
+    let Wish { max_batch_bytes, ahead, even, unit, room } = wish;
     let room = room.unwrap_or(u64::MAX);
     let halves = |least: u64| {
         let shorter = move |bytes: &u64| Some(bytes / 2).filter(|half| *half >= least);
@@ -154,7 +162,7 @@ pub(super) fn fit(items: &[Item], wish: Wish) -> Result<Fit, Short> {
     };
     if ahead > 0 {
         for bytes in halves(LEAST_AHEAD_BYTES) {
-            let parted = Parted::new(items, bytes);
+            let parted = Parted::new(items, bytes, unit);
             // Reading more ahead never takes less; more than there are is the same as all.
             let (mut most, mut too_many) = (0, ahead.min(parted.batches.len()).max(1) + 1);
             while too_many - most > 1 {
@@ -168,12 +176,12 @@ pub(super) fn fit(items: &[Item], wish: Wish) -> Result<Fit, Short> {
         }
     }
     for bytes in halves(LEAST_BYTES).chain([0]) {
-        let parted = Parted::new(items, bytes);
+        let parted = Parted::new(items, bytes, unit);
         if parted.peak(0, even).0 <= room {
             return Ok(parted.into_fit(0, even));
         }
     }
-    let alone = Parted::new(items, 0);
+    let alone = Parted::new(items, 0, unit);
     let (needed, batch) = alone.peak(0, even);
     let kept = alone.regions.iter().take(batch).map(|regions| regions.kept).sum();
     Err(Short { needed, tensor: alone.batches.get(batch).map_or(0, |batch| batch.end - 1), kept })
@@ -192,7 +200,7 @@ mod tests {
     }
 
     fn wish(max_batch_bytes: u64, ahead: usize, room: Option<u64>) -> Wish {
-        Wish { max_batch_bytes, ahead, even: false, room }
+        Wish { max_batch_bytes, ahead, even: false, unit: 1, room }
     }
 
     #[test]
@@ -252,13 +260,14 @@ mod tests {
         #[test]
         fn what_a_consumer_does_stays_within_the_peak_and_the_peak_within_the_room(
             sizes in prop::collection::vec((0..5000_u64, any::<bool>()), 0..60),
-            max in 0..20_000_u64, ahead in 0..5_usize, room in prop::option::of(0..200_000_u64), even in any::<bool>()
+            max in 0..20_000_u64, ahead in 0..5_usize, room in prop::option::of(0..200_000_u64),
+            even in any::<bool>(), unit in prop::sample::select(vec![1_u64, 64, 3000])
         ) {
             let all: Vec<Item> = sizes.iter().map(|&(bytes, kept)| Item { bytes, kept: kept && !even }).collect();
-            let wish = Wish { max_batch_bytes: max, ahead, even, room };
+            let wish = Wish { max_batch_bytes: max, ahead, even, unit, room };
             let padded = |range: Range<usize>, kept: bool| {
                 let of = all[range].iter().filter(|item| item.kept == kept && item.bytes > 0);
-                of.fold(0_u64, |end, item| end.next_multiple_of(256) + item.bytes)
+                of.fold(0_u64, |end, item| end.next_multiple_of(256) + item.bytes).next_multiple_of(unit)
             };
             match fit(&all, wish) {
                 Ok(fit) => {
@@ -286,9 +295,10 @@ mod tests {
                 Err(short) => {
                     // One after the other is the least that there is.
                     let alone = |at: usize| {
-                        let kept: u64 = all[..=at].iter().filter(|item| item.kept).map(|item| item.bytes).sum();
-                        let longest = all.iter().map(|item| item.bytes).max().unwrap_or(0);
-                        kept + if even { longest } else if all[at].kept { 0 } else { all[at].bytes }
+                        let bytes = |item: &Item| item.bytes.next_multiple_of(unit);
+                        let kept: u64 = all[..=at].iter().filter(|item| item.kept).map(bytes).sum();
+                        let longest = all.iter().map(bytes).max().unwrap_or(0);
+                        kept + if even { longest } else if all[at].kept { 0 } else { bytes(&all[at]) }
                     };
                     let least = (0..all.len()).map(alone).max().unwrap_or(0);
                     prop_assert_eq!(short.needed, least);

@@ -90,6 +90,8 @@ pub(super) struct Options {
     /// What is asked of the tensors.
     pub(super) asked: Asked,
     pub(super) engines: Engines,
+    /// How many cores there are, where that has been asked: the system takes longer to say it than to read a small tensor.
+    pub(super) cores: Option<usize>,
 }
 
 /// How the readers work.
@@ -197,18 +199,23 @@ impl Readers {
     }
 }
 
+/// How many cores this process may use.
+pub(super) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Options {
     /// The same, but that this is asked of the tensors.
     pub(super) fn with_asked(&self, asked: Asked) -> Self {
-        let Self { pool, region_parts, staging, scratch, backend, engines, .. } = self;
-        let Self { threads, staging_bytes, memory_budget, .. } = self;
+        let Self { pool, staging, scratch, backend, engines, .. } = self;
         Self {
             select: None,
-            threads: *threads,
-            staging_bytes: *staging_bytes,
-            memory_budget: *memory_budget,
+            threads: self.threads,
+            staging_bytes: self.staging_bytes,
+            memory_budget: self.memory_budget,
+            cores: self.cores,
             pool: pool.clone(),
-            region_parts: *region_parts,
+            region_parts: self.region_parts,
             staging: staging.clone(),
             scratch: scratch.clone(),
             backend: *backend,
@@ -282,7 +289,7 @@ impl Options {
                     (usize::try_from(threads).unwrap_or(usize::MAX), format!("by {}", settings::THREADS))
                 }
                 None => {
-                    let cores = thread::available_parallelism().map_or(1, usize::from);
+                    let cores = self.cores.unwrap_or_else(cores);
                     let free = if used == Cores::All { cores } else { cores - cores / 8 };
                     (free.min(MAX_THREADS), format!("{cores} cores, and no more than {MAX_THREADS}"))
                 }

@@ -31,6 +31,9 @@ pub(super) struct Begun<'a> {
     staging: StagingMemory,
 }
 
+/// Loads of no more than this need a slot or two, which are quickly made as well.
+const SHORT_BYTES: u64 = 1 << 20;
+
 /// What is known of the files before they are opened. Only a guess.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Likely {
@@ -60,7 +63,10 @@ impl<'a> Begun<'a> {
         let readers = with_scratch.filter(|_| !on_device || may_leave_device).unwrap_or(readers);
         let pool = open_pool(device, options)?;
         let staging = shared("staging", options.staging.as_ref(), &*device.staging_memory())?;
-        let staging = StagingMemory::new(device, staging, readers.for_bytes(likely.bytes).first_slots())?;
+        // Where slots may have been kept and few are needed, a thread that fetches them is no help.
+        let is_short = options.staging.is_some() && likely.bytes <= SHORT_BYTES;
+        let first = readers.for_bytes(likely.bytes).first_slots().filter(|_| !is_short);
+        let staging = StagingMemory::new(device, staging, first)?;
         Ok(Self { started, device, options, readers, on_device, why, may_leave_device, pool, staging })
     }
 
@@ -87,9 +93,11 @@ impl<'a> Begun<'a> {
         let batch = Batch::new(files, &pool, changes, placing)?;
         let mut readers = readers.for_bytes(batch.file_bytes());
         if let Some(budget) = options.memory_budget {
-            let bytes = batch.layout.regions.iter().map(|region| region.size).sum();
+            let (regions, unit) = (batch.layout.regions.iter(), budget::unit(&pool));
+            let whole = |bytes: u64| bytes.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
+            let bytes = regions.fold(0_u64, |sum, region| sum.saturating_add(whole(region.size)));
             budget::check(bytes, budget, || told.infos().take(batch.len()))?;
-            readers.scratch_bytes = Some(placing.besides.unwrap_or(budget - bytes));
+            readers.scratch_bytes = Some(placing.besides.unwrap_or(budget.saturating_sub(bytes)));
         }
         let planned = started.elapsed();
         let reserved = match placing.apart {
