@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import weakref
-from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
 from tensorhold import _core
 from tensorhold.fastsafetensors import _settings
@@ -245,7 +245,7 @@ class _Run:
         options: Dict[str, Any] = {"ahead": max(pipeline.queue_size + 1, 0), "threads": pipeline.loader._threads}
         if pipeline.max_batch_bytes is not None:
             options["max_batch_bytes"] = pipeline.max_batch_bytes
-        keep = None
+        keep: Union[bool, Callable[[_core.TensorInfo], bool], None] = None
         if budget is None:
             options["pool"] = device_pool(self.device)
         else:
