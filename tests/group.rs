@@ -324,6 +324,28 @@ fn names_dimensions_and_cuts_that_cannot_be_are_errors_before_anything_is_moved(
 }
 
 #[test]
+fn a_rank_that_failed_stops_the_others_with_it() {
+    for device in devices() {
+        for failing in [None, Some(0), Some(2)] {
+            let outcomes = ThreadGroup::run(3, |group| {
+                let own = if failing == Some(group.rank()) { Err(Error::NoFiles) } else { Ok(group.rank()) };
+                group::agree(&*group, &device, &pool_for(&device), own)
+            });
+            for (rank, outcome) in outcomes.into_iter().enumerate() {
+                match failing {
+                    None => assert_eq!(outcome.unwrap(), rank),
+                    Some(failing) if failing == rank => assert!(matches!(outcome, Err(Error::NoFiles))),
+                    Some(failing) => {
+                        let error = outcome.unwrap_err().to_string();
+                        assert!(error.contains(&format!("rank {failing} has failed")), "{error}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn lists_of_owners_that_do_not_fit_are_refused() {
     let (_folder, files, _) = files();
     let weights = Loader::new(Device::host()).files(&files[..1]).load().unwrap();

@@ -210,7 +210,9 @@ fn details(error: &Error) -> (Option<&Path>, Option<&'static str>, Option<i32>) 
         | Error::Index { path, .. }
         | Error::Header { path, .. }
         | Error::FileChanged { path, .. } => (Some(path), None, None),
-        Error::Tensor { operation, .. } | Error::Device { operation, .. } | Error::Group { operation, .. } => (None, Some(operation), None),
+        Error::Tensor { operation, .. }
+        | Error::Device { operation, .. }
+        | Error::Group { operation, .. } => (None, Some(operation), None),
         _ => (None, None, None),
     }
 }

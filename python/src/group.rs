@@ -10,7 +10,7 @@ use dlpark::metadata::Dynamic;
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup};
+use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup, agree};
 use tensorhold::{Error, Result, Tensor, TensorInfo, Weights};
 
 use crate::batches::PyBatches;
@@ -190,6 +190,24 @@ pub(crate) fn check_group(
     checked.map_err(|error| failure.take().unwrap_or_else(|| raise(py, error)))
 }
 
+/// Goes on if all is well on every rank. All ranks call it.
+#[pyfunction]
+pub(crate) fn go_on(
+    py: Python<'_>,
+    group: Option<Bound<'_, PyAny>>,
+    pool: &Bound<'_, PyPool>,
+    is_well: bool,
+) -> PyResult<()> {
+    let (group, failure) = open(group)?;
+    let (device, pool) = (pool.get().opened(), &pool.get().pool);
+    let detail = "this rank has failed".into();
+    let (rank, size, remedy) = (group.rank(), group.size(), "see what it says");
+    let failed = Error::Group { operation: "go on together", rank, size, detail, remedy };
+    let outcome = if is_well { Ok(()) } else { Err(failed) };
+    let together = py.detach(|| agree(&*group, device, pool, outcome));
+    together.map_err(|error| failure.take().unwrap_or_else(|| raise(py, error)))
+}
+
 /// Tensors of files that the ranks of a group have read between them.
 #[pyclass(name = "_Shared", module = "tensorhold._core", frozen)]
 pub(crate) struct PyShared {
@@ -220,9 +238,15 @@ pub(crate) fn share(
             let device = pool.getattr("device")?;
             let mut asked = Asked::new(py, PyList::new(py, paths)?.as_any(), Some(&device), options)?;
             asked.place_in(&target)?;
-            Some(asked.run(py, tensorhold::Loader::load)?)
+            Some(asked.run(py, tensorhold::Loader::load))
         }
     };
+    let loaded = weights.transpose();
+    let is_well = loaded.is_ok();
+    let together =
+        py.detach(|| agree(&*group, &device, &target, if is_well { Ok(()) } else { Err(Error::NoFiles) }));
+    let weights = loaded?;
+    together.map_err(|error| failure.take().unwrap_or_else(|| raise(py, error)))?;
     let made = py.detach(|| {
         let local = weights.into_iter().flat_map(Weights::into_tensors);
         Shared::new(group, &device, &target, order, local)

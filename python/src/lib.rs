@@ -37,7 +37,7 @@ mod _core {
     #[pymodule_export]
     use crate::batches::batches;
     #[pymodule_export]
-    use crate::group::{check_group, relay, share};
+    use crate::group::{check_group, go_on, relay, share};
     #[pymodule_export]
     use crate::info::{PyCut, PyInfo};
     #[pymodule_export]

@@ -509,6 +509,9 @@ def share(
 def relay(
     group: Any | None, pool: Pool, order: list[tuple[TensorInfo, int]], batches: _Batches | None
 ) -> _Relay: ...
+def go_on(group: Any | None, pool: Pool, is_well: bool) -> None:
+    """Goes on if all is well on every rank. All ranks call it."""
+
 def check_group(group: Any | None, device: Device | None = None) -> None:
     """Checks that a group keeps what is asked of groups, with tensors on `device`. All ranks call it."""
 

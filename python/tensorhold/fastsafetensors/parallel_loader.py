@@ -1,8 +1,9 @@
 """`PipelineParallel` and `ParallelLoader`: tensors one after the other, read ahead in batches."""
 
+import contextlib
 import logging
 import weakref
-from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
 from tensorhold import _core
 from tensorhold.fastsafetensors import _settings
@@ -173,10 +174,20 @@ class _Run:
         files = pipeline.hf_weights_files
         rank_of = {file: number % size for number, file in enumerate(files)}
         order = [(info, rank_of[info.file]) for info in read_headers(files)[0]]
+        # Asked for each rank by all ranks, so that all refuse a budget or none does.
+        budgets = [
+            self.budget([info for info, rank in order if rank == of], [info for info, rank in order if rank != of]) for of in range(size)
+        ]
         pool, batches = device_pool(self.device), None
         local = files[own::size]
-        if local:
-            batches = self.batches(local, self.budget([info for info, rank in order if rank == own], [info for info, rank in order if rank != own]))
+        try:
+            if local:
+                batches = self.batches(local, budgets[own])
+        except BaseException:
+            with contextlib.suppress(_core.GroupError):
+                _core.go_on(pipeline.pg.moves(), pool, False)
+            raise
+        _core.go_on(pipeline.pg.moves(), pool, True)
         relay = _core.relay(pipeline.pg.moves(), pool, order, batches)
         self.closes.append(relay)
         self.total = len(order)
@@ -209,13 +220,15 @@ class _Run:
         budget = self.pipeline.device_memory_budget
         if budget is None:
             return None
+        kept = sum(info.nbytes for info in own + foreign if self.is_kept(info.name))
         passing = foreign + [info for info in own if not self.is_kept(info.name)]
         largest = max((info.nbytes for info in passing), default=0)
         others = largest + sum(info.nbytes for info in foreign if self.is_kept(info.name))
-        if budget <= others:
+        needed = largest + max(kept, others - largest + max((info.nbytes for info in own), default=0))
+        if budget < max(needed, 1):
             raise BudgetInfeasibleError(
-                f"load within a budget: got {budget} bytes, expected more than {others} for a tensor that the consumer has and for those of other ranks, "
-                "and the pipeline is already fully serial; raise device_memory_budget, or keep fewer tensors (accumulate_resident, resident_tensor)"
+                f"load within a budget: got {budget} bytes, expected at least {needed}: for what is kept, the largest tensor, and one that the consumer still has; "
+                "the pipeline is already fully serial; raise device_memory_budget, or keep fewer tensors (accumulate_resident, resident_tensor)"
             )
         return budget - others
 
@@ -232,7 +245,7 @@ class _Run:
         options: Dict[str, Any] = {"ahead": max(pipeline.queue_size + 1, 0), "threads": pipeline.loader._threads}
         if pipeline.max_batch_bytes is not None:
             options["max_batch_bytes"] = pipeline.max_batch_bytes
-        keep = None
+        keep: Union[bool, Callable[[_core.TensorInfo], bool], None] = None
         if budget is None:
             options["pool"] = device_pool(self.device)
         else:

@@ -64,6 +64,8 @@ def test_engines_get_the_same_bytes_on_every_rank(place: str, size: int, files: 
 class ThreadGroup:
     """A rank of a job whose ranks are threads, with the methods that a group of one's own has."""
 
+    PATIENCE = 60.0
+
     def __init__(self, rank: int, queues: list[list[queue.Queue[bytes]]]) -> None:
         self._rank, self._queues = rank, queues
 
@@ -85,7 +87,7 @@ class ThreadGroup:
         for other in self._others():
             self._queues[self._rank][other].put(b"")
         for other in self._others():
-            self._queues[other][self._rank].get(timeout=60)
+            self._queues[other][self._rank].get(timeout=self.PATIENCE)
 
     def broadcast(self, payload: Any, root: int) -> None:
         if root != self._rank:
@@ -101,7 +103,7 @@ class ThreadGroup:
         self._queues[self._rank][to].put(raw(torch.from_dlpack(payload)))
 
     def recv(self, payload: Any, source: int) -> None:
-        received = self._queues[source][self._rank].get(timeout=60)
+        received = self._queues[source][self._rank].get(timeout=self.PATIENCE)
         assert len(received) == payload.nbytes
         if received:
             torch.from_dlpack(payload).copy_(torch.frombuffer(bytearray(received), dtype=torch.uint8))
@@ -154,7 +156,7 @@ def test_what_a_group_keeps_stays_valid(files: list[str], tensors: dict[str, Spe
             return raw(opened.get_tensor("a.weight"))
 
     assert in_threads([Keeping(0, queues), ThreadGroup(1, queues)], work) == [tensors["a.weight"].data] * 2
-    assert [raw(tensor) for tensor in kept] == [tensors["a.weight"].data]
+    assert raw(kept[-1]) == tensors["a.weight"].data
 
 
 def test_what_a_group_raises_is_raised(files: list[str]) -> None:
@@ -163,9 +165,8 @@ def test_what_a_group_raises_is_raised(files: list[str]) -> None:
             raise ZeroDivisionError("the link is down")
 
     group = Broken(0, ThreadGroup.all(2)[0]._queues)
-    with fastsafe_open({0: files}, pg=group) as opened:
-        with pytest.raises(ZeroDivisionError, match="the link is down"):
-            opened.get_tensor("a.weight")
+    with pytest.raises(ZeroDivisionError, match="the link is down"):
+        fastsafe_open({0: files}, pg=group)
     loader = ParallelLoader(group, files, use_tqdm_on_load=False)
     with pytest.raises(ZeroDivisionError, match="the link is down"):
         next(loader.iterate_weights())
@@ -174,6 +175,9 @@ def test_what_a_group_raises_is_raised(files: list[str]) -> None:
 
 def test_groups_that_break_a_promise_are_found_out() -> None:
     class Garbling(ThreadGroup):
+        # The rank that finds it out leaves the other waiting.
+        PATIENCE = 1.0
+
         def send(self, payload: Any, to: int) -> None:
             data = bytearray(raw(torch.from_dlpack(payload)))
             if len(data) > 3:
