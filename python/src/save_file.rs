@@ -57,12 +57,15 @@ impl Source {
     }
 }
 
+/// Name, type, shape, and bytes.
+type PyItem<'py> = (String, Bound<'py, PyAny>, Vec<usize>, Bound<'py, PyAny>);
+
 /// Writes a file of tensors, each a name, a type, a shape, and its bytes.
 #[pyfunction]
 pub(crate) fn save_file(
     py: Python<'_>,
     path: PathBuf,
-    items: Vec<(String, Bound<'_, PyAny>, Vec<usize>, Bound<'_, PyAny>)>,
+    items: Vec<PyItem<'_>>,
     metadata: Metadata,
     synced: bool,
 ) -> PyResult<()> {
