@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+from drop_in import all_goes_back  # noqa: F401
 from support import python
 
 import tensorhold

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from drop_in import all_goes_back, files, place, shards, tensors  # noqa: F401
 from support import Spec, raw
 
 import tensorhold

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from drop_in import all_goes_back, place, shards  # noqa: F401
 from support import raw
 
 from tensorhold.fastsafetensors import ParallelSaver, SafeTensorsMetadata, fastsafe_open, saver
