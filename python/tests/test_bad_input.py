@@ -10,8 +10,7 @@ import struct
 from typing import cast
 
 import pytest
-from conftest import import_for
-from support import Spec, assert_all_back, spec, write, write_raw
+from support import Spec, assert_all_back, import_for, spec, write, write_raw
 
 import tensorhold
 

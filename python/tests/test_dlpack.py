@@ -6,8 +6,7 @@ import gc
 import pathlib
 
 import pytest
-from conftest import import_for
-from support import Spec, assert_all_back, numpy_takes_flags, raw, spec, write
+from support import Spec, assert_all_back, import_for, numpy_takes_flags, raw, spec, write
 
 import tensorhold
 

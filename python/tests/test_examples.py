@@ -8,8 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import import_for
-from support import Spec, spec, write
+from support import Spec, import_for, spec, write
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -7,8 +7,7 @@ import pathlib
 
 import pytest
 import support
-from conftest import import_for
-from support import BITS, Spec, raw, spec, write
+from support import BITS, Spec, import_for, raw, spec, write
 
 import tensorhold
 from tensorhold import frameworks
