@@ -34,7 +34,7 @@ impl PyTensor {
     }
 
     /// Refuses in a forked child what needs the device.
-    fn check(&self, py: Python<'_>, operation: &str) -> PyResult<()> {
+    pub(crate) fn check(&self, py: Python<'_>, operation: &str) -> PyResult<()> {
         if self.tensor.device().is_host_accessible() { Ok(()) } else { self.process.check(py, operation) }
     }
 }

@@ -1,7 +1,7 @@
 """What the compiled module has. `tensorhold` exports it under its own name: import from there."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, final
 
@@ -53,6 +53,7 @@ __all__ = [
     "open",
     "plan_shards",
     "relay",
+    "save_file",
     "shard_paths",
     "share",
     "stream",
@@ -430,6 +431,11 @@ def inspect(
     paths: Paths, device: Device | None = None, **options: Unpack[Options]
 ) -> tuple[list[TensorInfo], dict[str, dict[str, str]]]:
     """What the headers say: the tensors as they would be loaded, and the strings of each file."""
+
+def save_file(
+    path: Path, items: Sequence[tuple[str, DType, list[int], Any]], metadata: dict[str, str], synced: bool
+) -> None:
+    """Writes a file of tensors, each a name, a type, a shape, and its bytes."""
 
 def cuda_count() -> int:
     """How many CUDA devices there are; 0 without a driver."""

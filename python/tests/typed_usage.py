@@ -50,6 +50,8 @@ with tensorhold.safe_open("llama/", framework="np", cuts={"a": [Cut.narrow(0, 1,
     assert_type(f.metadata(), "dict[str, str] | None")
     assert_type(f.get_slice("a").get_shape(), "list[int]")
 
+tensorhold.save_file(loaded, Path("saved.safetensors"), {"format": "pt"}, synced=True)
+
 try:
     tensorhold.load("llama/")
 except tensorhold.FileError as error:
