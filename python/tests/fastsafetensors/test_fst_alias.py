@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+from drop_in import all_goes_back  # noqa: F401
 from support import python
 
 import tensorhold
@@ -80,6 +81,21 @@ else:
 
 def test_importing_the_package_imports_neither_torch_nor_the_drop_in() -> None:
     python("import sys, tensorhold; assert not {'torch', 'numpy', 'tensorhold.fastsafetensors'} & set(sys.modules)")
+
+
+def test_a_missing_torch_is_told_when_it_is_needed() -> None:
+    python("""
+import sys
+sys.modules["torch"] = None
+import tensorhold.fastsafetensors as fst
+assert fst.owned_expert_range(4, 2, 1) == (2, 4)
+try:
+    fst.SafeTensorsFileLoader(None)
+except ImportError as error:
+    assert "could not import torch" in str(error), error
+else:
+    raise AssertionError("there is no torch")
+""")
 
 
 PROGRAM = """

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from drop_in import all_goes_back, files, place, shards, tensors  # noqa: F401
 from support import Spec, raw
 
 from tensorhold.fastsafetensors import (
@@ -21,10 +22,10 @@ from tensorhold.fastsafetensors import (
 from tensorhold.fastsafetensors.file_buffer import FilesBufferOnDevice
 
 
-def loaded(place: str, files: list[str], **options: bool) -> tuple[SafeTensorsFileLoader, FilesBufferOnDevice]:
+def loaded(place: str, files: list[str], borrowed_tensors: bool = False) -> tuple[SafeTensorsFileLoader, FilesBufferOnDevice]:
     loader = SafeTensorsFileLoader(SingleGroup(), place)
     loader.add_filenames({0: files})
-    return loader, loader.copy_files_to_device(**options)
+    return loader, loader.copy_files_to_device(borrowed_tensors=borrowed_tensors)
 
 
 def is_all_back() -> bool:

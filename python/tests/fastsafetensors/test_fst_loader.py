@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from drop_in import all_goes_back, files, place, shards, tensors  # noqa: F401
 from support import Spec, raw, spec, write, write_raw
 
 import tensorhold
@@ -77,9 +78,9 @@ def test_unknown_names_are_value_errors(loader: SafeTensorsFileLoader) -> None:
     for ask in (fb.get_tensor, fb.get_filename, fb.get_shape, fb.get_tensor_wrapped):
         with pytest.raises(ValueError, match="'nothing'"):
             ask("nothing")
-    for ask in (lambda: fb.get_sharded("nothing", 0), lambda: fb.push_tensor("nothing", 0), lambda: fb.as_dict({"nothing": 0})):
+    for other in (lambda: fb.get_sharded("nothing", 0), lambda: fb.push_tensor("nothing", 0), lambda: fb.as_dict({"nothing": 0})):
         with pytest.raises(ValueError, match="'nothing'"):
-            ask()
+            other()
     fb.close()
 
 
@@ -233,7 +234,7 @@ def test_a_loader_without_files_loads_nothing(place: str) -> None:
 
 def test_ways_of_reading_that_are_not_there_are_no_errors(place: str, files: list[str], tensors: dict[str, Spec]) -> None:
     for options in ({"nogds": False}, {"nogds": True}, {"use_fgds": True}, {"max_threads": 2, "bbuf_size_kb": 64}, {"set_numa": False}):
-        loader = SafeTensorsFileLoader(SingleGroup(), place, **options)  # type: ignore[arg-type]
+        loader = SafeTensorsFileLoader(SingleGroup(), place, **options)
         loader.add_filenames({0: files})
         fb = loader.copy_files_to_device(use_buf_register=False, allow_inflight=True)
         assert_same(fb.get_tensor("b.weight"), tensors["b.weight"], place)

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from drop_in import all_goes_back, files, place, shards, tensors  # noqa: F401
 from support import Spec, raw, spec, write
 
 from tensorhold.fastsafetensors import (

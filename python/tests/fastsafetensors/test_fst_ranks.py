@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from drop_in import all_goes_back, files, place, shards, tensors  # noqa: F401
 from support import Spec, raw
 
 import tensorhold
@@ -171,6 +172,22 @@ def test_what_a_group_raises_is_raised(files: list[str]) -> None:
     with pytest.raises(ZeroDivisionError, match="the link is down"):
         next(loader.iterate_weights())
     loader.close()
+
+
+def test_a_rank_whose_load_fails_stops_the_others_with_it(files: list[str]) -> None:
+    added = threading.Barrier(2)
+
+    def work(group: ThreadGroup) -> None:
+        loader = SafeTensorsFileLoader(group)
+        loader.add_filenames({0: files[:1], 1: files[1:]})
+        if added.wait() == 0:
+            pathlib.Path(files[2]).unlink()
+        added.wait()
+        loader.copy_files_to_device()
+
+    first, second = in_threads(ThreadGroup.all(2), work)
+    assert isinstance(second, FileNotFoundError)
+    assert isinstance(first, tensorhold.GroupError) and "rank 1 has failed" in str(first)
 
 
 def test_groups_that_break_a_promise_are_found_out() -> None:

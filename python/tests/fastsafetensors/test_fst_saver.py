@@ -6,9 +6,12 @@ import json
 import os
 import pathlib
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from drop_in import all_goes_back, place, shards  # noqa: F401
 from support import raw
 
 from tensorhold.fastsafetensors import ParallelSaver, SafeTensorsMetadata, fastsafe_open, saver
@@ -100,7 +103,7 @@ def test_plans_say_what_goes_where() -> None:
     entries = [WriteEntry("a", DType.F32, [2], 8), WriteEntry("b", DType.F32, [4], 16), WriteEntry("c", DType.U8, [4], 4)]
     asked = []
 
-    def strings(part: list[WriteEntry]) -> dict[str, str]:
+    def strings(part: Sequence[WriteEntry]) -> dict[str, str]:
         asked.append([entry.name for entry in part])
         return {"count": str(len(part))}
 
@@ -137,7 +140,7 @@ def test_options_that_cannot_be_followed_are_value_errors(tmp_path: pathlib.Path
         ({"shard_metadata": lambda part: {1: "x"}}, "strings"),
     ):
         with pytest.raises(ValueError, match=text):
-            saver.plan_shards([entry], ["p"], **options)  # type: ignore[arg-type]
+            saver.plan_shards([entry], ["p"], **options)
     for paths in ([], ["p", "p"]):
         with pytest.raises(ValueError, match="paths"):
             saver.plan_shards([entry], paths)
@@ -146,7 +149,8 @@ def test_options_that_cannot_be_followed_are_value_errors(tmp_path: pathlib.Path
     for make in (lambda: ParallelSaver(num_shards=0), lambda: saver.shard_paths("p", 0)):
         with pytest.raises(ValueError, match="num_shards"):
             make()
-    for make in (lambda: ParallelSaver(num_threads=0), lambda: saver.tensor_fill(0), lambda: saver.per_entry_fill(print, 0)):  # type: ignore[arg-type, return-value]
+    others: list[Callable[[], Any]] = [lambda: ParallelSaver(num_threads=0), lambda: saver.tensor_fill(0), lambda: saver.per_entry_fill(print, 0)]
+    for make in others:
         with pytest.raises(ValueError, match="num_threads"):
             make()
     with pytest.raises(ValueError, match="plan_shards"):

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import pytest
+from drop_in import all_goes_back  # noqa: F401
 
 import tensorhold.fastsafetensors as fst
 from tensorhold.fastsafetensors import ep_slice

@@ -131,8 +131,10 @@ def get_framework_op(framework_name: str) -> FrameworkOpBase:
     name = "pytorch" if framework_name in ("pytorch", "torch", "pt") else framework_name
     if name not in _made:
         if name == "pytorch":
-            from tensorhold.fastsafetensors.frameworks._torch import TorchOp
-
+            try:
+                from tensorhold.fastsafetensors.frameworks._torch import TorchOp
+            except ModuleNotFoundError as error:
+                raise _core.FrameworkError(f"could not import torch: {error}; install torch") from error
             _made[name] = TorchOp()
         elif name == "paddle":
             from tensorhold.fastsafetensors.frameworks._paddle import PaddleOp

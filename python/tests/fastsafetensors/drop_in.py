@@ -1,4 +1,4 @@
-"""Where the drop-in is tested: on the CPU, and on a CUDA device where there is one; and what it is tested with."""
+"""Fixtures of these tests: where the drop-in is tested, on the CPU and on a CUDA device where there is one, and what it is tested with."""
 
 from __future__ import annotations
 
