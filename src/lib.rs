@@ -81,6 +81,10 @@ pub use weights::{Metadata, Weights};
 struct Readme;
 
 #[cfg(doctest)]
+#[doc = include_str!("../docs/fastsafetensors.md")]
+struct Fastsafetensors;
+
+#[cfg(doctest)]
 #[doc = include_str!("../docs/allocator.md")]
 struct Allocator;
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use support::threads::ThreadGroup;
@@ -324,6 +324,28 @@ fn names_dimensions_and_cuts_that_cannot_be_are_errors_before_anything_is_moved(
 }
 
 #[test]
+fn a_rank_that_failed_stops_the_others_with_it() {
+    for device in devices() {
+        for failing in [None, Some(0), Some(2)] {
+            let outcomes = ThreadGroup::run(3, |group| {
+                let own = if failing == Some(group.rank()) { Err(Error::NoFiles) } else { Ok(group.rank()) };
+                group::agree(&*group, &device, &pool_for(&device), own)
+            });
+            for (rank, outcome) in outcomes.into_iter().enumerate() {
+                match failing {
+                    None => assert_eq!(outcome.unwrap(), rank),
+                    Some(failing) if failing == rank => assert!(matches!(outcome, Err(Error::NoFiles))),
+                    Some(failing) => {
+                        let error = outcome.unwrap_err().to_string();
+                        assert!(error.contains(&format!("rank {failing} has failed")), "{error}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn lists_of_owners_that_do_not_fit_are_refused() {
     let (_folder, files, _) = files();
     let weights = Loader::new(Device::host()).files(&files[..1]).load().unwrap();
@@ -340,5 +362,17 @@ fn lists_of_owners_that_do_not_fit_are_refused() {
     assert!(new(owned(0), vec![]).contains("has not"));
     assert!(new([owned(0), owned(0)].concat(), local()).contains("twice"));
     assert!(new(owned(0)[1..].to_vec(), local()).contains("is not said to"));
-    assert!(Path::new(&files[0]).exists());
+}
+
+#[test]
+fn parts_of_tensors_on_another_device_are_refused() {
+    let (_folder, files, _) = files();
+    let [host, staged] = devices();
+    let weights = Loader::new(host).files(&files[..1]).load().unwrap();
+    let infos = weights.iter().map(|view| (view.info().clone(), 0)).collect::<Vec<_>>();
+    let local = weights.names().map(|name| weights.tensor(name).unwrap()).collect::<Vec<_>>();
+    let shared = Shared::new(Arc::new(SingleGroup), &staged, &pool_for(&staged), infos, local).unwrap();
+    // Two of the same name and shape make a copy.
+    let error = shared.columns(["a.matrix", "a.matrix"], 1).unwrap_err().to_string();
+    assert!(error.contains("on the group's device"), "{error}");
 }

@@ -396,3 +396,34 @@ fn staging_memory_is_kept_for_the_next_load_where_a_pool_is_given() {
     let message = error.unwrap_err().to_string();
     assert!(message.contains("staging") && message.contains("a pool over"), "{message}");
 }
+
+#[test]
+fn an_interrupted_load_gives_everything_back_also_where_the_files_of_a_long_index_are_a_guess() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors: Vec<_> = (0..6000).map(|n| bytes_tensor(&format!("model.part.{n}"), 9)).collect();
+    support::write(&folder.path().join("model.safetensors"), &tensors);
+    let entries: Vec<_> =
+        tensors.iter().map(|tensor| format!(r#""{}":"model.safetensors""#, tensor.name)).collect();
+    let index = format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(","));
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    for device in devices() {
+        let load = |interrupted: fn(u64) -> bool| {
+            let asked = Arc::new(AtomicU64::new(0));
+            let count = Arc::clone(&asked);
+            let ask = move || interrupted(count.fetch_add(1, Ordering::Relaxed));
+            let loader = Loader::new(device.clone()).checkpoint(folder.path()).unwrap().interrupt(ask);
+            (loader.load(), asked.load(Ordering::Relaxed))
+        };
+        let (weights, asked) = load(|_| false);
+        assert_holds(&weights.unwrap(), &tensors);
+        assert!(asked >= 2, "before the first byte and at the end");
+        let (cancelled, asked) = load(|_| true);
+        assert!(matches!(cancelled.unwrap_err(), Error::Cancelled { done_bytes: 0, .. }));
+        assert_eq!(asked, 1, "it is not loaded again");
+        // In a pool that is shared there is no guess.
+        let pool = pool_for(&device);
+        let loader = Loader::new(device.clone()).files([folder.path().join("model.safetensors")]).pool(&pool);
+        assert!(matches!(loader.interrupt(|| true).load(), Err(Error::Cancelled { .. })));
+        assert_all_back(&pool);
+    }
+}

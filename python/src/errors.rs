@@ -35,6 +35,7 @@ pub(crate) enum Kind {
     Cancelled,
     Fork,
     Framework,
+    Group,
 }
 
 struct Class {
@@ -75,6 +76,7 @@ classes! {
     Cancelled "CancelledError": Some(Kind::Error), PyRuntimeError, "The load was broken off by its progress callback.";
     Fork "ForkError": Some(Kind::Error), PyRuntimeError, "A forked child uses what belongs to its parent.";
     Framework "FrameworkError": Some(Kind::Error), PyImportError, "A framework is missing, or cannot use the device.";
+    Group "GroupError": Some(Kind::Error), PyRuntimeError, "A process group, or one of its ranks, cannot do as asked.";
 }
 
 static TYPES: PyOnceLock<Vec<Py<PyType>>> = PyOnceLock::new();
@@ -187,6 +189,7 @@ fn kind(error: &Error) -> Kind {
         Error::UnknownTensor { .. } => Kind::MissingTensor,
         Error::Tensor { .. } => Kind::Tensor,
         Error::Device { .. } => Kind::Device,
+        Error::Group { .. } => Kind::Group,
         Error::Memory(allocator::Error::LimitReached { .. } | allocator::Error::OutOfMemory { .. }) => {
             Kind::OutOfMemory
         }
@@ -207,7 +210,9 @@ fn details(error: &Error) -> (Option<&Path>, Option<&'static str>, Option<i32>) 
         | Error::Index { path, .. }
         | Error::Header { path, .. }
         | Error::FileChanged { path, .. } => (Some(path), None, None),
-        Error::Tensor { operation, .. } | Error::Device { operation, .. } => (None, Some(operation), None),
+        Error::Tensor { operation, .. }
+        | Error::Device { operation, .. }
+        | Error::Group { operation, .. } => (None, Some(operation), None),
         _ => (None, None, None),
     }
 }

@@ -10,7 +10,7 @@ use dlpark::metadata::Dynamic;
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup};
+use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup, agree};
 use tensorhold::{Error, Result, Tensor, TensorInfo, Weights};
 
 use crate::batches::PyBatches;
@@ -190,6 +190,51 @@ pub(crate) fn check_group(
     checked.map_err(|error| failure.take().unwrap_or_else(|| raise(py, error)))
 }
 
+/// Goes on if all is well on every rank. All ranks call it.
+#[pyfunction]
+pub(crate) fn go_on(
+    py: Python<'_>,
+    group: Option<Bound<'_, PyAny>>,
+    pool: &Bound<'_, PyPool>,
+    is_well: bool,
+) -> PyResult<()> {
+    let (group, failure) = open(group)?;
+    all_well(py, &*group, &failure, pool, is_well)
+}
+
+/// Tells the other ranks how it went here; an error if it did not go well somewhere.
+fn all_well(
+    py: Python<'_>,
+    group: &dyn ProcessGroup,
+    failure: &Failure,
+    pool: &Bound<'_, PyPool>,
+    is_well: bool,
+) -> PyResult<()> {
+    let (device, pool) = (pool.get().opened(), &pool.get().pool);
+    let (rank, size) = (group.rank(), group.size());
+    let (detail, remedy) = ("this rank has failed".into(), "see what it says");
+    let failed = Error::Group { operation: "go on together", rank, size, detail, remedy };
+    let outcome = if is_well { Ok(()) } else { Err(failed) };
+    let together = py.detach(|| agree(group, device, pool, outcome));
+    together.map_err(|error| failure.take().unwrap_or_else(|| raise(py, error)))
+}
+
+/// Loads this rank's files into the pool, if it has some.
+fn load_own(
+    py: Python<'_>,
+    pool: &Bound<'_, PyPool>,
+    paths: Vec<Bound<'_, PyAny>>,
+    options: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Option<Weights>> {
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    let device = pool.getattr("device")?;
+    let mut asked = Asked::new(py, PyList::new(py, paths)?.as_any(), Some(&device), options)?;
+    asked.place_in(&pool.get().pool)?;
+    asked.run(py, tensorhold::Loader::load).map(Some)
+}
+
 /// Tensors of files that the ranks of a group have read between them.
 #[pyclass(name = "_Shared", module = "tensorhold._core", frozen)]
 pub(crate) struct PyShared {
@@ -214,15 +259,10 @@ pub(crate) fn share(
     let (device, target) = (pool.get().opened().clone(), pool.get().pool.clone());
     pool.get().check(py, "load into a pool")?;
     let order: Vec<_> = tensors.iter().map(|(info, owner)| (info.0.clone(), *owner)).collect();
-    let weights = match paths.is_empty() {
-        true => None,
-        false => {
-            let device = pool.getattr("device")?;
-            let mut asked = Asked::new(py, PyList::new(py, paths)?.as_any(), Some(&device), options)?;
-            asked.place_in(&target)?;
-            Some(asked.run(py, tensorhold::Loader::load)?)
-        }
-    };
+    let loaded = load_own(py, pool, paths, options);
+    let together = all_well(py, &*group, &failure, pool, loaded.is_ok());
+    let weights = loaded?;
+    together?;
     let made = py.detach(|| {
         let local = weights.into_iter().flat_map(Weights::into_tensors);
         Shared::new(group, &device, &target, order, local)

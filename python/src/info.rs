@@ -125,6 +125,9 @@ fn by_name(name: &str) -> Option<DType> {
         "float8_e8m0fnu" => DType::F8_E8M0,
         "float8_e4m3fnuz" => DType::F8_E4M3FNUZ,
         "float8_e5m2fnuz" => DType::F8_E5M2FNUZ,
+        "float4_e2m1fn_x2" | "float4_e2m1fn" => DType::F4,
+        "float6_e2m3fn" => DType::F6_E2M3,
+        "float6_e3m2fn" => DType::F6_E3M2,
         _ => return None,
     })
 }

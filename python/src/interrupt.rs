@@ -67,6 +67,16 @@ impl Watch {
         Self { failure, callback, asked: None, missing }
     }
 
+    /// Whether the load goes on; for loads whose progress no one is told.
+    pub(crate) fn is_interrupted(&mut self) -> bool {
+        let nothing_new = self.asked.is_some_and(|asked| asked.elapsed() < EVERY);
+        if nothing_new && !self.failure.is_set() {
+            return false;
+        }
+        self.asked = Some(Instant::now());
+        !self.failure.ask(false, |py| py.check_signals().map(|()| true))
+    }
+
     /// Whether the load goes on.
     pub(crate) fn tell(&mut self, progress: &Progress) -> ControlFlow<()> {
         // All headers have been read by now.

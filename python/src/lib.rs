@@ -22,6 +22,7 @@ mod pool;
 mod process;
 mod report;
 mod save;
+mod save_file;
 mod stream;
 mod tensor;
 mod weights;
@@ -37,7 +38,7 @@ mod _core {
     #[pymodule_export]
     use crate::batches::batches;
     #[pymodule_export]
-    use crate::group::{check_group, relay, share};
+    use crate::group::{check_group, go_on, relay, share};
     #[pymodule_export]
     use crate::info::{PyCut, PyInfo};
     #[pymodule_export]
@@ -52,6 +53,8 @@ mod _core {
     use crate::report::{PyChoice, PyClosed, PyHeld, PyReport};
     #[pymodule_export]
     use crate::save::{PyDraft, plan_shards, shard_paths, validate_shard_set};
+    #[pymodule_export]
+    use crate::save_file::save_file;
     #[pymodule_export]
     use crate::stream::PyStream;
     #[pymodule_export]

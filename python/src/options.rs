@@ -108,8 +108,14 @@ impl Asked {
                 _ => return Err(unknown(&name)),
             }
         }
+        let tells = callback.is_some() || asked.missing.is_any();
         let mut watch = Watch::new(asked.failure.clone(), asked.missing.clone(), callback);
-        asked.set(|loader| Ok(loader.progress(move |progress| watch.tell(progress))))?;
+        asked.set(|loader| {
+            Ok(match tells {
+                true => loader.progress(move |progress| watch.tell(progress)),
+                false => loader.interrupt(move || watch.is_interrupted()),
+            })
+        })?;
         Ok(asked)
     }
 

@@ -76,9 +76,9 @@ impl PyPool {
 #[pymethods]
 impl PyPool {
     /// `parts`: whether a tensor's memory goes back to the device with the tensor, though its neighbours in the region
-    /// live: True, or it is an error; None, where the device can; False, never.
+    /// live: None, where the device can; True, or it is an error; False, never.
     #[new]
-    #[pyo3(signature = (device=None, *, limit_bytes=None, parts=Some(false), retain_bytes=0, name=None))]
+    #[pyo3(signature = (device=None, *, limit_bytes=None, parts=None, retain_bytes=0, name=None))]
     fn new(
         py: Python<'_>,
         device: Option<&Bound<'_, PyAny>>,

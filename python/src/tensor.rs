@@ -34,7 +34,7 @@ impl PyTensor {
     }
 
     /// Refuses in a forked child what needs the device.
-    fn check(&self, py: Python<'_>, operation: &str) -> PyResult<()> {
+    pub(crate) fn check(&self, py: Python<'_>, operation: &str) -> PyResult<()> {
         if self.tensor.device().is_host_accessible() { Ok(()) } else { self.process.check(py, operation) }
     }
 }
@@ -237,17 +237,12 @@ impl PyHandover {
 fn is_copy(py: Python<'_>, tensor: &Tensor, request: &ExportRequest<'_>) -> PyResult<bool> {
     let device = tensor.view().dlpack_device().map_err(|error| raise(py, error))?;
     check_stream(request, device)?;
-    let to_host = request.device().is_some_and(|wanted| wanted == DLDevice::CPU);
-    // Pinned memory is the host's, too.
-    let is_there = to_host && tensor.device().is_host_accessible();
-    let copies = request.copy().unwrap_or(to_host && !is_there);
-    if !copies {
-        if !is_there {
-            request.validate_zero_copy(device, DlpackFlags::empty())?;
-        }
+    let wanted = request.device().unwrap_or(device);
+    if !request.copy().unwrap_or(wanted == DLDevice::CPU && device != wanted) {
+        request.validate_zero_copy(device, DlpackFlags::empty())?;
         return Ok(false);
     }
-    if to_host || (request.device().is_none() && device == DLDevice::CPU) {
+    if wanted == DLDevice::CPU {
         return Ok(true);
     }
     Err(PyBufferError::new_err(format!(

@@ -7,7 +7,6 @@
 Names are those of `safetensors` where it has them. No framework is imported before it is asked for.
 """
 
-from tensorhold._alias import install_as_fastsafetensors
 from tensorhold._core import (
     AccessError,
     CancelledError,
@@ -22,6 +21,7 @@ from tensorhold._core import (
     ForkError,
     FormatError,
     FrameworkError,
+    GroupError,
     Held,
     MissingFileError,
     MissingTensorError,
@@ -41,7 +41,7 @@ from tensorhold._core import (
     cuda_count,
     inspect,
 )
-from tensorhold.api import load, load_file, stream
+from tensorhold.api import install_as_fastsafetensors, load, load_file, save_file, stream
 from tensorhold.opened import safe_open
 
 SafetensorError = Error
@@ -61,6 +61,7 @@ __all__ = [
     "ForkError",
     "FormatError",
     "FrameworkError",
+    "GroupError",
     "Held",
     "MissingFileError",
     "MissingTensorError",
@@ -84,5 +85,6 @@ __all__ = [
     "load",
     "load_file",
     "safe_open",
+    "save_file",
     "stream",
 ]

@@ -4,15 +4,12 @@ This file is also run by itself, at the start of child processes (`_hook/sitecus
 `fastsafetensors` is asked for.
 """
 
-import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.metadata
-import importlib.util
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import importlib.machinery
+    import importlib.metadata
     from collections.abc import Iterable, Sequence
     from types import ModuleType
     from typing import Any
@@ -28,19 +25,7 @@ def _target(name: str) -> str:
     return TARGET + name[len(ALIAS) :]
 
 
-class _Distribution(importlib.metadata.Distribution):
-    """What `importlib.metadata` is told: name and version."""
-
-    def read_text(self, filename: str) -> "str | None":
-        if filename == "METADATA":
-            return f"Metadata-Version: 2.1\nName: {ALIAS}\nVersion: {VERSION}\n"
-        return None
-
-    def locate_file(self, path: "Any") -> "Any":
-        raise FileNotFoundError(f"find {path} of {ALIAS}: it is an alias of {TARGET}, which has no files of its own")
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Finder:
     """Finds the alias and its submodules. Each is the very module of the target, under a second name."""
 
     def find_spec(
@@ -48,6 +33,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> "importlib.machinery.ModuleSpec | None":
         if fullname != ALIAS and not fullname.startswith(ALIAS + "."):
             return None
+        import importlib.machinery
+        import importlib.util
+
         try:
             found = importlib.util.find_spec(_target(fullname))
         except ModuleNotFoundError:
@@ -55,7 +43,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if found is None:
             return None
         is_package = found.submodule_search_locations is not None
-        spec = importlib.machinery.ModuleSpec(fullname, self, origin=found.origin, is_package=is_package)
+        spec = importlib.machinery.ModuleSpec(fullname, self, origin=found.origin, is_package=is_package)  # type: ignore[arg-type]
         if is_package:
             # Nothing lies there: submodules are found here, or not at all.
             spec.submodule_search_locations = []
@@ -65,12 +53,31 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module: "ModuleType") -> None:
+        import importlib
+
         # The import system takes what is under the name afterwards.
         sys.modules[module.__name__] = importlib.import_module(_target(module.__name__))
 
     def find_distributions(self, context: "Any" = None) -> "Iterable[importlib.metadata.Distribution]":
         if context is None or context.name is None or context.name.replace("_", "-").lower() == ALIAS:
-            yield _Distribution()
+            yield _distribution()
+
+
+def _distribution() -> "importlib.metadata.Distribution":
+    """What `importlib.metadata` is told: name and version."""
+    # Not at the top: it takes longer to import than all else here.
+    import importlib.metadata
+
+    class Alias(importlib.metadata.Distribution):
+        def read_text(self, filename: str) -> "str | None":
+            if filename == "METADATA":
+                return f"Metadata-Version: 2.1\nName: {ALIAS}\nVersion: {VERSION}\n"
+            return None
+
+        def locate_file(self, path: "Any") -> "Any":
+            raise FileNotFoundError(f"find {path} of {ALIAS}: it is an alias of {TARGET}, which has no files of its own")
+
+    return Alias()
 
 
 def install_as_fastsafetensors() -> None:

@@ -1,12 +1,64 @@
 """What the compiled module has. `tensorhold` exports it under its own name: import from there."""
 
-from collections.abc import Callable, Iterable, Iterator
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, final
 
 from typing_extensions import Self, Unpack
 
 from tensorhold.types import Device, DType, Options, Path, Paths
+
+__all__ = [
+    "AccessError",
+    "CancelledError",
+    "Choice",
+    "Closed",
+    "ClosedError",
+    "Cut",
+    "DeviceError",
+    "Error",
+    "FileChangedError",
+    "FileError",
+    "ForkError",
+    "FormatError",
+    "FrameworkError",
+    "GroupError",
+    "Held",
+    "MissingFileError",
+    "MissingTensorError",
+    "OptionError",
+    "OutOfMemoryError",
+    "Pool",
+    "Progress",
+    "Report",
+    "Stats",
+    "Stream",
+    "Tensor",
+    "TensorError",
+    "TensorIndexError",
+    "TensorInfo",
+    "Weights",
+    "_Draft",
+    "_Handover",
+    "_Open",
+    "__version__",
+    "batches",
+    "check_group",
+    "cuda_count",
+    "device_name",
+    "go_on",
+    "inspect",
+    "load",
+    "open",
+    "plan_shards",
+    "relay",
+    "save_file",
+    "shard_paths",
+    "share",
+    "stream",
+    "validate_shard_set",
+]
 
 __version__: str
 
@@ -60,6 +112,9 @@ class ForkError(Error, RuntimeError):
 
 class FrameworkError(Error, ImportError):
     """A framework is missing, or cannot use the device."""
+
+class GroupError(Error, RuntimeError):
+    """A process group, or one of its ranks, cannot do as asked."""
 
 @final
 class TensorInfo:
@@ -218,7 +273,7 @@ class Report:
     def gigabytes_per_second(self) -> float: ...
     def as_dict(self) -> dict[str, Any]: ...
     def keys(self) -> list[str]: ...
-    def __getitem__(self, key: str) -> Any: ...
+    def __getitem__(self, key: str, /) -> Any: ...
     def __iter__(self) -> Iterator[str]: ...
     def __len__(self) -> int: ...
 
@@ -254,12 +309,12 @@ class Pool:
         device: Device | None = None,
         *,
         limit_bytes: int | None = None,
-        parts: bool | None = False,
+        parts: bool | None = None,
         retain_bytes: int = 0,
         name: str | None = None,
     ) -> Self:
         """`parts`: whether a tensor's memory goes back to the device with the tensor, though its neighbours in the
-        region live: True, or it is an error; None, where the device can; False, never."""
+        region live: None, where the device can; True, or it is an error; False, never."""
 
     @property
     def name(self) -> str: ...
@@ -296,9 +351,9 @@ class Weights:
     def close(self) -> Closed:
         """Gives back every tensor that no one else holds, and says what is still held."""
     def __len__(self) -> int: ...
-    def __contains__(self, name: object) -> bool: ...
+    def __contains__(self, key: object, /) -> bool: ...
     def __iter__(self) -> Iterator[str]: ...
-    def __getitem__(self, name: str) -> Tensor: ...
+    def __getitem__(self, key: str, /) -> Tensor: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -365,7 +420,7 @@ class _Open:
     def closed(self) -> bool: ...
     def close(self) -> None: ...
     def __len__(self) -> int: ...
-    def __contains__(self, name: object) -> bool: ...
+    def __contains__(self, key: object, /) -> bool: ...
 
 def open(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> _Open: ...
 def load(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> Weights: ...
@@ -377,8 +432,114 @@ def inspect(
 ) -> tuple[list[TensorInfo], dict[str, dict[str, str]]]:
     """What the headers say: the tensors as they would be loaded, and the strings of each file."""
 
+def save_file(
+    path: Path, items: Sequence[tuple[str, DType, list[int], Any]], metadata: dict[str, str], synced: bool
+) -> None:
+    """Writes a file of tensors, each a name, a type, a shape, and its bytes."""
+
 def cuda_count() -> int:
     """How many CUDA devices there are; 0 without a driver."""
 
 def device_name(named: Device) -> str:
     """The full name of a device, without a look at whether it is there."""
+
+# What the drop-in for fastsafetensors, and process groups, are made of.
+
+@final
+class _Batches:
+    """A load in batches under way. Asking for the next one says that the one before is done with."""
+
+    @property
+    def plan(self) -> dict[str, int]:
+        """How the load is divided, as chosen: sizes in bytes."""
+    @property
+    def pool(self) -> Pool:
+        """Where the batches are placed."""
+    def close(self) -> None: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Weights: ...
+
+@final
+class _Shared:
+    """Tensors of files that the ranks of a group have read between them."""
+
+    def info(self, name: str) -> TensorInfo | None: ...
+    def broadcast(self, name: str) -> Tensor: ...
+    def shard(self, name: str, dim: int) -> Tensor: ...
+    def columns(self, names: list[str], dim: int) -> Tensor: ...
+    def push(self, name: str, to: int) -> Tensor | None: ...
+    def close(self) -> None: ...
+
+@final
+class _Relay:
+    """Tensors of all ranks in one order, each broadcast as its owner has read it."""
+
+    def close(self) -> None: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> tuple[str, _Handover]: ...
+
+@final
+class _ShardPlan:
+    """A file that is to be written: its header, and where each tensor goes."""
+
+    @property
+    def path(self) -> pathlib.Path: ...
+    @property
+    def names(self) -> list[str]:
+        """In the order of their bytes."""
+    @property
+    def header(self) -> bytes:
+        """With its length before it."""
+    @property
+    def ranges(self) -> list[tuple[int, int]]: ...
+    @property
+    def total_bytes(self) -> int: ...
+
+@final
+class _Draft:
+    """Files of their full length, with their headers, under other names."""
+
+    def __new__(cls, plans: list[_ShardPlan], *, min_free_bytes: int = 0) -> Self: ...
+    @property
+    def paths(self) -> list[pathlib.Path]:
+        """Where the files are for now."""
+    def commit(self, *, synced: bool = False) -> list[pathlib.Path]: ...
+    def close(self) -> None: ...
+
+def batches(
+    paths: Paths,
+    device: Device | None = None,
+    *,
+    max_batch_bytes: int | None = None,
+    ahead: int = 1,
+    keep: bool | Callable[[TensorInfo], bool] | None = None,
+    even_regions: bool = False,
+    memory_budget: int | None = None,
+    **options: Any,
+) -> _Batches: ...
+def share(
+    group: Any | None, pool: Pool, tensors: list[tuple[TensorInfo, int]], paths: list[str], **options: Any
+) -> _Shared:
+    """Loads this rank's files into the pool; `tensors` are those of all ranks, each with the rank that has it."""
+
+def relay(
+    group: Any | None, pool: Pool, order: list[tuple[TensorInfo, int]], batches: _Batches | None
+) -> _Relay: ...
+def go_on(group: Any | None, pool: Pool, is_well: bool) -> None:
+    """Goes on if all is well on every rank. All ranks call it."""
+
+def check_group(group: Any | None, device: Device | None = None) -> None:
+    """Checks that a group keeps what is asked of groups, with tensors on `device`. All ranks call it."""
+
+def plan_shards(
+    tensors: list[tuple[str, str, list[int]]],
+    paths: list[str],
+    *,
+    metadata: dict[str, str],
+    first_metadata: dict[str, str],
+    shard_metadata: Callable[[list[str]], dict[str, str]] | None,
+    header_align: int,
+    shard_set: str | None,
+) -> list[_ShardPlan]: ...
+def shard_paths(base: str, shards: int) -> list[pathlib.Path]: ...
+def validate_shard_set(shards: list[tuple[str, dict[str, str]]]) -> None: ...

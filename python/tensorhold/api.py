@@ -19,12 +19,13 @@ from tensorhold import _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from typing_extensions import Unpack
 
     from tensorhold._core import Stream, Weights
-    from tensorhold.types import Device, LoadOptions, Options, Paths
+    from tensorhold.types import Device, LoadOptions, Options, Path, Paths
 
 
 def load(paths: "Paths", device: "Device" = "cpu", **options: "Unpack[LoadOptions]") -> "Weights":
@@ -63,6 +64,27 @@ def load_file(
     device = converter.prepare(device)
     weights = load(filename, device, **options)
     return frameworks.hand_over(weights, converter)
+
+
+def save_file(
+    tensors: "Mapping[str, Any]", filename: "Path", metadata: "Mapping[str, str] | None" = None, *, synced: bool = False
+) -> None:
+    """Writes a safetensors file of tensors of torch, NumPy, JAX, CuPy or tensorhold, by their names.
+
+    The file is there as a whole or not at all: it gets its name when all has been written, and with `synced` when that is on the disk. Tensors that are on
+    a device, or have gaps, are copied to host memory first.
+    """
+    from tensorhold import frameworks
+
+    items = [frameworks.item(name, tensor) for name, tensor in tensors.items()]
+    _core.save_file(filename, items, dict(metadata or {}), synced)
+
+
+def install_as_fastsafetensors() -> None:
+    """Makes `import fastsafetensors` resolve to `tensorhold.fastsafetensors` in this process, from now on."""
+    from tensorhold import _alias
+
+    _alias.install_as_fastsafetensors()
 
 
 def _plain(options: "LoadOptions") -> "Options":

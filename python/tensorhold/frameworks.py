@@ -5,15 +5,16 @@ framework's own view makes the type of them; where the framework has no such typ
 """
 
 import gc
+import sys
 
-from tensorhold._core import FrameworkError, OptionError, TensorError, device_name
+from tensorhold._core import FrameworkError, OptionError, Tensor, TensorError, device_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tensorhold._core import Tensor, Weights, _Handover
+    from tensorhold._core import Weights, _Handover
     from tensorhold.types import Device
 
 
@@ -273,6 +274,44 @@ def hand_over(weights: "Weights", converter: Converter) -> "dict[str, Any]":
     from_capsule, plain = converter.plain()
     with _NoCollection(len(weights)):
         return weights._each(from_capsule, plain, converter.convert, True)
+
+
+def item(name: str, tensor: "Any") -> "tuple[str, str, list[int], Any]":
+    """What is written of a tensor: its name, type and shape, and its bytes in host memory."""
+    if isinstance(tensor, Tensor):
+        return name, tensor.dtype, list(tensor.shape), tensor
+    kind = type(tensor).__module__.partition(".")[0]
+    if kind == "torch":
+        return _item_of_torch(name, tensor)
+    array = tensor.get() if kind == "cupy" else tensor
+    return _item_of_array(name, array)
+
+
+def _item_of_torch(name: str, tensor: "Any") -> "tuple[str, str, list[int], Any]":
+    import torch
+
+    if tensor.layout is not torch.strided:
+        raise TensorError(f"save tensor {name!r}: got one of {tensor.layout}, expected a dense one; save its parts, or to_dense()")
+    shape = list(tensor.shape)
+    if str(tensor.dtype) == "torch.float4_e2m1fn_x2" and shape:
+        shape[-1] *= 2
+    # What torch would do to the elements when they are used is done to the bytes.
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return name, str(tensor.dtype), shape, dense.reshape(-1).view(torch.uint8)
+
+
+def _item_of_array(name: str, array: "Any") -> "tuple[str, str, list[int], Any]":
+    import numpy
+
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise TensorError(
+            f"save tensor {name!r}: got {type(array).__name__}, expected a tensor of torch, numpy, jax, cupy or tensorhold; convert it"
+        )
+    shape = list(array.shape)
+    dense = numpy.ascontiguousarray(array)
+    if dense.dtype.byteorder == ">" or dense.dtype.byteorder == "=" and sys.byteorder == "big":
+        dense = dense.astype(dense.dtype.newbyteorder("<"))
+    return name, dense.dtype.name, shape, dense.reshape(-1).view(numpy.uint8)
 
 
 class _NoCollection:

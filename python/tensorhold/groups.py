@@ -37,8 +37,8 @@ class TorchGroup:
         self._torch = torch
         self._distributed = distributed
         self._group = distributed.group.WORLD if group is None else group
-        self._rank = distributed.get_rank(self._group)
-        self._size = distributed.get_world_size(self._group)
+        self._rank: int = distributed.get_rank(self._group)
+        self._size: int = distributed.get_world_size(self._group)
         if self._rank < 0:
             raise OptionError("open a process group: this process is no member of it; use a group that it belongs to")
 
@@ -86,7 +86,7 @@ class TorchGroup:
         return self._torch.utils.dlpack.from_dlpack(payload.__dlpack__())
 
     def _global(self, rank: int) -> int:
-        return self._distributed.get_global_rank(self._group, rank)
+        return int(self._distributed.get_global_rank(self._group, rank))
 
     def _wait(self, tensor: "Any") -> None:
         """Until what was enqueued for a tensor on a device has ended."""

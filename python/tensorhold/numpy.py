@@ -1,6 +1,9 @@
-"""`load_file` for numpy, under the name that `safetensors.numpy` has for it."""
+"""`load_file` and `save_file` for numpy, under the name that `safetensors.numpy` has for them."""
 
 from tensorhold import api
+from tensorhold.api import save_file
+
+__all__ = ["load_file", "save_file"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from tensorhold.types import Device, LoadOptions, Path, Paths
+    from tensorhold.types import Device, LoadOptions, Options, Path, Paths
 
 
 class safe_open:
@@ -29,12 +29,13 @@ class safe_open:
     ) -> None:
         from tensorhold import frameworks
 
-        if options.pop("progress", None):
+        if options.get("progress"):
             raise _core.OptionError(
                 "option progress: got one for safe_open, expected none; show what you read, or use load_file()"
             )
+        passed: "Options" = {**options, "progress": None}
         self._converter = frameworks.find(framework)
-        self._open = _core.open(filename, self._converter.prepare(device), **options)  # type: ignore[misc]
+        self._open = _core.open(filename, self._converter.prepare(device), **passed)
 
     def keys(self) -> "list[str]":
         """The names, file by file in the order of their bytes."""

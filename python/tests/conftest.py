@@ -6,7 +6,6 @@ CUDA device, or a framework is missing, the test is skipped once for that, with 
 
 from __future__ import annotations
 
-import importlib
 import os
 import pathlib
 import sys
@@ -17,7 +16,7 @@ import tensorhold
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from support import Spec, spec, write  # noqa: E402
+from support import Spec, import_for, spec, why_not, write  # noqa: E402
 
 NAMED = os.environ.get("TENSORHOLD_TEST_DEVICE")
 CUDA_DEVICES = ["pinned", "cuda:0"]
@@ -27,25 +26,6 @@ PLACES = {
     "jax": ["cpu", "cuda:0"],
     "cupy": ["cuda:0"],
 }
-
-
-def why_not(framework: str, device: str = "cpu") -> str | None:
-    """Why a framework cannot have tensors on a device."""
-    try:
-        importlib.import_module(framework)
-        from tensorhold import frameworks
-
-        frameworks.find(framework).prepare(device)
-    except (ImportError, tensorhold.Error) as error:
-        return str(error)
-    return None
-
-
-def import_for(framework: str, device: str) -> None:
-    """Skips what the framework cannot do on the device, or without being installed."""
-    reason = why_not(framework, device)
-    if reason:
-        pytest.skip(reason)
 
 
 def skipped(*values: str, reason: str) -> object:

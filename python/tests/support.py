@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pathlib
@@ -11,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import pytest
 
 import tensorhold
 
@@ -76,7 +79,33 @@ def raw(tensor: Any) -> bytes:
         return bytes(tensor.get().tobytes())
     import numpy
 
-    return numpy.asarray(tensor).tobytes()
+    return bytes(numpy.asarray(tensor).tobytes())
+
+
+def why_not(framework: str, device: str = "cpu") -> str | None:
+    """Why a framework cannot have tensors on a device."""
+    try:
+        importlib.import_module(framework)
+        from tensorhold import frameworks
+
+        frameworks.find(framework).prepare(device)
+    except (ImportError, tensorhold.Error) as error:
+        return str(error)
+    return None
+
+
+def import_for(framework: str, device: str) -> None:
+    """Skips what the framework cannot do on the device, or without being installed."""
+    reason = why_not(framework, device)
+    if reason:
+        pytest.skip(reason)
+
+
+def numpy_takes_flags() -> bool:
+    """Whether NumPy is told of what may be written to, and of copies: since 2.1."""
+    import numpy
+
+    return tuple(int(part) for part in numpy.__version__.split(".")[:2]) >= (2, 1)
 
 
 def free_bytes(device: str) -> int | None:

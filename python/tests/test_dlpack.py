@@ -6,12 +6,11 @@ import gc
 import pathlib
 
 import pytest
-from conftest import import_for
-from support import Spec, assert_all_back, raw, spec, write
+from support import Spec, assert_all_back, import_for, numpy_takes_flags, raw, spec, write
 
 import tensorhold
 
-CPU, CUDA, PINNED = 1, 2, 3
+CPU, CUDA = 1, 2
 
 
 def kind(capsule: object) -> str:
@@ -28,7 +27,7 @@ def test_the_structure_is_the_newest_that_the_consumer_knows(checkpoint: pathlib
 
 def test_devices_have_their_numbers(checkpoint: pathlib.Path, device: str) -> None:
     tensor = tensorhold.load(checkpoint, device)["matrix"]
-    expected = {"cpu": (CPU, 0), "pinned": (PINNED, 0), "cuda:0": (CUDA, 0)}
+    expected = {"cpu": (CPU, 0), "pinned": (CPU, 0), "cuda:0": (CUDA, 0)}
     assert tensor.__dlpack_device__() == expected[device]
 
 
@@ -97,15 +96,18 @@ def test_streams_are_named_in_the_way_of_the_protocol(checkpoint: pathlib.Path, 
         return
     for stream in (None, -1, 1, 2):
         tensor.__dlpack__(stream=stream)
-    for stream in (0, -2, "default"):
+    wrong: list[object] = [0, -2, "default"]
+    for nonsense in wrong:
         with pytest.raises(ValueError):
-            tensor.__dlpack__(stream=stream)
+            tensor.__dlpack__(stream=nonsense)
 
 
 def test_a_copy_is_made_if_it_is_asked_for(checkpoint: pathlib.Path, few: dict[str, Spec], device: str) -> None:
     import_for("numpy", "cpu")
     import numpy
 
+    if not numpy_takes_flags():
+        pytest.skip("NumPy before 2.1 asks for no copies")
     weights = tensorhold.load(checkpoint, device)
     tensor = weights["matrix"]
     on_host = device != "cuda:0"

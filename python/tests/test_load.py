@@ -106,7 +106,7 @@ def test_every_backend_reads_the_same(checkpoint: pathlib.Path, few: dict[str, S
 
 
 def test_loads_that_share_a_pool_share_its_numbers_and_its_limit(checkpoint: pathlib.Path, device: str) -> None:
-    pool = tensorhold.Pool(device, limit_bytes=2 << 20, name="shared")
+    pool = tensorhold.Pool(device, limit_bytes=2 << 20, parts=False, name="shared")
     assert (pool.name, pool.device, pool.parts) == ("shared", device, False)
     weights = tensorhold.load(checkpoint, device, pool=pool)
     assert pool.stats().live_bytes == weights.report().bytes == weights.pool_stats().live_bytes
@@ -163,7 +163,7 @@ def test_what_a_callback_raises_ends_the_load_and_comes_out(checkpoint: pathlib.
 
     for option in ("progress", "select", "dtype", "cuts"):
         with pytest.raises(LookupError, match="of the callback"):
-            tensorhold.load(checkpoint, device, pool=pool, **{option: fail})  # type: ignore[misc]
+            tensorhold.load(checkpoint, device, pool=pool, **{option: fail})  # type: ignore[arg-type]
         assert pool.stats().reserved_bytes == 0
 
 

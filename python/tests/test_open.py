@@ -6,8 +6,7 @@ import pathlib
 import random
 
 import pytest
-from conftest import import_for
-from support import Spec, assert_all_back, raw, spec, write
+from support import Spec, assert_all_back, import_for, numpy_takes_flags, raw, spec, write
 
 import tensorhold
 
@@ -63,7 +62,8 @@ def test_a_tensor_that_is_asked_for_again_is_read_again(checkpoint: pathlib.Path
     import_for("numpy", "cpu")
     with tensorhold.safe_open(checkpoint, "np") as f:
         first = f.get_tensor("matrix")
-        first[:] = 0
+        if numpy_takes_flags():
+            first[:] = 0
         assert raw(f.get_tensor("matrix")) == few["matrix"].data
 
 

@@ -11,8 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import import_for
-from support import Spec, assert_all_back, free_bytes, python, raw, write_sparse
+from support import Spec, assert_all_back, free_bytes, import_for, python, raw, write_sparse
 
 import tensorhold
 

@@ -145,6 +145,11 @@ impl Place {
         if runs == 0 || bytes == 0 {
             return Ok(());
         }
+        let (memory, wanted) = (from.device().memory(), self.device.memory());
+        if memory.name() != wanted.name() {
+            let remedy = "share tensors that are on the group's device";
+            return Err(from.error("copy a part", memory.name(), wanted.name(), remedy));
+        }
         let (source_bytes, target_bytes) = (from.nbytes(), to.nbytes());
         let end =
             |start: u64, stride: u64| (runs - 1).checked_mul(stride)?.checked_add(start)?.checked_add(bytes);
@@ -175,7 +180,7 @@ impl Place {
         let (source, target) = (from.as_ptr(), target.as_mut_ptr());
         let transform =
             Transform { conversion: None, block, source, source_bytes, target, target_bytes, counters: None };
-        if from.device().is_host_accessible() && self.device.is_host_accessible() {
+        if self.device.is_host_accessible() {
             // SAFETY: M2: both lie in memory that the CPU reads and writes. I1: the view keeps the source, and the only owner of the
             // target is borrowed mutably, so the two do not overlap.
             return unsafe { transform.on_cpu() };

@@ -13,6 +13,7 @@
 //!   [`recv`](ProcessGroup::recv) are collective. A rank that leaves one out stops the others.
 //! - **K2 A call returns when its bytes have moved**: what was sent may be dropped, what was received can be read on any stream (I3).
 
+mod agree;
 mod check;
 mod chunk;
 mod memory;
@@ -25,6 +26,7 @@ use std::fmt;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
+pub use self::agree::agree;
 pub use self::check::check;
 pub use self::chunk::chunk;
 pub use self::relay::Relay;

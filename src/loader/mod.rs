@@ -111,19 +111,28 @@ pub struct Loader {
     checkpoints: Vec<Shards>,
     options: Options,
     callback: Option<Callback>,
+    /// The callback is told nothing of what is loaded.
+    only_interrupts: bool,
 }
 
 impl Loader {
     /// A loader onto `device`, with no files yet.
     pub fn new(device: Device) -> Self {
-        Self { device, opened: None, checkpoints: Vec::new(), options: Options::default(), callback: None }
+        Self {
+            device,
+            opened: None,
+            checkpoints: Vec::new(),
+            options: Options::default(),
+            callback: None,
+            only_interrupts: false,
+        }
     }
 
     /// A loader of what has been opened.
     fn of(checkpoint: &Checkpoint) -> Self {
         let device = checkpoint.device().clone();
         let (opened, options) = (Some(checkpoint.clone()), checkpoint.options().clone());
-        Self { device, opened, checkpoints: Vec::new(), options, callback: None }
+        Self { device, opened, checkpoints: Vec::new(), options, callback: None, only_interrupts: false }
     }
 
     /// Adds safetensors files. Their errors come from [`load`](Self::load).
@@ -264,6 +273,18 @@ impl Loader {
     /// the end. Breaking cancels the load, which then gives everything back and returns [`Error::Cancelled`].
     pub fn progress(mut self, progress: impl FnMut(&Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.callback = Some(Box::new(progress));
+        self.only_interrupts = false;
+        self
+    }
+
+    /// Asks `interrupted`, where [`progress`](Self::progress) would be called, whether to cancel the load. For those who want to know nothing else: they are
+    /// told nothing, so a load may begin with files that have not been confirmed by their index yet. The later of the two calls holds.
+    pub fn interrupt(mut self, mut interrupted: impl FnMut() -> bool + Send + 'static) -> Self {
+        let ask = move |_: &Progress| {
+            if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        self.callback = Some(Box::new(ask));
+        self.only_interrupts = true;
         self
     }
 
@@ -309,19 +330,20 @@ impl Loader {
     /// When an index, file or header is not as it should be, a tensor cannot be had as is asked, the device or its memory
     /// refuses, the callback breaks, or a file changes while it is read. Nothing is left behind (I4).
     pub fn load(mut self) -> Result<Weights> {
-        if self.may_guess() {
+        let may_guess = self.may_guess();
+        let mut callback = self.callback.take();
+        if may_guess {
             let confirmed = Arc::new(AtomicBool::new(false));
             let prepared = self.prepare(First::PlacesNearby, Arc::clone(&confirmed));
-            match prepared.and_then(|(run, reserved)| run.load(reserved, None)) {
+            match prepared.and_then(|(run, reserved)| run.load(reserved, callback.as_mut())) {
+                Err(error @ Error::Cancelled { .. }) => return Err(error),
                 Err(error) if !confirmed.load(Ordering::Relaxed) => {
                     tracing::debug!(%error, "loaded again, after the index has been read");
                 }
                 ended => return ended,
             }
         }
-        let first = self.first();
-        let mut callback = self.callback.take();
-        let (run, reserved) = self.prepare(first, Arc::default())?;
+        let (run, reserved) = self.prepare(self.first(), Arc::default())?;
         run.load(reserved, callback.as_mut())
     }
 
@@ -396,7 +418,7 @@ impl Loader {
         let Options { select, memory_budget, pool, asked, .. } = &self.options;
         let alone = select.is_none() && memory_budget.is_none() && pool.is_none() && asked.is_nothing();
         alone
-            && self.callback.is_none()
+            && (self.callback.is_none() || self.only_interrupts)
             && self.opened.is_none()
             && self.checkpoints.iter().any(headers::is_guessable)
     }

@@ -40,8 +40,7 @@ impl Loader {
         let mut loader = checkpoint.loader().select(move |info| owner(info) == rank);
         loader.callback = callback;
         let weights = loader.load()?;
-        let local = weights.names().map(|name| weights.tensor(name)).collect::<Result<Vec<_>>>()?;
         let pool = weights.pool().clone();
-        Shared::new(group, &device, &pool, tensors, local)
+        Shared::new(group, &device, &pool, tensors, weights.into_tensors())
     }
 }

@@ -46,15 +46,16 @@ impl DType {
 }
 
 impl TensorView<'_> {
-    /// The device as DLPack numbers it: `kDLCPU`, `kDLCUDAHost` for pinned memory, `kDLCUDA`.
+    /// The device as DLPack numbers it: `kDLCPU` or `kDLCUDA`.
+    ///
+    /// Pinned memory is said to be the CPU's, as torch says of its own: `kDLCUDAHost`, the number that there is for it, is one that torch (2.15) refuses.
     ///
     /// # Errors
     /// When the tensor is in memory of a driver from outside this crate, which DLPack has no number for.
     pub fn dlpack_device(&self) -> Result<DLDevice> {
         let device = |device_type, device_id| Ok(DLDevice { device_type, device_id });
         match self.device().kind() {
-            DeviceKind::Host => device(DLDeviceType::CPU, 0),
-            DeviceKind::Pinned => device(DLDeviceType::CUDAHOST, 0),
+            DeviceKind::Host | DeviceKind::Pinned => device(DLDeviceType::CPU, 0),
             DeviceKind::Cuda(ordinal) if i32::try_from(ordinal).is_ok() => {
                 device(DLDeviceType::CUDA, ordinal as i32)
             }

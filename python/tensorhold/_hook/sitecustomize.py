@@ -1,5 +1,6 @@
 """Found first on the path of processes that `python -m tensorhold.run` starts: installs the alias, and gives way to the next `sitecustomize`."""
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -22,7 +23,7 @@ def _give_way() -> None:
     path = sys.path[:]
     sys.path[:] = [entry for entry in path if os.path.abspath(entry) != here]
     try:
-        import sitecustomize  # noqa: F401
+        importlib.import_module("sitecustomize")
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise

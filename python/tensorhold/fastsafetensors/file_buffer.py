@@ -116,6 +116,8 @@ class FilesBufferOnDevice:
     ) -> Any:
         """The whole tensor on one rank; None on the others."""
         self._file(tensor_name)
+        if not 0 <= dst_rank < self.pg.size():
+            raise ValueError(f"push tensor {tensor_name!r}: got rank {dst_rank}, expected 0 to {self.pg.size() - 1}; count ranks from 0")
         pushed = self._shared.push(tensor_name, dst_rank)
         return None if pushed is None else self._given(pushed, device, dtype).get_raw()
 

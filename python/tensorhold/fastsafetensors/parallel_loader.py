@@ -1,8 +1,9 @@
 """`PipelineParallel` and `ParallelLoader`: tensors one after the other, read ahead in batches."""
 
+import contextlib
 import logging
 import weakref
-from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
 from tensorhold import _core
 from tensorhold.fastsafetensors import _settings
@@ -10,7 +11,7 @@ from tensorhold.fastsafetensors._planner import BudgetInfeasibleError, infeasibl
 from tensorhold.fastsafetensors.allocation import count_in, device_pool
 from tensorhold.fastsafetensors.config import check_producers
 from tensorhold.fastsafetensors.frameworks import native_name
-from tensorhold.fastsafetensors.loader import BaseSafeTensorsFileLoader, SafeTensorsFileLoader, read_headers
+from tensorhold.fastsafetensors.loader import BaseSafeTensorsFileLoader, SafeTensorsFileLoader, check_lengths, read_headers
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,14 @@ class _Run:
     def tensors(self) -> Iterator[Tuple[str, Any]]:
         if self.pipeline.pg.size() > 1:
             return self.relayed()
-        batches = self.batches(self.pipeline.hf_weights_files, self.pipeline.device_memory_budget)
+        files = self.pipeline.hf_weights_files
+        check_lengths(files)
+        budget = None
+        if self.pipeline.device_memory_budget is not None:
+            wanted = self.wanted()
+            infos = read_headers(files)[0]
+            budget = self.budget([info for info in infos if wanted is None or wanted(info.name)], [])
+        batches = self.batches(files, budget)
         self.total = batches.plan["batches"]
         self.show(batches.plan["tensors"])
         return self.own(batches)
@@ -147,13 +155,18 @@ class _Run:
             tensors = self.framework.take_all(weights)
             del weights
             borrowed = [weakref.ref(tensor) for tensor in tensors.values()] if self.pipeline.borrowed_tensors else []
+            last = None
             try:
                 for name in list(tensors):
                     self.step()
+                    if self.moves_out(name):
+                        last = weakref.ref(tensors[name])
                     yield name, tensors.pop(name)
                 self.done += 1
             finally:
                 self.give_back(borrowed)
+            # A loop's variable still has it: it is not to keep the batch.
+            self.move_out(last)
 
     def relayed(self) -> Iterator[Tuple[str, Any]]:
         """In a group: file by file, each tensor broadcast by the rank that reads it."""
@@ -161,17 +174,28 @@ class _Run:
         files = pipeline.hf_weights_files
         rank_of = {file: number % size for number, file in enumerate(files)}
         order = [(info, rank_of[info.file]) for info in read_headers(files)[0]]
+        # Asked for each rank by all ranks, so that all refuse a budget or none does.
+        budgets = [
+            self.budget([info for info, rank in order if rank == of], [info for info, rank in order if rank != of]) for of in range(size)
+        ]
         pool, batches = device_pool(self.device), None
         local = files[own::size]
-        if local:
-            batches = self.batches(local, self.budget(order, own))
+        try:
+            if local:
+                batches = self.batches(local, budgets[own])
+        except BaseException:
+            with contextlib.suppress(_core.GroupError):
+                _core.go_on(pipeline.pg.moves(), pool, False)
+            raise
+        _core.go_on(pipeline.pg.moves(), pool, True)
         relay = _core.relay(pipeline.pg.moves(), pool, order, batches)
         self.closes.append(relay)
         self.total = len(order)
         self.show(len(order))
-        for name, tensor in relay:
+        for (name, tensor), (_, rank) in zip(relay, order):
             raw = self.framework.take(tensor).get_raw()
             borrowed = [weakref.ref(raw)] if pipeline.borrowed_tensors else []
+            last = weakref.ref(raw) if rank == own and self.moves_out(name) else None
             self.step()
             self.done += 1
             try:
@@ -179,54 +203,63 @@ class _Run:
             finally:
                 del raw
                 self.give_back(borrowed)
+            self.move_out(last)
 
-    def budget(self, order: List[Tuple[_core.TensorInfo, int]], own: int) -> Optional[int]:
-        """What of the budget is left to this rank's own batches, beside what comes from others: the largest tensor, and all that is kept."""
+    def moves_out(self, name: str) -> bool:
+        """Whether the consumer may have a tensor no longer than until it asks for the next batch."""
+        return self.pipeline.device_memory_budget is not None and not self.is_kept(name)
+
+    def move_out(self, last: Any) -> None:
+        tensor = last() if last is not None else None
+        if tensor is not None:
+            self.framework.move_out(tensor)
+
+    def budget(self, own: List[_core.TensorInfo], foreign: List[_core.TensorInfo]) -> Optional[int]:
+        """What of the budget is left to this rank's own batches: beside a tensor that the consumer still has, or that comes from another rank, and all from
+        others that is kept."""
         budget = self.pipeline.device_memory_budget
         if budget is None:
             return None
-        foreign = [info for info, rank in order if rank != own]
-        largest = max((info.nbytes for info in foreign), default=0)
-        kept = sum(info.nbytes for info in foreign if self.is_kept(info))
-        if budget <= largest + kept:
+        kept = sum(info.nbytes for info in own + foreign if self.is_kept(info.name))
+        passing = foreign + [info for info in own if not self.is_kept(info.name)]
+        largest = max((info.nbytes for info in passing), default=0)
+        others = largest + sum(info.nbytes for info in foreign if self.is_kept(info.name))
+        needed = largest + max(kept, others - largest + max((info.nbytes for info in own), default=0))
+        if budget < max(needed, 1):
             raise BudgetInfeasibleError(
-                f"load within a budget: got {budget} bytes, expected more than {largest + kept} for tensors of other ranks, and the pipeline is "
-                "already fully serial; raise device_memory_budget, or keep fewer tensors (accumulate_resident, resident_tensor)"
+                f"load within a budget: got {budget} bytes, expected at least {needed}: for what is kept, the largest tensor, and one that the consumer still has; "
+                "the pipeline is already fully serial; raise device_memory_budget, or keep fewer tensors (accumulate_resident, resident_tensor)"
             )
-        return budget - largest - kept
+        return budget - others
 
-    def is_kept(self, info: _core.TensorInfo) -> bool:
+    def wanted(self) -> Optional[Callable[[str], bool]]:
+        """The rule for what is loaded."""
+        return self.pipeline.tensor_filter or self.pipeline.loader._keep
+
+    def is_kept(self, name: str) -> bool:
         pipeline = self.pipeline
-        if not pipeline.accumulate_resident:
-            return False
-        return pipeline.resident_tensor is None or pipeline.resident_tensor(info.name)
+        return pipeline.accumulate_resident and (pipeline.resident_tensor is None or pipeline.resident_tensor(name))
 
     def batches(self, files: List[str], budget: Optional[int]) -> Any:
         pipeline = self.pipeline
         options: Dict[str, Any] = {"ahead": max(pipeline.queue_size + 1, 0), "threads": pipeline.loader._threads}
         if pipeline.max_batch_bytes is not None:
             options["max_batch_bytes"] = pipeline.max_batch_bytes
-        keep = None
+        keep: Union[bool, Callable[[_core.TensorInfo], bool], None] = None
         if budget is None:
             options["pool"] = device_pool(self.device)
         else:
-            if budget <= 0:
-                raise BudgetInfeasibleError(
-                    f"load within a budget: got {budget} bytes, expected more, and the pipeline is already fully serial; raise device_memory_budget"
-                )
             options["memory_budget"] = budget
             if pipeline.resident_tensor is not None:
-                keep = self.is_kept
+                keep = lambda info: self.is_kept(info.name)  # noqa: E731
             elif pipeline.accumulate_resident:
                 keep = True
             options["keep"] = keep
         # Regions of one size are of use only where nothing is kept of them.
         options["even_regions"] = pipeline.use_chunk_budget_as_allocation_size and keep is None
-        wanted = pipeline.tensor_filter or pipeline.loader._keep
+        wanted = self.wanted()
         if wanted is not None:
             options["select"] = lambda info: wanted(info.name)
-        # For a file too short, as the loader says it.
-        read_headers(files)
         batches = _core.batches(files, self.device, **options)
         self.closes.append(batches)
         if budget is not None:

@@ -119,7 +119,8 @@ def plan_shards(
     header_align: int = 8,
 ) -> List[ShardPlan]:
     """Divides tensors among files of about the same size. `metadata` are strings of every file, `shard0_metadata` of the first, and
-    `shard_metadata` gives those of a file by what is in it. Headers end at a multiple of `header_align`, itself one of 8."""
+    `shard_metadata` gives those of a file by what is in it. The length of a header, without the 8 bytes that say it, is
+    a multiple of `header_align`, itself one of 8."""
     by_name: Dict[str, WriteEntry] = {}
     for entry in entries:
         _check(entry)

@@ -95,6 +95,10 @@ class FrameworkOpBase(ABC):
         """Empties a tensor: it gives up its memory, which views of it still keep."""
 
     @abstractmethod
+    def move_out(self, tensor: Any) -> None:
+        """Moves a tensor's bytes to memory of the framework's: it gives up that which it has, as in `let_go`."""
+
+    @abstractmethod
     def tensors_over(
         self, metadata: Any, gbuf: Any, device: Device, copy_start_offset: int, dtype: DType, owner: Any
     ) -> Dict[str, TensorBase]:
@@ -127,8 +131,10 @@ def get_framework_op(framework_name: str) -> FrameworkOpBase:
     name = "pytorch" if framework_name in ("pytorch", "torch", "pt") else framework_name
     if name not in _made:
         if name == "pytorch":
-            from tensorhold.fastsafetensors.frameworks._torch import TorchOp
-
+            try:
+                from tensorhold.fastsafetensors.frameworks._torch import TorchOp
+            except ModuleNotFoundError as error:
+                raise _core.FrameworkError(f"could not import torch: {error}; install torch") from error
             _made[name] = TorchOp()
         elif name == "paddle":
             from tensorhold.fastsafetensors.frameworks._paddle import PaddleOp

@@ -133,6 +133,9 @@ class PaddleOp(FrameworkOpBase):
     def let_go(self, tensor: Any) -> None:
         tensor._clear()
 
+    def move_out(self, tensor: Any) -> None:
+        tensor.get_tensor()._share_data_with(tensor.clone().get_tensor())
+
     def tensors_over(
         self, metadata: Any, gbuf: Any, device: Device, copy_start_offset: int, dtype: DType, owner: Any
     ) -> Dict[str, TensorBase]:

@@ -63,7 +63,7 @@ class TorchTensor(TensorBase):
         return list(self.real_tensor.shape)
 
     def get_nbytes(self) -> int:
-        return self.real_tensor.numel() * self.real_tensor.element_size()
+        return int(self.real_tensor.numel()) * int(self.real_tensor.element_size())
 
     def copy_to_buffer(self, buf: Any) -> None:
         bytes_ = as_bytes(self.real_tensor)
@@ -99,7 +99,7 @@ class TorchTensor(TensorBase):
         return self._like(self.real_tensor.reshape(tuple(shape)))
 
     def data_ptr(self) -> int:
-        return self.real_tensor.data_ptr()
+        return int(self.real_tensor.data_ptr())
 
     def __repr__(self) -> str:
         return f"TorchTensor(device={self.device}, dtype={self.dtype}, real_tensor={self.real_tensor!r})"
@@ -194,6 +194,10 @@ class TorchOp(FrameworkOpBase):
         with torch.no_grad():
             tensor.set_(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
 
+    def move_out(self, tensor: torch.Tensor) -> None:
+        with torch.no_grad():
+            tensor.set_(tensor.clone())
+
     def tensors_over(
         self, metadata: Any, gbuf: Any, device: Device, copy_start_offset: int, dtype: DType, owner: Any
     ) -> Dict[str, TensorBase]:
@@ -218,7 +222,7 @@ class TorchOp(FrameworkOpBase):
                 part = part.clone()
             wrapped = wrap(part.view(real).reshape(shape)).to(device, dtype)
             if owner is not None:
-                wrapped.real_tensor.tensorhold_owner = owner  # type: ignore[attr-defined]
+                wrapped.real_tensor.tensorhold_owner = owner
             tensors[name] = wrapped
         return tensors
 
@@ -226,7 +230,7 @@ class TorchOp(FrameworkOpBase):
         found = wrapped.get_raw()
         if found.dtype != real.dtype or found.shape != real.shape:
             return False
-        return torch.equal(as_bytes(found.cpu()), as_bytes(real.cpu())) or torch.equal(found, real.to(found.device))
+        return bool(torch.equal(as_bytes(found.cpu()), as_bytes(real.cpu())) or torch.equal(found, real.to(found.device)))
 
     def randn(self, s: Tuple[int, ...], device: Device, dtype: DType) -> TorchTensor:
         return wrap(torch.randn(s, device=real_device(device)).to(torch_dtype(dtype)))

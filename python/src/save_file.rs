@@ -1,0 +1,89 @@
+//! Writing a file of tensors of any framework, whose bytes are in host memory or a device's.
+
+use std::path::PathBuf;
+
+use dlpark::python::{ImportedDlpack, from_dlpack};
+use pyo3::prelude::*;
+use tensorhold::save::{Durability, Entry, Item, Saver};
+use tensorhold::{Metadata, Tensor};
+
+use crate::errors::{self, Kind, raise};
+use crate::info;
+use crate::tensor::PyTensor;
+
+/// Where the bytes of a tensor are, all of which are in host memory.
+enum Source {
+    Tensor(Tensor),
+    Copy(Vec<u8>),
+    /// Of another library, which keeps them for as long as this lives.
+    Library(ImportedDlpack),
+}
+
+impl Source {
+    fn of(name: &str, found: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = found.py();
+        if let Ok(tensor) = found.cast::<PyTensor>() {
+            let tensor = tensor.get();
+            tensor.check(py, "save a tensor")?;
+            if tensor.tensor.as_bytes().is_ok() {
+                return Ok(Self::Tensor(tensor.tensor.clone()));
+            }
+            let copy = py.detach(|| tensor.tensor.to_host()).map_err(|error| raise(py, error))?;
+            return Ok(Self::Copy(copy));
+        }
+        let source = Self::Library(from_dlpack(found.as_borrowed(), None, None)?);
+        match source.bytes() {
+            Ok(_) => Ok(source),
+            Err(problem) => {
+                let message = format!(
+                    "save tensor {name:?}: got bytes that cannot be read: {problem}; expected dense ones in host memory; copy it there"
+                );
+                Err(errors::new(py, Kind::Tensor, message))
+            }
+        }
+    }
+
+    fn bytes(&self) -> Result<&[u8], String> {
+        let managed = match self {
+            Self::Tensor(tensor) => return tensor.as_bytes().map_err(|error| error.to_string()),
+            Self::Copy(copy) => return Ok(copy),
+            Self::Library(ImportedDlpack::Legacy(managed)) => managed.validate(),
+            Self::Library(ImportedDlpack::Versioned(managed)) => managed.validate(),
+        };
+        let found = managed.map_err(|error| error.to_string())?;
+        // SAFETY: the structure is a library's export of its own tensor, which it keeps, with its bytes, until the structure is dropped, and `self` has it. That
+        // the tensor is dense and in host memory is checked. Python code may write to it meanwhile, as to any buffer that is being saved.
+        unsafe { found.cpu_bytes() }.map_err(|error| error.to_string())
+    }
+}
+
+/// Name, type, shape, and bytes.
+type PyItem<'py> = (String, Bound<'py, PyAny>, Vec<usize>, Bound<'py, PyAny>);
+
+/// Writes a file of tensors, each a name, a type, a shape, and its bytes.
+#[pyfunction]
+pub(crate) fn save_file(
+    py: Python<'_>,
+    path: PathBuf,
+    items: Vec<PyItem<'_>>,
+    metadata: Metadata,
+    synced: bool,
+) -> PyResult<()> {
+    let mut sources = Vec::with_capacity(items.len());
+    for (name, dtype, shape, found) in &items {
+        let entry =
+            Entry::new(name.as_str(), info::dtype(dtype)?, shape).map_err(|error| raise(py, error))?;
+        sources.push((entry, Source::of(name, found)?));
+    }
+    let durability = if synced { Durability::Synced } else { Durability::Cached };
+    let saver = Saver::new().metadata(metadata).durability(durability);
+    let save = || {
+        let items = sources.iter().map(|(entry, source)| {
+            // Found to be there before.
+            Item::bytes(entry.clone(), source.bytes().unwrap_or_default())
+        });
+        saver.save_file(path, items.collect::<tensorhold::Result<Vec<_>>>()?)
+    };
+    py.detach(save).map_err(|error| raise(py, error))?;
+    Ok(())
+}

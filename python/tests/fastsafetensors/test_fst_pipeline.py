@@ -1,0 +1,295 @@
+"""Tensors one after the other: `ParallelLoader`, `PipelineParallel` and `AutoLoader`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import threading
+
+import pytest
+import torch
+from drop_in import all_goes_back, files, place, shards, tensors  # noqa: F401
+from support import Spec, raw, spec, write
+
+from tensorhold.fastsafetensors import (
+    AutoLoader,
+    BudgetInfeasibleError,
+    ParallelLoader,
+    SafeTensorsFileLoader,
+    SingleGroup,
+    live_allocation_bytes,
+    live_allocation_count,
+)
+from tensorhold.fastsafetensors.config import CONFIG_ENV_VAR
+from tensorhold.fastsafetensors.parallel_loader import PipelineParallel
+
+MIB = 1 << 20
+
+
+def parallel(files: list[str], place: str = "cpu", **options: object) -> ParallelLoader:
+    return ParallelLoader(SingleGroup(), files, use_tqdm_on_load=False, device=place, **options)  # type: ignore[arg-type]
+
+
+def given(loader: PipelineParallel) -> list[tuple[str, bytes]]:
+    with contextlib.closing(loader):
+        return [(name, raw(tensor)) for name, tensor in loader.iterate_weights()]
+
+
+@pytest.fixture
+def expected(tensors: dict[str, Spec]) -> list[tuple[str, bytes]]:
+    return [(name, tensor.data) for name, tensor in tensors.items()]
+
+
+@pytest.fixture
+def large(tmp_path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
+    """Two files of four tensors of 1 MiB each, and a tensor of 2 MiB."""
+    files, sizes = [], {}
+    for n in range(2):
+        tensors = {f"{n}.{k}": spec("U8", (MIB * (2 if k == 4 and n else 1),), k) for k in range(4 + n)}
+        files.append(str(write(tmp_path / f"large-{n}.safetensors", tensors)))
+        sizes.update({name: len(tensor.data) for name, tensor in tensors.items()})
+    return files, sizes
+
+
+def test_the_call_sequence_of_vllm_gives_every_tensor(place: str, files: list[str], expected: list[tuple[str, bytes]]) -> None:
+    group = SingleGroup()
+    for queue_size in (-1, 0, 1, 4):
+        loader = ParallelLoader(
+            pg=group, hf_weights_files=sorted(files), queue_size=queue_size, use_tqdm_on_load=True, device=place, nogds=group.size() > 1
+        )
+        found = []
+        try:
+            for name, tensor in loader.iterate_weights():
+                assert str(tensor.device) == place
+                found.append((name, raw(tensor)))
+        finally:
+            loader.close()
+        assert found == expected
+
+
+def test_given_tensors_are_independent(place: str, files: list[str], tensors: dict[str, Spec]) -> None:
+    loader = parallel(files, place, max_batch_bytes=500)
+    kept = dict(loader.iterate_weights())
+    loader.close()
+    kept["a.weight"].zero_()
+    assert all(raw(tensor) == tensors[name].data for name, tensor in kept.items() if name != "a.weight")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_batch_bytes": 1},
+        {"max_batch_bytes": 500},
+        {"max_batch_bytes": 400_000, "use_chunk_budget_as_allocation_size": True},
+        {"device_memory_budget": 64 * MIB},
+        {"device_memory_budget": 64 * MIB, "use_chunk_budget_as_allocation_size": True},
+        {"device_memory_budget": 64 * MIB, "accumulate_resident": False},
+        {"device_memory_budget": 64 * MIB, "resident_tensor": lambda name: name.startswith("a")},
+        {"all_local": True},
+        {"overlap_io": False, "broadcast_run_bytes": 0, "broadcast_run_tensors": 0},
+        {"nogds": False, "use_fgds": True},
+    ],
+    ids=str,
+)
+def test_options_change_nothing_of_what_is_given(place: str, files: list[str], expected: list[tuple[str, bytes]], options: dict[str, object]) -> None:
+    assert given(parallel(files, place, **options)) == expected
+
+
+def test_filters_choose_what_is_read(place: str, files: list[str], expected: list[tuple[str, bytes]]) -> None:
+    wanted = [item for item in expected if item[0].startswith("b")]
+    assert given(parallel(files, place, tensor_filter=lambda name: name.startswith("b"))) == wanted
+    loader = SafeTensorsFileLoader(SingleGroup(), place)
+    loader.set_tensor_filter(lambda name: name.startswith("b"))
+    assert given(PipelineParallel(SingleGroup(), loader, files, use_tqdm_on_load=False)) == wanted
+
+
+def test_a_filter_is_not_for_groups_but_for_ranks_that_read_all(files: list[str]) -> None:
+    class Two(SingleGroup):
+        def size(self) -> int:
+            return 2
+
+    with pytest.raises(ValueError, match="single-process"):
+        ParallelLoader(Two(), files, tensor_filter=lambda name: True)
+    loader = ParallelLoader(Two(), files, use_tqdm_on_load=False, tensor_filter=lambda name: name == "a.norm", all_local=True)
+    assert [name for name, _ in given(loader)] == ["a.norm"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_concurrent_producers": 2}, "max_concurrent_producers must be 1"),
+        ({"use_chunk_budget_as_allocation_size": True}, "requires max_batch_bytes"),
+        ({"resident_tensor": bool, "accumulate_resident": False}, "resident_tensor requires"),
+        ({"borrowed_tensors": True}, "borrowed_tensors requires"),
+        ({"broadcast_run_tensors": -1}, "non-negative"),
+        ({"max_batch_bytes": 0}, "max_batch_bytes"),
+        ({"bbuf_size_kb": 0}, "positive"),
+        ({"device": "xpu"}, "Unknown device type: xpu"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_value_errors(files: list[str], options: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ParallelLoader(SingleGroup(), files, **options)  # type: ignore[arg-type]
+
+
+def test_no_files_give_nothing_and_bad_ones_are_told_at_the_first_tensor(tmp_path: pathlib.Path) -> None:
+    assert given(parallel([])) == []
+    loader = parallel([str(tmp_path / "missing.safetensors")])
+    with pytest.raises(FileNotFoundError):
+        next(loader.iterate_weights())
+    loader.close()
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(b"1")
+    loader = parallel([str(short)])
+    with pytest.raises(Exception, match="HeaderTooSmall"):
+        next(loader.iterate_weights())
+    loader.close()
+
+
+def test_nothing_speaks_of_gds_where_a_runtime_error_may_come_from(place: str, files: list[str]) -> None:
+    # Engines take such an error as a reason to begin again without GDS.
+    for file in (files[0], files[0] + ".missing"):
+        try:
+            given(parallel([file], place, nogds=False))
+        except Exception as error:
+            assert not isinstance(error, RuntimeError) or "gds" not in str(error)
+
+
+def test_an_iteration_that_is_closed_early_frees_its_batches_and_ends_its_thread(place: str, large: tuple[list[str], dict[str, int]]) -> None:
+    files, _ = large
+    before = threading.active_count()
+    loader = parallel(files, place, max_batch_bytes=MIB, queue_size=2)
+    iteration = loader.iterate_weights()
+    name, tensor = next(iteration)
+    iteration.close()
+    assert threading.active_count() == before
+    assert tensor.numel() == MIB
+    if place == "cpu":
+        assert live_allocation_bytes() < 2 * MIB
+    loader.close()
+    loader.close()
+    del tensor
+    assert (live_allocation_count(), live_allocation_bytes()) == (0, 0)
+
+
+def test_closing_early_is_told_where_that_is_asked_for(
+    files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTSAFETENSORS_DEBUG", "true")
+    loader = parallel(files, max_batch_bytes=500)
+    iteration = loader.iterate_weights()
+    next(iteration)
+    iteration.close()
+    assert "iterate_weights closed early: 0 of " in capsys.readouterr().out
+    loader.close()
+    assert given(parallel(files)) != []
+    assert "closed early" not in capsys.readouterr().out
+
+
+def test_closing_a_loader_ends_its_iterations(files: list[str]) -> None:
+    loader = parallel(files, max_batch_bytes=1)
+    iteration = loader.iterate_weights()
+    next(iteration)
+    loader.close()
+    with pytest.raises(ValueError, match="closed"):
+        list(iteration)
+    with pytest.raises(ValueError, match="closed"):
+        loader.iterate_weights()
+
+
+def test_a_loader_can_be_iterated_again(files: list[str], expected: list[tuple[str, bytes]]) -> None:
+    loader = parallel(files)
+    for _ in range(2):
+        assert [(name, raw(tensor)) for name, tensor in loader.iterate_weights()] == expected
+    loader.close()
+
+
+def test_borrowed_tensors_are_emptied_with_their_batch(place: str, files: list[str], tensors: dict[str, Spec]) -> None:
+    loader = parallel(files, place, borrowed_tensors=True, accumulate_resident=False, max_batch_bytes=500)
+    seen = {}
+    for name, tensor in loader.iterate_weights():
+        assert raw(tensor) == tensors[name].data
+        seen[name] = tensor
+    loader.close()
+    assert all(tensor.numel() == 0 for tensor in seen.values())
+    assert (live_allocation_count(), live_allocation_bytes()) == (0, 0)
+
+
+class TestBudgets:
+    def test_what_is_not_kept_needs_no_more_than_the_budget(self, place: str, large: tuple[list[str], dict[str, int]]) -> None:
+        files, sizes = large
+        budget, peak = 8 * MIB, 0
+        loader = parallel(files, place, device_memory_budget=budget, accumulate_resident=False, queue_size=3)
+        for name, tensor in loader.iterate_weights():
+            assert tensor.numel() == sizes[name]
+            peak = max(peak, live_allocation_bytes())
+        loader.close()
+        assert 0 < peak <= budget < sum(sizes.values())
+
+    def test_what_is_kept_is_counted(self, place: str, large: tuple[list[str], dict[str, int]]) -> None:
+        files, sizes = large
+        with pytest.raises(BudgetInfeasibleError, match="already fully serial"):
+            given(parallel(files, place, device_memory_budget=8 * MIB))
+        kept = {}
+        loader = parallel(files, place, device_memory_budget=24 * MIB)
+        for name, tensor in loader.iterate_weights():
+            kept[name] = tensor
+            assert live_allocation_bytes() <= 24 * MIB
+        loader.close()
+        assert {name: tensor.numel() for name, tensor in kept.items()} == sizes
+
+    def test_a_rule_says_what_is_kept(self, place: str, large: tuple[list[str], dict[str, int]]) -> None:
+        files, sizes = large
+        kept = {}
+        loader = parallel(files, place, device_memory_budget=10 * MIB, resident_tensor=lambda name: name.endswith(".0"))
+        for name, tensor in loader.iterate_weights():
+            if name.endswith(".0"):
+                kept[name] = tensor
+        loader.close()
+        assert list(kept) == ["0.0", "1.0"]
+
+    @pytest.mark.parametrize("accumulate", [True, False])
+    @pytest.mark.parametrize("budget", [-1, 0, 100, MIB])
+    def test_budgets_that_fit_no_tensor_are_refused(self, large: tuple[list[str], dict[str, int]], budget: int, accumulate: bool) -> None:
+        files, _ = large
+        with pytest.raises(ValueError, match="already fully serial") as raised:
+            given(parallel(files, device_memory_budget=budget, accumulate_resident=accumulate))
+        assert raised.type is BudgetInfeasibleError
+        assert (live_allocation_count(), live_allocation_bytes()) == (0, 0)
+
+    def test_a_tensor_that_a_loop_still_has_keeps_its_values(self, place: str, large: tuple[list[str], dict[str, int]]) -> None:
+        files, _ = large
+        loader = parallel(files, place, device_memory_budget=6 * MIB, accumulate_resident=False)
+        before: torch.Tensor | None = None
+        copy: torch.Tensor | None = None
+        for _, tensor in loader.iterate_weights():
+            if before is not None and copy is not None:
+                assert torch.equal(before, copy)
+            before, copy = tensor, tensor.cpu().clone().to(tensor.device)
+        loader.close()
+
+
+class TestAutoLoader:
+    def test_options_come_from_the_configuration(
+        self, place: str, files: list[str], expected: list[tuple[str, bytes]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for config in ({}, {"use_pipeline": True, "queue_size": 2, "use_tqdm_on_load": False, "max_batch_bytes": 500}, {"base": {"copier_type": "nogds"}}):
+            path = tmp_path / "config.json"
+            path.write_text(json.dumps(config))
+            monkeypatch.setenv(CONFIG_ENV_VAR, str(path))
+            loader = AutoLoader(SingleGroup(), files, device=place)
+            assert loader.config.queue_size == config.get("queue_size", 0)
+            with contextlib.closing(loader.iterate_weights()) as weights:
+                assert [(name, raw(tensor)) for name, tensor in weights] == expected
+            loader.close()
+
+    def test_unknown_loaders_and_3fs_are_refused(self, files: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "config.json"
+        monkeypatch.setenv(CONFIG_ENV_VAR, str(path))
+        path.write_text('{"loader": "other"}')
+        with pytest.raises(ValueError, match="Unknown loader type"):
+            AutoLoader(SingleGroup(), files)
+        path.write_text('{"loader": "3fs"}')
+        with pytest.raises(ImportError, match="3FS"):
+            AutoLoader(SingleGroup(), files)

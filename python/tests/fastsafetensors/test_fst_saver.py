@@ -1,0 +1,208 @@
+"""Sharded sets of files, written and read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from drop_in import all_goes_back, place, shards  # noqa: F401
+from support import raw
+
+from tensorhold.fastsafetensors import ParallelSaver, SafeTensorsMetadata, fastsafe_open, saver
+from tensorhold.fastsafetensors.frameworks import get_framework_op
+from tensorhold.fastsafetensors.saver import ShardSetError, WriteEntry
+from tensorhold.fastsafetensors.st_types import DType
+
+
+def some(place: str = "cpu") -> dict[str, torch.Tensor]:
+    tensors = {
+        "matrix": torch.arange(600, dtype=torch.float32).reshape(20, 30),
+        "transposed": torch.arange(12, dtype=torch.int64).reshape(3, 4).t(),
+        "part": torch.arange(100, dtype=torch.float16)[7:50],
+        "half": torch.linspace(-1, 1, 77, dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(2.5),
+        "mask": torch.tensor([True, False, True]),
+        "quantized": torch.arange(16, dtype=torch.uint8).view(torch.float8_e4m3fn),
+    }
+    return {name: tensor.to(place) for name, tensor in tensors.items()}
+
+
+def headers(paths: list[str]) -> list[SafeTensorsMetadata]:
+    return [SafeTensorsMetadata.from_file(path, get_framework_op("pytorch")) for path in paths]
+
+
+@pytest.mark.parametrize("shards", [1, 3, 12])
+def test_what_is_saved_is_loaded_again(place: str, shards: int, tmp_path: pathlib.Path) -> None:
+    tensors = some(place)
+    paths = ParallelSaver(num_shards=shards, num_threads=3).save(tensors, str(tmp_path / "set"), metadata={"format": "pt"})
+    assert paths == [str(tmp_path / f"set-{n + 1:05}-of-{shards:05}.safetensors") for n in range(shards)]
+    assert sorted(map(str, tmp_path.iterdir())) == paths
+    with fastsafe_open(paths, device=place) as opened:
+        assert set(opened.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            loaded = opened.get_tensor(name)
+            assert (loaded.dtype, loaded.shape, raw(loaded)) == (tensor.dtype, tensor.shape, raw(tensor)), name
+            del loaded
+        assert all(strings["format"] == "pt" for strings in opened.metadata().values())
+
+
+def test_safetensors_reads_what_is_saved(tmp_path: pathlib.Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    tensors = some()
+    found = {}
+    for path in ParallelSaver(num_shards=2, fsync=True).save(tensors, str(tmp_path / "set")):
+        found.update(safetensors.load_file(path))
+    assert set(found) == set(tensors)
+    assert all(raw(found[name]) == raw(tensor) for name, tensor in tensors.items())
+
+
+def test_shards_are_of_about_the_same_size_and_marked_as_a_set(tmp_path: pathlib.Path) -> None:
+    tensors = {f"t{n}": torch.zeros(100 + n) for n in range(40)}
+    paths = ParallelSaver(num_shards=4).save(tensors, str(tmp_path / "set"), shard0_metadata={"first": "yes"})
+    metas = headers(paths)
+    sizes = [meta.size_bytes for meta in metas]
+    assert max(sizes) < 1.2 * min(sizes)
+    assert [meta.metadata[saver.KEY_SHARD_INDEX] for meta in metas] == ["0", "1", "2", "3"]
+    assert {meta.metadata[saver.KEY_SHARD_COUNT] for meta in metas} == {"4"}
+    assert len({meta.metadata[saver.KEY_SHARD_SET] for meta in metas}) == 1
+    assert ["first" in meta.metadata for meta in metas] == [True, False, False, False]
+    saver.validate_shard_set(metas)
+
+
+def test_sets_that_are_not_whole_are_found_out(tmp_path: pathlib.Path) -> None:
+    one = headers(ParallelSaver(num_shards=2).save(some(), str(tmp_path / "one")))
+    other = headers(ParallelSaver(num_shards=2).save(some(), str(tmp_path / "other")))
+    for metas, text in (
+        ([one[0], other[1]], "separately"),
+        ([one[0]], "expected 0 of 1"),
+        ([one[1], one[0]], "expected 0 of 2"),
+        ([one[0], one[0]], "expected 1 of 2"),
+        ([], "no shards"),
+    ):
+        with pytest.raises(ShardSetError, match=text):
+            saver.validate_shard_set(metas)
+    assert issubclass(ShardSetError, ValueError)
+
+
+def test_headers_end_where_they_are_asked_to(tmp_path: pathlib.Path) -> None:
+    for align in (8, 64, 4096):
+        plans = saver.plan_shards([WriteEntry("t", DType.F32, [3], 12)], [str(tmp_path / "t")], header_align=align)
+        assert (len(plans[0].header) - 8) % align == 0
+        assert plans[0].offsets == {"t": (len(plans[0].header), len(plans[0].header) + 12)}
+        assert plans[0].total_bytes == len(plans[0].header) + 12
+
+
+def test_plans_say_what_goes_where() -> None:
+    entries = [WriteEntry("a", DType.F32, [2], 8), WriteEntry("b", DType.F32, [4], 16), WriteEntry("c", DType.U8, [4], 4)]
+    asked = []
+
+    def strings(part: Sequence[WriteEntry]) -> dict[str, str]:
+        asked.append([entry.name for entry in part])
+        return {"count": str(len(part))}
+
+    plans = saver.plan_shards(entries, ["p", "q"], metadata={"m": "1"}, shard0_metadata={"s": "0"}, shard_metadata=strings)
+    assert [(plan.path, [entry.name for entry in plan.entries]) for plan in plans] == [("p", ["b"]), ("q", ["a", "c"])]
+    assert asked == [["b"], ["a", "c"]]
+    found = [json.loads(plan.header[8:])["__metadata__"] for plan in plans]
+    assert [(strings["m"], strings.get("s"), strings["count"]) for strings in found] == [("1", "0", "1"), ("1", None, "2")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (WriteEntry("t", DType.AUTO, [2], 8), "AUTO"),
+        (WriteEntry("t", DType.F32, [-2], 8), "nonnegative"),
+        (WriteEntry("t", DType.F4, [3], 2), "even"),
+        (WriteEntry("t", DType.F32, [2], 9), "9 bytes"),
+        (WriteEntry("__metadata__", DType.F32, [2], 8), "reserved"),
+        (WriteEntry(1, DType.F32, [2], 8), "strings"),  # type: ignore[arg-type]
+    ],
+)
+def test_entries_that_cannot_be_written_are_value_errors(entry: WriteEntry, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        saver.plan_shards([entry], ["p"])
+
+
+def test_options_that_cannot_be_followed_are_value_errors(tmp_path: pathlib.Path) -> None:
+    entry = WriteEntry("t", DType.F32, [2], 8)
+    for options, text in (
+        ({"header_align": 0}, "header_align"),
+        ({"header_align": 12}, "header_align"),
+        ({"metadata": {"a": 1}}, "strings"),
+        ({"metadata": {saver.KEY_SHARD_SET: "x"}}, "reserved"),
+        ({"shard_metadata": lambda part: {1: "x"}}, "strings"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            saver.plan_shards([entry], ["p"], **options)
+    for paths in ([], ["p", "p"]):
+        with pytest.raises(ValueError, match="paths"):
+            saver.plan_shards([entry], paths)
+    with pytest.raises(ValueError, match="duplicate"):
+        saver.plan_shards([entry, entry], ["p"])
+    for make in (lambda: ParallelSaver(num_shards=0), lambda: saver.shard_paths("p", 0)):
+        with pytest.raises(ValueError, match="num_shards"):
+            make()
+    others: list[Callable[[], Any]] = [lambda: ParallelSaver(num_threads=0), lambda: saver.tensor_fill(0), lambda: saver.per_entry_fill(print, 0)]
+    for make in others:
+        with pytest.raises(ValueError, match="num_threads"):
+            make()
+    with pytest.raises(ValueError, match="plan_shards"):
+        saver.write_shards([saver.ShardPlan("p", [entry], b"")], lambda targets: None)
+
+
+def test_an_empty_set_and_empty_strings_are_written(tmp_path: pathlib.Path) -> None:
+    paths = ParallelSaver(num_shards=2).save({}, str(tmp_path / "none"), metadata={})
+    assert [meta.tensors for meta in headers(paths)] == [{}, {}]
+    saver.validate_shard_set(headers(paths))
+
+
+def test_a_fill_of_ones_own_is_given_memory_and_entries(tmp_path: pathlib.Path) -> None:
+    entries = [WriteEntry(f"t{n}", DType.U8, [n], n) for n in (5, 0, 300)]
+    threads = set()
+
+    def fill(view: memoryview, entry: WriteEntry) -> None:
+        threads.add(threading.current_thread().name)
+        view[:] = bytes([entry.nbytes % 251]) * entry.nbytes
+
+    paths = saver.save_sharded(entries, str(tmp_path / "own"), num_shards=2, fill=saver.per_entry_fill(fill, 2))
+    with fastsafe_open(paths) as opened:
+        assert {name: raw(opened.get_tensor(name)) for name in opened.keys()} == {
+            entry.name: bytes([entry.nbytes % 251]) * entry.nbytes for entry in entries
+        }
+    assert threads and threading.current_thread().name not in threads
+
+
+def test_a_failure_leaves_no_file(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "set-00001-of-00001.safetensors").write_bytes(b"older")
+
+    def fail(view: memoryview, entry: WriteEntry) -> None:
+        raise RuntimeError("no bytes")
+
+    with pytest.raises(RuntimeError, match="no bytes"):
+        ParallelSaver(num_shards=2, fill=saver.per_entry_fill(fail)).save(some(), str(tmp_path / "set"))
+    with pytest.raises(OSError, match="not enough space"):
+        ParallelSaver(num_shards=2, min_free_bytes=1 << 62).save(some(), str(tmp_path / "set"))
+    with pytest.raises(ValueError, match="no source"):
+        saver.save_sharded([WriteEntry("t", DType.U8, [1], 1)], str(tmp_path / "set"), num_shards=1)
+    with pytest.raises(ValueError, match="its source has 8 bytes"):
+        entry = WriteEntry("t", DType.F32, [3], 12, torch.zeros(2))
+        saver.save_sharded([entry], str(tmp_path / "set"), num_shards=1)
+    assert os.listdir(tmp_path) == ["set-00001-of-00001.safetensors"]
+    assert (tmp_path / "set-00001-of-00001.safetensors").read_bytes() == b"older"
+    with pytest.raises(FileNotFoundError):
+        ParallelSaver(num_shards=1).save(some(), str(tmp_path / "missing" / "set"))
+
+
+def test_entries_of_f4_have_the_formats_shape() -> None:
+    packed = getattr(torch, "float4_e2m1fn_x2", None)
+    if packed is None:
+        pytest.skip(f"torch {torch.__version__} has no float4_e2m1fn_x2")
+    entry = saver.plain_entry("t", torch.zeros(2, 3, dtype=torch.uint8).view(packed))
+    assert (entry.dtype, entry.shape, entry.nbytes) == (DType.F4, [2, 6], 6)
