@@ -342,3 +342,26 @@ fn lists_of_owners_that_do_not_fit_are_refused() {
     assert!(new(owned(0)[1..].to_vec(), local()).contains("is not said to"));
     assert!(Path::new(&files[0]).exists());
 }
+
+#[test]
+fn tensors_that_this_rank_has_on_another_device_are_refused() {
+    let (_folder, files, _) = files();
+    let [host, other] = devices();
+    for (here, there) in [(&host, &other), (&other, &host)] {
+        let weights = Loader::new(there.clone()).files(&files[..1]).load().unwrap();
+        let tensors = weights.iter().map(|view| (view.info().clone(), 0)).collect::<Vec<_>>();
+        let local = weights.names().map(|name| weights.tensor(name).unwrap()).collect::<Vec<_>>();
+        let shared = Shared::new(Arc::new(SingleGroup), here, &pool_for(here), tensors, local);
+        let error = shared.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(there.name()) && error.contains(here.name()), "{error}");
+    }
+}
+
+#[test]
+fn columns_that_are_more_than_there_are_numbers_are_an_error() {
+    let spec = |name: &str| tensor(name, "U8", &[usize::MAX / 2 + 1, 0], 0);
+    let (_folder, file) = support::single(&[spec("a"), spec("b")]);
+    let shared = shared(&Device::host(), &[file], Arc::new(SingleGroup));
+    let error = shared.columns(["a", "b"], 0).unwrap_err().to_string();
+    assert!(error.contains("dimension 0"), "{error}");
+}
