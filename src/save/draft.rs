@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use tempfile::NamedTempFile;
 
 use super::plan::ShardPlan;
@@ -48,7 +48,9 @@ impl Draft {
         let mut draft = Self { files: Vec::with_capacity(plans.len()), plans, others: Vec::new() };
         for plan in &draft.plans {
             let file = temporary(plan.path())?;
-            match fallocate(file.as_file(), FallocateFlags::empty(), 0, plan.total_bytes()) {
+            let all = || fallocate(file.as_file(), FallocateFlags::empty(), 0, plan.total_bytes());
+            // A signal ends it in the middle, on tmpfs for one.
+            match retry_on_intr(all) {
                 // The file system cannot: then writes find out whether there is room.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => file
                     .as_file()
