@@ -365,3 +365,43 @@ fn columns_that_are_more_than_there_are_numbers_are_an_error() {
     let error = shared.columns(["a", "b"], 0).unwrap_err().to_string();
     assert!(error.contains("dimension 0"), "{error}");
 }
+
+/// A group that says what it is told to.
+#[derive(Debug)]
+struct Confused(usize, usize);
+
+impl ProcessGroup for Confused {
+    fn rank(&self) -> usize {
+        self.0
+    }
+    fn size(&self) -> usize {
+        self.1
+    }
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+    fn broadcast(&self, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+    fn recv_broadcast(&self, _: &mut Tensor, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn send(&self, _: &Tensor, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn recv(&self, _: &mut Tensor, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn groups_that_do_not_know_their_ranks_are_refused() {
+    let (_folder, files, _) = files();
+    for (rank, size) in [(0, 0), (1, 1), (3, 2)] {
+        let loaded = Loader::new(Device::host()).files(&files).load_shared(Arc::new(Confused(rank, size)));
+        let error = loaded.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(&format!("rank {rank} of {size}")), "{error}");
+        let error = group::check(&Confused(rank, size), &Device::host()).unwrap_err();
+        assert!(matches!(error, Error::Group { .. }), "{error}");
+    }
+}

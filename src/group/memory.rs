@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tensorhold_allocator::{Pool, Request};
 use tensorhold_kernels::Block;
 
-use super::{ProcessGroup, refused};
+use super::{ProcessGroup, check_ranks, refused};
 use crate::device::{Device, Transform};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -88,8 +88,9 @@ impl Place {
     /// In that pool.
     ///
     /// # Errors
-    /// When it is not over the device's memory.
+    /// When it is not over the device's memory, or the group does not know its ranks.
     pub(super) fn new(group: &dyn ProcessGroup, device: &Device, pool: &Pool) -> Result<Self> {
+        check_ranks(group)?;
         let (memory, wanted) = (pool.memory(), device.memory());
         if memory.name() != wanted.name() {
             let detail = format!("got a pool over {}, expected one over {}", memory.name(), wanted.name());

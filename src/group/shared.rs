@@ -151,7 +151,16 @@ impl Shared {
         let parts = self.parts(&entry.info, dim)?;
         let own = self.group.rank();
         if entry.owner != own {
-            let mut tensor = self.place.blank(parts[own].info.clone())?;
+            let Some(part) = parts.get(own) else {
+                let detail = format!("got rank {own}, expected one of {}", parts.len());
+                return Err(refused(
+                    &*self.group,
+                    "share tensors",
+                    detail,
+                    "correct the group's implementation",
+                ));
+            };
+            let mut tensor = self.place.blank(part.info.clone())?;
             self.group.recv_scatter(&mut tensor, entry.owner)?;
             return Ok(tensor);
         }
