@@ -42,7 +42,7 @@ impl Draft {
     /// Makes the files, if there is room for them and `min_free_bytes` more in the file systems of their folders, which have to exist.
     ///
     /// # Errors
-    /// When there is not enough space, or the system refuses a file.
+    /// When two plans name one file, there is not enough space, or the system refuses a file.
     pub fn create(plans: Vec<ShardPlan>, min_free_bytes: u64) -> Result<Self> {
         check_space(&plans, min_free_bytes)?;
         let mut draft = Self { files: Vec::with_capacity(plans.len()), plans, others: Vec::new() };
@@ -182,13 +182,23 @@ fn write(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
     })
 }
 
-/// Checks that each file system has room for what goes there.
+/// Checks that no two plans are of one file, and that each file system has room for what goes there.
 fn check_space(plans: &[ShardPlan], spare: u64) -> Result<()> {
     let mut systems: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
+    let mut places = BTreeMap::new();
     for plan in plans {
         let folder = folder_of(plan.path());
-        let system = fs::metadata(folder).map_err(|source| io_error("open", folder, source))?.dev();
-        let (_, needed) = systems.entry(system).or_insert((folder, 0));
+        let place = fs::metadata(folder).map_err(|source| io_error("open", folder, source))?;
+        // One of the two would replace the other when they get their names.
+        if let Some(other) = places.insert((place.dev(), place.ino(), plan.path().file_name()), plan.path()) {
+            return Err(Error::Option {
+                option: "paths",
+                got: format!("{other:?} and {:?}, which are one file", plan.path()),
+                expected: "a file for each shard".into(),
+                remedy: "make them by shard_paths()",
+            });
+        }
+        let (_, needed) = systems.entry(place.dev()).or_insert((folder, 0));
         *needed = needed.saturating_add(plan.total_bytes());
     }
     for (folder, needed) in systems.into_values() {
