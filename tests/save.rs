@@ -384,3 +384,14 @@ fn paths_that_name_one_file_twice_are_refused() {
         assert!(files_in(&folder.path().join("here")).is_empty());
     }
 }
+
+#[test]
+fn a_file_may_have_as_long_a_name_as_the_file_system_allows() {
+    let folder = tempfile::tempdir().unwrap();
+    let specs = [bytes_tensor("a", 5)];
+    for name in ["n".repeat(255), "\u{e9}".repeat(127)] {
+        let saved = Saver::new().save_file(folder.path().join(&name), [item(&specs[0])]).unwrap();
+        assert_holds(&load(&saved.files), &specs);
+        assert!(files_in(folder.path()).contains(&name));
+    }
+}

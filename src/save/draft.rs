@@ -5,8 +5,10 @@
 //! - **D2** Files appear under their names when all of their bytes have been written. If one cannot, none stays.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,9 @@ use tempfile::NamedTempFile;
 
 use super::plan::ShardPlan;
 use crate::error::{Error, Result};
+
+/// So many bytes of a file's name are in the name that it has until it is whole.
+const LONGEST: usize = 200;
 
 /// When files count as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -161,7 +166,9 @@ impl Drop for Named {
 
 /// A new file beside where it will be.
 fn temporary(path: &Path) -> Result<NamedTempFile> {
-    let mut prefix = path.file_name().unwrap_or_default().to_owned();
+    // What is added to a name must leave it one that the file system allows.
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let mut prefix = OsStr::from_bytes(name.get(..LONGEST).unwrap_or(name)).to_owned();
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
     // As any file: what others may do with it is for the system's mask to say.
