@@ -11,7 +11,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::thread;
-use std::time::Duration;
 
 use io_uring::{IoUring, opcode, types};
 
@@ -23,9 +22,6 @@ pub(crate) struct Uring;
 
 /// More files than this are read without having been registered.
 const MAX_FILES: u32 = 256;
-
-/// How long until a ring that refuses to wait is looked at again.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// Deeper queues gain nothing on disks and take locked memory.
 const MAX_DEPTH: usize = 128;
@@ -187,7 +183,7 @@ impl Drop for Ring {
                 let waiting = self.ring.submission().len();
                 while self.in_flight > waiting {
                     if self.take().is_none() {
-                        thread::sleep(PAUSE);
+                        thread::yield_now();
                     }
                 }
                 return;
@@ -202,6 +198,7 @@ mod tests {
     use std::io::Write as _;
     use std::os::fd::AsFd as _;
     use std::sync::mpsc::{self, RecvTimeoutError};
+    use std::time::Duration;
 
     use super::*;
     use crate::io::buffer_at;
