@@ -455,3 +455,30 @@ fn a_budget_that_a_whole_load_exceeds_is_an_error_before_anything_is_read() {
         assert_eq!(part.load_part("t2", &[Cut::narrow(0, 1, 4999)]).unwrap().nbytes(), 4999);
     }
 }
+
+#[test]
+fn files_of_more_bytes_than_there_are_numbers_are_an_error() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let paths: Vec<_> = (0..17).map(|n| folder.path().join(format!("{n}.safetensors"))).collect();
+    for (n, path) in paths.iter().enumerate() {
+        let bytes = 1_u64 << 60;
+        let header = format!(r#"{{"t{n}":{{"dtype":"U8","shape":[{bytes}],"data_offsets":[0,{bytes}]}}}}"#);
+        let head = support::file_bytes(&header, &[]);
+        fs::write(path, &head).unwrap();
+        fs::File::options().write(true).open(path).unwrap().set_len(head.len() as u64 + bytes).unwrap();
+    }
+    for device in devices() {
+        let loader = || Loader::new(device.clone()).files(&paths);
+        assert!(loader().load().is_err());
+        assert!(loader().memory_budget(1 << 30).load().is_err());
+        let checkpoint = loader().open().unwrap();
+        assert!(checkpoint.load_tensor("t0").is_err());
+        assert!(checkpoint.load_tensors((0..17).map(|n| format!("t{n}"))).is_err());
+        let batches = checkpoint
+            .loader()
+            .batches(Batching::new())
+            .and_then(|batches| batches.collect::<Result<Vec<_>, _>>());
+        assert!(batches.is_err());
+        assert!(checkpoint.loader().stream().is_err());
+    }
+}

@@ -376,3 +376,66 @@ fn parts_of_tensors_on_another_device_are_refused() {
     let error = shared.columns(["a.matrix", "a.matrix"], 1).unwrap_err().to_string();
     assert!(error.contains("on the group's device"), "{error}");
 }
+
+#[test]
+fn tensors_that_this_rank_has_on_another_device_are_refused() {
+    let (_folder, files, _) = files();
+    let [host, other] = devices();
+    for (here, there) in [(&host, &other), (&other, &host)] {
+        let weights = Loader::new(there.clone()).files(&files[..1]).load().unwrap();
+        let tensors = weights.iter().map(|view| (view.info().clone(), 0)).collect::<Vec<_>>();
+        let local = weights.names().map(|name| weights.tensor(name).unwrap()).collect::<Vec<_>>();
+        let shared = Shared::new(Arc::new(SingleGroup), here, &pool_for(here), tensors, local);
+        let error = shared.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(there.name()) && error.contains(here.name()), "{error}");
+    }
+}
+
+#[test]
+fn columns_that_are_more_than_there_are_numbers_are_an_error() {
+    let spec = |name: &str| tensor(name, "U8", &[usize::MAX / 2 + 1, 0], 0);
+    let (_folder, file) = support::single(&[spec("a"), spec("b")]);
+    let shared = shared(&Device::host(), &[file], Arc::new(SingleGroup));
+    let error = shared.columns(["a", "b"], 0).unwrap_err().to_string();
+    assert!(error.contains("dimension 0"), "{error}");
+}
+
+/// A group that says what it is told to.
+#[derive(Debug)]
+struct Confused(usize, usize);
+
+impl ProcessGroup for Confused {
+    fn rank(&self) -> usize {
+        self.0
+    }
+    fn size(&self) -> usize {
+        self.1
+    }
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+    fn broadcast(&self, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+    fn recv_broadcast(&self, _: &mut Tensor, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn send(&self, _: &Tensor, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn recv(&self, _: &mut Tensor, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn groups_that_do_not_know_their_ranks_are_refused() {
+    let (_folder, files, _) = files();
+    for (rank, size) in [(0, 0), (1, 1), (3, 2)] {
+        let loaded = Loader::new(Device::host()).files(&files).load_shared(Arc::new(Confused(rank, size)));
+        let error = loaded.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(&format!("rank {rank} of {size}")), "{error}");
+        let error = group::check(&Confused(rank, size), &Device::host()).unwrap_err();
+        assert!(matches!(error, Error::Group { .. }), "{error}");
+    }
+}

@@ -367,3 +367,31 @@ proptest! {
         prop_assert_eq!(planned.len(), entries.len());
     }
 }
+
+#[test]
+fn paths_that_name_one_file_twice_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let link = folder.path().join("link");
+    fs::create_dir(folder.path().join("here")).unwrap();
+    std::os::unix::fs::symlink("here", &link).unwrap();
+    let specs = [bytes_tensor("a", 5), bytes_tensor("b", 6)];
+    let entries: Vec<Entry> = specs.iter().map(entry).collect();
+    for other in ["here/../here/model", "link/model"] {
+        let paths = ["here/model", other].map(|path| folder.path().join(path));
+        let plans = plan_shards(&entries, &paths, &PlanOptions::new()).unwrap();
+        let error = Draft::create(plans, 0).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(other), "{error}");
+        assert!(files_in(&folder.path().join("here")).is_empty());
+    }
+}
+
+#[test]
+fn a_file_may_have_as_long_a_name_as_the_file_system_allows() {
+    let folder = tempfile::tempdir().unwrap();
+    let specs = [bytes_tensor("a", 5)];
+    for name in ["n".repeat(255), "\u{e9}".repeat(127)] {
+        let saved = Saver::new().save_file(folder.path().join(&name), [item(&specs[0])]).unwrap();
+        assert_holds(&load(&saved.files), &specs);
+        assert!(files_in(folder.path()).contains(&name));
+    }
+}

@@ -96,3 +96,18 @@ fn an_error_is_the_last_item() {
     assert_all_back(&pool);
     assert!(Loader::new(tensorhold::Device::host()).files(["/nowhere"]).stream().is_err());
 }
+
+#[test]
+fn one_may_wait_for_as_long_as_there_are_numbers() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let mut stream = Loader::new(device).files([&path]).stream().unwrap();
+        let mut given = 0;
+        while let Some(tensor) = stream.next_within(std::time::Duration::MAX).unwrap() {
+            tensor.unwrap();
+            given += 1;
+        }
+        assert_eq!(given, tensors.len());
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tensorhold_allocator::{Pool, Request};
 use tensorhold_kernels::Block;
 
-use super::{ProcessGroup, refused};
+use super::{ProcessGroup, check_ranks, refused};
 use crate::device::{Device, Transform};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -88,14 +88,38 @@ impl Place {
     /// In that pool.
     ///
     /// # Errors
-    /// When it is not over the device's memory.
+    /// When it is not over the device's memory, or the group does not know its ranks.
     pub(super) fn new(group: &dyn ProcessGroup, device: &Device, pool: &Pool) -> Result<Self> {
+        check_ranks(group)?;
         let (memory, wanted) = (pool.memory(), device.memory());
         if memory.name() != wanted.name() {
             let detail = format!("got a pool over {}, expected one over {}", memory.name(), wanted.name());
             return Err(refused(group, "place tensors", detail, "make the pool over device.memory()"));
         }
         Ok(Self { device: Arc::new(device.clone()), pool: pool.clone() })
+    }
+
+    /// Checks that a tensor is in the device's memory: copies are made there.
+    ///
+    /// # Errors
+    /// When it is in another's.
+    pub(super) fn check(
+        &self,
+        tensor: TensorView<'_>,
+        operation: &'static str,
+        group: &dyn ProcessGroup,
+    ) -> Result<()> {
+        if self.holds(tensor) {
+            return Ok(());
+        }
+        let (name, there, here) = (tensor.name(), tensor.device(), &self.device);
+        let detail = format!("got {name:?} in memory of {there}, expected tensors in that of {here}");
+        Err(refused(group, operation, detail, "load each rank's tensors to the device that is given"))
+    }
+
+    /// Whether a tensor is in the device's memory.
+    fn holds(&self, tensor: TensorView<'_>) -> bool {
+        tensor.device().memory().name() == self.pool.memory().name()
     }
 
     /// A tensor whose bytes are not set yet.
@@ -156,6 +180,12 @@ impl Place {
         let fits = |start, stride, total| end(start, stride).is_some_and(|end| end <= total);
         let apart = runs == 1 || (bytes <= from_stride && bytes <= to_stride);
         let held = from.nbytes();
+        if !self.holds(from) || !self.holds(to.view()) {
+            // A group may have put another tensor in the place of the one that it was to fill.
+            let got = format!("memory of {} and {}", from.device(), to.view().device());
+            let expected = format!("that of {}", self.device);
+            return Err(from.error("copy a part", got, expected, "receive into the tensors that are given"));
+        }
         if !fits(from_start, from_stride, source_bytes) || !fits(to_start, to_stride, target_bytes) || !apart
         {
             let got = format!("{runs} runs of {bytes} bytes between {held} and {target_bytes} bytes");
@@ -188,7 +218,7 @@ impl Place {
         let stream = self.device.take_stream()?;
         let enqueued = if self.device.driver().has_transforms() {
             // SAFETY: I1: both stay until the stream has been synchronized below, on the error path too; the target has no other
-            // owner, so nothing else touches it. Both are in the device's memory.
+            // owner, so nothing else touches it. Both are in the device's memory, as was checked.
             unsafe { stream.transform(&transform) }
         } else {
             (0..runs).try_for_each(|run| {

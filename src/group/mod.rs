@@ -105,6 +105,15 @@ pub trait ProcessGroup: Send + Sync + fmt::Debug {
     fn recv(&self, into: &mut Tensor, from: usize) -> Result<()>;
 }
 
+/// Checks that a group knows its ranks, which others count on.
+pub(crate) fn check_ranks(group: &dyn ProcessGroup) -> Result<()> {
+    if group.rank() < group.size() {
+        return Ok(());
+    }
+    let detail = "expected a rank below the size, which is at least 1";
+    Err(refused(group, "know the ranks", detail, "correct the group's implementation"))
+}
+
 /// The error of a group that cannot do as asked.
 fn refused<G: ProcessGroup + ?Sized>(
     group: &G,

@@ -52,7 +52,7 @@ impl Shared {
     /// from others is placed in the pool, which is over the device's memory.
     ///
     /// # Errors
-    /// When an owner is no rank, a name comes twice, or this rank's tensors are not those that it is said to have.
+    /// When an owner is no rank, a name comes twice, or this rank's tensors are not those that it is said to have, or not in the device's memory.
     pub fn new(
         group: Arc<dyn ProcessGroup>,
         device: &Device,
@@ -76,6 +76,7 @@ impl Shared {
             entries.push(Entry { info, owner, tensor: None });
         }
         for tensor in local {
+            place.check(tensor.view(), "share tensors", &*group)?;
             let entry = by_name.get(tensor.name()).map(|&number: &usize| &mut entries[number]);
             let expected = |entry: &Entry| entry.owner == group.rank() && entry.info.is_like(tensor.info());
             match entry {
@@ -150,7 +151,16 @@ impl Shared {
         let parts = self.parts(&entry.info, dim)?;
         let own = self.group.rank();
         if entry.owner != own {
-            let mut tensor = self.place.blank(parts[own].info.clone())?;
+            let Some(part) = parts.get(own) else {
+                let detail = format!("got rank {own}, expected one of {}", parts.len());
+                return Err(refused(
+                    &*self.group,
+                    "share tensors",
+                    detail,
+                    "correct the group's implementation",
+                ));
+            };
+            let mut tensor = self.place.blank(part.info.clone())?;
             self.group.recv_scatter(&mut tensor, entry.owner)?;
             return Ok(tensor);
         }
@@ -210,7 +220,14 @@ impl Shared {
             return Ok(only.clone());
         }
         let mut joined = shards[0].info().clone();
-        joined.shape[dim] = shards.iter().map(|shard| shard.shape()[dim]).sum();
+        let mut extents = shards.iter().map(|shard| shard.shape()[dim]);
+        let Some(extent) = extents.try_fold(0_usize, |sum, extent| sum.checked_add(extent)) else {
+            // Of tensors without elements, a dimension may be of any length.
+            let (name, got) = (joined.name.to_string(), format!("2^64 or more in dimension {dim}"));
+            let (expected, remedy) = ("fewer than 2^64".into(), "join fewer of them");
+            return Err(Error::Tensor { operation: "join", name, got, expected, remedy });
+        };
+        joined.shape[dim] = extent;
         joined.nbytes = shards.iter().map(Tensor::nbytes).sum();
         let mut start = 0;
         let place = |shard: Tensor| {

@@ -5,11 +5,12 @@
 //! # Invariants
 //! - **U1** The kernel knows a buffer only between the submission of a read and its completion (and, if the buffer was
 //!   registered, until the ring is closed, but then it only writes where reads tell it to). The drop takes every
-//!   completion before the ring closes.
+//!   completion before the ring closes, also where the system fails to wait for them.
 //! - **U2** A file that was registered stays open until the ring closes, so its number stands for no other file.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::thread;
 
 use io_uring::{IoUring, opcode, types};
 
@@ -31,19 +32,7 @@ impl Engine for Uring {
     }
 
     fn queue(&self, depth: usize) -> io::Result<Box<dyn Queue>> {
-        let depth = depth.clamp(1, MAX_DEPTH);
-        let mut builder = IoUring::builder();
-        // A forked child shall not share the ring.
-        builder.dontfork();
-        let ring = builder.build(depth as u32)?;
-        let buffers = ring.submitter().register_buffers_sparse(depth as u32);
-        if let Err(error) = &buffers {
-            // Kernels before 5.19, or no locked memory left: reads work without.
-            tracing::debug!(%error, "io_uring registers no buffers");
-        }
-        let (registers, prepared) = (buffers.is_ok(), vec![false; depth]);
-        let files = ring.submitter().register_files_sparse(MAX_FILES).is_ok().then(Vec::new);
-        Ok(Box::new(Ring { ring, depth, in_flight: 0, registers, prepared, files }))
+        Ok(Box::new(Ring::open(depth)?))
     }
 }
 
@@ -60,6 +49,22 @@ struct Ring {
 }
 
 impl Ring {
+    fn open(depth: usize) -> io::Result<Self> {
+        let depth = depth.clamp(1, MAX_DEPTH);
+        let mut builder = IoUring::builder();
+        // A forked child shall not share the ring.
+        builder.dontfork();
+        let ring = builder.build(depth as u32)?;
+        let buffers = ring.submitter().register_buffers_sparse(depth as u32);
+        if let Err(error) = &buffers {
+            // Kernels before 5.19, or no locked memory left: reads work without.
+            tracing::debug!(%error, "io_uring registers no buffers");
+        }
+        let (registers, prepared) = (buffers.is_ok(), vec![false; depth]);
+        let files = ring.submitter().register_files_sparse(MAX_FILES).is_ok().then(Vec::new);
+        Ok(Self { ring, depth, in_flight: 0, registers, prepared, files })
+    }
+
     /// The place of a registered file; registers it, if it can.
     fn registered(&mut self, file: RawFd) -> Option<types::Fixed> {
         let files = self.files.as_mut()?;
@@ -173,10 +178,55 @@ impl Drop for Ring {
     fn drop(&mut self) {
         while self.in_flight > 0 {
             if let Err(error) = self.complete() {
-                // Closing the ring cancels what is left and waits for it.
-                tracing::error!(%error, reads = self.in_flight, "io_uring does not say when its reads end");
+                tracing::error!(%error, reads = self.in_flight, "io_uring refuses to wait for its reads");
+                // What it has not taken never begins. The rest ends without a call, too; closing the ring would not wait for that (U1).
+                let waiting = self.ring.submission().len();
+                while self.in_flight > waiting {
+                    if self.take().is_none() {
+                        thread::yield_now();
+                    }
+                }
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
+    use std::sync::mpsc::{self, RecvTimeoutError};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::io::buffer_at;
+
+    #[test]
+    fn a_ring_that_fails_waits_for_its_reads_all_the_same() {
+        let Ok(mut queue) = Ring::open(2) else { return };
+        let (reader, mut writer) = io::pipe().unwrap();
+        let mut bytes = [0_u8; 4];
+        // SAFETY: the buffer stays until the queue has been dropped, and no one else touches it.
+        let buffers = &mut [unsafe { buffer_at(bytes.as_mut_ptr(), bytes.len()) }];
+        let read = Read { ticket: 0, file: reader.as_fd(), offset: 0, buffers, cached_only: false };
+        // SAFETY: as above; the file is closed after the queue.
+        unsafe { queue.submit(read) }.unwrap();
+        queue.ring.submit().unwrap();
+        let other = File::open("/dev/null").unwrap();
+        // SAFETY: both numbers are open; the ring's now stands for a file that is no ring.
+        assert!(unsafe { libc::dup2(other.as_raw_fd(), queue.ring.as_raw_fd()) } >= 0);
+        let (sender, dropped) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                drop(queue);
+                sender.send(()).unwrap();
+            });
+            assert_eq!(dropped.recv_timeout(Duration::from_millis(100)), Err(RecvTimeoutError::Timeout));
+            writer.write_all(b"late").unwrap();
+            dropped.recv().unwrap();
+        });
+        assert_eq!(&bytes, b"late");
     }
 }

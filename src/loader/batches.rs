@@ -341,8 +341,8 @@ fn describe(items: &[Item], batching: &Batching, fit: &Fit) -> BatchPlan {
         max_batch_bytes: *max_batch_bytes,
         ahead: *ahead,
         tensors: items.len(),
-        bytes: items.iter().map(|item| item.bytes).sum(),
-        kept_bytes: items.iter().filter(|item| item.kept).map(|item| item.bytes).sum(),
+        bytes: items.iter().map(|item| item.bytes).fold(0, u64::saturating_add),
+        kept_bytes: items.iter().filter(|item| item.kept).map(|item| item.bytes).fold(0, u64::saturating_add),
         peak_bytes: *peak_bytes,
         choices: vec![Choice { about: "batches", picked, why }],
     }

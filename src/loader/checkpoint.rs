@@ -25,7 +25,7 @@ use crate::weights::{Metadata, Weights};
 
 /// The open files of a checkpoint, whose headers have been read and checked: see [`Loader::open`].
 ///
-/// Loads from here open no file and read no header. Staging memory that one has taken is kept for the next, as much as
+/// Loads from here read no header. They open a file only to read it in another way, such as past the page cache, by its path. Staging memory that one has taken is kept for the next, as much as
 /// [`staging_bytes`](Loader::staging_bytes) allows. Clones are the same checkpoint; several threads may load at once.
 ///
 /// A file that is written to or replaced after it was opened is an error of the next load that reads it.
@@ -272,7 +272,11 @@ fn as_loaded(files: &[Opened], asked: &Asked) -> Result<Vec<Arc<Description>>> {
 /// What is known of opened files, of which these tensors are wanted.
 pub(super) fn likely(files: &[Opened]) -> Likely {
     Likely {
-        bytes: files.iter().flat_map(|file| &file.places).map(|place| place.bytes).sum(),
+        bytes: files
+            .iter()
+            .flat_map(|file| &file.places)
+            .map(|place| place.bytes)
+            .fold(0, u64::saturating_add),
         in_memory: files.first().is_some_and(|file| file.source.is_in_memory()),
     }
 }

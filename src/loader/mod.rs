@@ -449,7 +449,8 @@ impl Loader {
             Some(opened) => opened.in_memory,
             None => files.next().is_some_and(|file| io::is_in_memory(file)),
         };
-        Likely { bytes: sizes.sum::<u64>() + opened.map_or(0, |opened| opened.bytes), in_memory }
+        let opened_bytes = opened.map_or(0, |opened| opened.bytes);
+        Likely { bytes: sizes.fold(opened_bytes, u64::saturating_add), in_memory }
     }
 
     /// The opened files and, of each, the selected tensors.

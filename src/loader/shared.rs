@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Loader;
 use crate::error::{Error, Result};
-use crate::group::{ProcessGroup, Shared};
+use crate::group::{ProcessGroup, Shared, check_ranks};
 use crate::tensor::TensorInfo;
 
 impl Loader {
@@ -19,8 +19,9 @@ impl Loader {
     /// No rank waits for another here: after an error on one of them, the others wait for it when they share a tensor.
     ///
     /// # Errors
-    /// As [`load`](Self::load), and when tensors are cut.
+    /// As [`load`](Self::load), and when tensors are cut, or the group does not know its ranks.
     pub fn load_shared(mut self, group: Arc<dyn ProcessGroup>) -> Result<Shared> {
+        check_ranks(&*group)?;
         if !self.options.asked.cuts.is_empty() {
             let (got, expected) = ("parts of tensors".into(), "whole tensors".into());
             return Err(Error::Option {

@@ -86,7 +86,8 @@ impl TensorStream {
     /// What [`next`](Iterator::next) gives, if that is there within so long; `None` if it is not, and then a later call gives it. For callers that look
     /// at other things while they wait.
     pub fn next_within(&mut self, patience: Duration) -> Option<Option<Result<Tensor>>> {
-        match self.next_landed(Some(Instant::now() + patience)) {
+        // What is later than the clock can say is never.
+        match self.next_landed(Instant::now().checked_add(patience)) {
             Err(RecvTimeoutError::Timeout) => None,
             landed => Some(self.give(landed.ok())),
         }

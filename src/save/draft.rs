@@ -5,17 +5,22 @@
 //! - **D2** Files appear under their names when all of their bytes have been written. If one cannot, none stays.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use tempfile::NamedTempFile;
 
 use super::plan::ShardPlan;
 use crate::error::{Error, Result};
+
+/// So many bytes of a file's name are in the name that it has until it is whole.
+const LONGEST: usize = 200;
 
 /// When files count as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -42,13 +47,15 @@ impl Draft {
     /// Makes the files, if there is room for them and `min_free_bytes` more in the file systems of their folders, which have to exist.
     ///
     /// # Errors
-    /// When there is not enough space, or the system refuses a file.
+    /// When two plans name one file, there is not enough space, or the system refuses a file.
     pub fn create(plans: Vec<ShardPlan>, min_free_bytes: u64) -> Result<Self> {
         check_space(&plans, min_free_bytes)?;
         let mut draft = Self { files: Vec::with_capacity(plans.len()), plans, others: Vec::new() };
         for plan in &draft.plans {
             let file = temporary(plan.path())?;
-            match fallocate(file.as_file(), FallocateFlags::empty(), 0, plan.total_bytes()) {
+            let all = || fallocate(file.as_file(), FallocateFlags::empty(), 0, plan.total_bytes());
+            // A signal ends it in the middle, on tmpfs for one.
+            match retry_on_intr(all) {
                 // The file system cannot: then writes find out whether there is room.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => file
                     .as_file()
@@ -159,7 +166,9 @@ impl Drop for Named {
 
 /// A new file beside where it will be.
 fn temporary(path: &Path) -> Result<NamedTempFile> {
-    let mut prefix = path.file_name().unwrap_or_default().to_owned();
+    // What is added to a name must leave it one that the file system allows.
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let mut prefix = OsStr::from_bytes(name.get(..LONGEST).unwrap_or(name)).to_owned();
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
     // As any file: what others may do with it is for the system's mask to say.
@@ -180,13 +189,23 @@ fn write(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
     })
 }
 
-/// Checks that each file system has room for what goes there.
+/// Checks that no two plans are of one file, and that each file system has room for what goes there.
 fn check_space(plans: &[ShardPlan], spare: u64) -> Result<()> {
     let mut systems: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
+    let mut places = BTreeMap::new();
     for plan in plans {
         let folder = folder_of(plan.path());
-        let system = fs::metadata(folder).map_err(|source| io_error("open", folder, source))?.dev();
-        let (_, needed) = systems.entry(system).or_insert((folder, 0));
+        let place = fs::metadata(folder).map_err(|source| io_error("open", folder, source))?;
+        // One of the two would replace the other when they get their names.
+        if let Some(other) = places.insert((place.dev(), place.ino(), plan.path().file_name()), plan.path()) {
+            return Err(Error::Option {
+                option: "paths",
+                got: format!("{other:?} and {:?}, which are one file", plan.path()),
+                expected: "a file for each shard".into(),
+                remedy: "make them by shard_paths()",
+            });
+        }
+        let (_, needed) = systems.entry(place.dev()).or_insert((folder, 0));
         *needed = needed.saturating_add(plan.total_bytes());
     }
     for (folder, needed) in systems.into_values() {

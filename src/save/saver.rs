@@ -244,9 +244,10 @@ impl Saver {
         let longest = sizes.iter().copied().max().unwrap_or_default().max(most).max(1);
         let fits = |shards: usize| {
             let parts = balance(&sizes, shards);
-            let bytes = |part: &Vec<usize>| part.iter().map(|&number| sizes[number]).sum::<u64>();
+            // `None` where they are more than there are numbers.
+            let bytes = |part: &[usize]| part.iter().try_fold(0_u64, |sum, &n| sum.checked_add(sizes[n]));
             // One that is longer by itself is no reason for more.
-            parts.iter().all(|part| part.len() <= 1 || bytes(part) <= most)
+            parts.iter().all(|part| part.len() <= 1 || bytes(part).is_some_and(|bytes| bytes <= most))
         };
         let least = usize::try_from(total.div_ceil(longest)).unwrap_or(usize::MAX).max(1);
         // With as many as there are tensors, each is a file of its own.
@@ -308,6 +309,7 @@ mod tests {
         assert_eq!(count(&at_most(100), &[500, 50, 50]), 2);
         assert_eq!(count(&at_most(0), &[5, 0, 5]), 3);
         assert_eq!(count(&at_most(100), &[]), 1);
+        assert_eq!(count(&at_most(u64::MAX), &[1 << 60; 64]), 5);
         assert_eq!(count(&Saver::new().shards(7), &[1]), 7);
     }
 

@@ -40,8 +40,11 @@ impl Tensor {
                     format!("a type of {from} bits"),
                 );
             };
-            // Fits: the whole tensor's size in bits was checked when it was parsed.
-            let bits = *row as u64 * from;
+            // May not fit where the tensor has no elements: then any number of them is a row.
+            let Some(bits) = (*row as u64).checked_mul(from) else {
+                let got = format!("{dtype} for rows of {row} elements of {from} bits");
+                return wrong(got, "rows of fewer than 2^64 bits".into());
+            };
             if !bits.is_multiple_of(to) {
                 return wrong(format!("{dtype} for rows of {bits} bits"), format!("a multiple of {to} bits"));
             }
@@ -102,6 +105,8 @@ mod tests {
         assert!(odd.contains("F16 for rows of 24 bits") && odd.contains("a multiple of 16 bits"), "{odd}");
         let scalar = refused(&tensor("F32", "[]", 4), DType::U8);
         assert!(scalar.contains("a type of 32 bits"), "{scalar}");
+        let huge = tensor("F64", "[0,9007199254740991000]", 0);
+        assert!(refused(&huge, DType::U8).contains("fewer than 2^64 bits"));
         let part = tensor("U8", "[9]", 9).narrow(0, 1, 8).unwrap();
         assert!(refused(&part, DType::F32).contains("an address that 4 divides"));
     }
