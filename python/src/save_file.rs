@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use dlpark::python::{ImportedDlpack, from_dlpack};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::IntoPyDict;
 use tensorhold::save::{Durability, Entry, Item, Saver};
 use tensorhold::{Metadata, Tensor};
 
@@ -31,7 +33,7 @@ impl Source {
             let copy = py.detach(|| tensor.tensor.to_host()).map_err(|error| raise(py, error))?;
             return Ok(Self::Copy(copy));
         }
-        let source = Self::Library(from_dlpack(found.as_borrowed(), None, None)?);
+        let source = Self::Library(from_dlpack(capsule(found)?.as_borrowed(), None, None)?);
         match source.bytes() {
             Ok(_) => Ok(source),
             Err(problem) => {
@@ -57,12 +59,25 @@ impl Source {
     }
 }
 
+/// What a library exports, as the newest structure that it knows: those from before version 1 take no such argument.
+fn capsule<'py>(found: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = found.py();
+    let asked = [("max_version", (1, 0))].into_py_dict(py)?;
+    match found.call_method("__dlpack__", (), Some(&asked)) {
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => found.call_method0("__dlpack__"),
+        exported => exported,
+    }
+}
+
+/// Name, type, shape, and bytes.
+type PyItem<'py> = (String, Bound<'py, PyAny>, Vec<usize>, Bound<'py, PyAny>);
+
 /// Writes a file of tensors, each a name, a type, a shape, and its bytes.
 #[pyfunction]
 pub(crate) fn save_file(
     py: Python<'_>,
     path: PathBuf,
-    items: Vec<(String, Bound<'_, PyAny>, Vec<usize>, Bound<'_, PyAny>)>,
+    items: Vec<PyItem<'_>>,
     metadata: Metadata,
     synced: bool,
 ) -> PyResult<()> {
