@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import weakref
 from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -21,8 +22,8 @@ Weights = Generator[Tuple[str, Any], None, None]
 class PipelineParallel:
     """Tensors of files, each on every rank of the group: file `i` is read by rank `i` modulo the group's size.
 
-    `queue_size` is how many batches wait, read, for the consumer: -1 reads each when it is asked for, 0 one ahead. Batches have at most `max_batch_bytes`, 1 GiB
-    by default; `device_memory_budget` makes them fewer and smaller, as it needs. The budget counts what the consumer keeps: everything, or with
+    `queue_size` is how many batches wait, read, for the consumer: -1 reads each when it is asked for, 0 one ahead. Batches have at most `max_batch_bytes`, by
+    default 1 GiB, or the size of the largest file if that is less; `device_memory_budget` makes them fewer and smaller, as it needs. The budget counts what the consumer keeps: everything, or with
     `accumulate_resident=False` nothing, or what `resident_tensor` says by name.
 
     Options for how it is read and exchanged (`broadcast_run_bytes`, `broadcast_run_tensors`, `overlap_io`) are taken and change nothing of what is given.
@@ -243,8 +244,7 @@ class _Run:
     def batches(self, files: List[str], budget: Optional[int]) -> Any:
         pipeline = self.pipeline
         options: Dict[str, Any] = {"ahead": max(pipeline.queue_size + 1, 0), "threads": pipeline.loader._threads}
-        if pipeline.max_batch_bytes is not None:
-            options["max_batch_bytes"] = pipeline.max_batch_bytes
+        options["max_batch_bytes"] = pipeline.max_batch_bytes or self.usual_batch(files)
         keep: Union[bool, Callable[[_core.TensorInfo], bool], None] = None
         if budget is None:
             options["pool"] = device_pool(self.device)
@@ -266,6 +266,13 @@ class _Run:
             count_in(batches.pool, lambda: self.ended)
         logger.debug("loading in batches: %s", batches.plan)
         return batches
+
+    @staticmethod
+    def usual_batch(files: List[str]) -> int:
+        """1 GiB, or less where the files are smaller: no more is read at once than a file at a time."""
+        # One that is not there is told when it is opened.
+        largest = max((os.path.getsize(file) for file in files if os.path.exists(file)), default=0)
+        return max(min(largest, 1 << 30), 1)
 
     def give_back(self, borrowed: List[Any]) -> None:
         for reference in borrowed:

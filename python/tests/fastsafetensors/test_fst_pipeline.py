@@ -216,6 +216,18 @@ def test_borrowed_tensors_are_emptied_with_their_batch(place: str, files: list[s
     assert (live_allocation_count(), live_allocation_bytes()) == (0, 0)
 
 
+def test_no_more_is_read_at_once_than_the_largest_file(place: str, large: tuple[list[str], dict[str, int]]) -> None:
+    files, _ = large
+    peak = 0
+    loader = parallel(files, place, queue_size=-1)
+    for _, tensor in loader.iterate_weights():
+        peak = max(peak, live_allocation_bytes())
+        # A loop's variable would keep a part of the batch before.
+        del tensor
+    loader.close()
+    assert 6 * MIB <= peak <= 9 * MIB
+
+
 class TestBudgets:
     def test_what_is_not_kept_needs_no_more_than_the_budget(self, place: str, large: tuple[list[str], dict[str, int]]) -> None:
         files, sizes = large
