@@ -22,7 +22,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use support::shapes::{Shard, Spec};
 use tensorhold::kernels::{Type, convert};
-use tensorhold::{Backend, BackendKind, Cut, CutReads, DType, Device, Loader, TransformOn, Weights};
+use tensorhold::{Cut, CutReads, DType, Device, Loader, TransformOn, Weights};
 
 const RANK: usize = 1;
 const WORLD: usize = 8;
@@ -178,8 +178,6 @@ fn cuts(device: &Device, folder: &Path, bytes: u64) {
         let mut ways: Vec<Way<'_>> =
             vec![("a file of its own", Box::new(plain)), ("out of the checkpoint", Box::new(cut))];
         if dim == 1 {
-            let one_by_one = || cut().backend(Backend::Require(BackendKind::Buffered));
-            ways.push(("out of the checkpoint, one by one", Box::new(one_by_one)));
             ways.push(("with whole rows", Box::new(with_rows)));
             let on_cpu = || with_rows().transform_on(TransformOn::Cpu);
             ways.push(("with whole rows, on the CPU", Box::new(on_cpu)));

@@ -1,6 +1,4 @@
-//! Reads by `io_uring`: one thread keeps many in flight past the page cache, or has many short ones made of it by one call.
-//!
-//! Reads gather until someone waits for one: then all of them begin with that call.
+//! Reads past the page cache by `io_uring`: one thread keeps many in flight.
 //!
 //! # Invariants
 //! - **U1** The kernel knows a buffer only between the submission of a read and its completion (and, if the buffer was
@@ -124,53 +122,50 @@ impl Queue for Ring {
         let (start, bytes) = (buffer.as_mut_ptr(), u32::try_from(buffer.len()).unwrap_or(!4095));
         let fixed = self.prepared.get(read.ticket).copied().unwrap_or(false).then_some(read.ticket as u16);
         let number = read.file.as_raw_fd();
-        let (offset, flags) = (read.offset, if read.cached_only { libc::RWF_NOWAIT } else { 0 });
-        macro_rules! entry {
-            ($opcode:ident, $file:expr $(, $slot:expr)?) => {
-                opcode::$opcode::new($file, start, bytes $(, $slot)?).offset(offset).rw_flags(flags).build()
-            };
-        }
         let entry = match (self.registered(number), fixed) {
-            (Some(file), Some(slot)) => entry!(ReadFixed, file, slot),
-            (Some(file), None) => entry!(Read, file),
-            (None, Some(slot)) => entry!(ReadFixed, types::Fd(number), slot),
-            (None, None) => entry!(Read, types::Fd(number)),
+            (Some(file), Some(slot)) => {
+                opcode::ReadFixed::new(file, start, bytes, slot).offset(read.offset).build()
+            }
+            (Some(file), None) => opcode::Read::new(file, start, bytes).offset(read.offset).build(),
+            (None, Some(slot)) => {
+                opcode::ReadFixed::new(types::Fd(number), start, bytes, slot).offset(read.offset).build()
+            }
+            (None, None) => opcode::Read::new(types::Fd(number), start, bytes).offset(read.offset).build(),
         };
         // SAFETY: the caller keeps the buffer until the completion is taken or the queue is dropped (U1).
         if unsafe { self.ring.submission().push(&entry.user_data(read.ticket as u64)) }.is_err() {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the ring is full"));
         }
+        // From here on the kernel may have the read, whatever `submit` says: the drop waits for it.
         self.in_flight += 1;
-        Ok(())
+        loop {
+            match self.ring.submit() {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The kernel is short of something for now: what is queued goes with the next call.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn complete(&mut self) -> io::Result<Completion> {
-        if self.in_flight == 0 {
-            return Err(io::Error::other("no read is in flight"));
-        }
         loop {
-            // What has gathered begins now, whatever has ended.
-            if !self.ring.submission().is_empty() {
-                interruptible(|| self.ring.submit())?;
-            }
             if let Some(completion) = self.take() {
                 return Ok(completion);
             }
-            interruptible(|| self.ring.submit_and_wait(1))?;
+            if self.in_flight == 0 {
+                return Err(io::Error::other("no read is in flight"));
+            }
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {}
+                Err(error) => return Err(error),
+            }
         }
-    }
-}
-
-/// Whether a call did something; it is made again if not. A kernel that is short of something for now takes what is queued with the next call.
-fn interruptible(call: impl FnOnce() -> io::Result<usize>) -> io::Result<()> {
-    match call() {
-        Err(error)
-            if error.kind() != io::ErrorKind::Interrupted
-                && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) =>
-        {
-            Err(error)
-        }
-        _ => Ok(()),
     }
 }
 
@@ -213,7 +208,6 @@ mod tests {
         let read = Read { ticket: 0, file: reader.as_fd(), offset: 0, buffers, cached_only: false };
         // SAFETY: as above; the file is closed after the queue.
         unsafe { queue.submit(read) }.unwrap();
-        queue.ring.submit().unwrap();
         let other = File::open("/dev/null").unwrap();
         // SAFETY: both numbers are open; the ring's now stands for a file that is no ring.
         assert!(unsafe { libc::dup2(other.as_raw_fd(), queue.ring.as_raw_fd()) } >= 0);

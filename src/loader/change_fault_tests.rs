@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Loader;
 use super::asked::{CutReads, TransformOn};
@@ -77,34 +76,11 @@ fn short_and_interrupted_reads_end_in_the_right_elements() {
 }
 
 #[test]
-fn runs_that_a_ring_leaves_are_read_one_by_one() {
-    let (_folder, path) = file();
-    let counting = || Probe::counting(|_, offset, bytes| Ok(pages(offset, bytes)));
-    let halting =
-        [Fault::Short(7), Fault::Errno(libc::EAGAIN), Fault::Errno(libc::EIO), Fault::Short(1 << 20)];
-    for (faults, takes_part) in [
-        (Faults::default(), true),
-        (
-            Faults { reads: (0..9000).map(|n| (n, halting[n as usize % 4])).collect(), ..Faults::default() },
-            true,
-        ),
-        (Faults { every_read: Some(Fault::Errno(libc::EOPNOTSUPP)), ..Faults::default() }, true),
-        (Faults { queue: Some(libc::ENOMEM), ..Faults::default() }, false),
-    ] {
-        let ring = Arc::new(Faulty::new(Uring, faults));
-        let engines = Engines { uring: Arc::clone(&ring) as _, probe: counting, ..Engines::default() };
-        loads(&path, Backend::Auto, &engines, || (), |report| assert_eq!(report.direct_bytes, 0));
-        assert_eq!((ring.reads() > 0, ring.in_flight.load(Ordering::Relaxed)), (takes_part, 0));
-    }
-}
-
-#[test]
 fn what_was_not_cached_after_all_is_read_past_the_cache() {
     let (_folder, path) = file();
     let lies = Faults { nothing_cached: true, ..Faults::default() };
     let engines = Engines {
-        buffered: Arc::new(Faulty::new(Buffered, lies.clone())),
-        uring: Arc::new(Faulty::new(Uring, lies)),
+        buffered: Arc::new(Faulty::new(Buffered, lies)),
         probe: Probe::without_cachestat,
         ..Engines::default()
     };

@@ -5,9 +5,9 @@
 //! of the batches from the one that the consumer has to that one.
 //!
 //! # Invariants
-//! - **F1** Each tensor is in exactly one batch; batches and the tensors in them are in the order of the file.
-//! - **F2** A batch of more than one tensor has at most as many bytes of tensors as was asked for.
-//! - **F3** Whatever the consumer is at, what is kept and what is in flight take no more than the peak, which is within the room.
+//! - **B1** Each tensor is in exactly one batch; batches and the tensors in them are in the order of the file.
+//! - **B2** A batch of more than one tensor has at most as many bytes of tensors as was asked for.
+//! - **B3** Whatever the consumer is at, what is kept and what is in flight take no more than the peak, which is within the room.
 
 use std::ops::Range;
 
@@ -271,7 +271,7 @@ mod tests {
             };
             match fit(&all, wish) {
                 Ok(fit) => {
-                    // F1, F2.
+                    // B1, B2.
                     let in_order: Vec<usize> = fit.batches.iter().cloned().flatten().collect();
                     prop_assert_eq!(in_order, (0..all.len()).collect::<Vec<_>>());
                     prop_assert!(fit.max_batch_bytes <= max && fit.ahead <= ahead);
@@ -279,7 +279,7 @@ mod tests {
                         let bytes: u64 = all[batch.clone()].iter().map(|item| item.bytes).sum();
                         prop_assert!(batch.len() == 1 || (!batch.is_empty() && bytes <= fit.max_batch_bytes));
                     }
-                    // F3, by playing it.
+                    // B3, by playing it.
                     let longest = fit.batches.iter().map(|batch| padded(batch.clone(), false)).max().unwrap_or(0);
                     prop_assert_eq!(longest, fit.longest_bytes);
                     let mut most = 0;

@@ -1,8 +1,8 @@
 //! [`Draft`]: files that are not there yet.
 //!
 //! # Invariants
-//! - **D1** Until a draft is committed, its files have names of their own, beside where they will be, and go with it.
-//! - **D2** Files appear under their names when all of their bytes have been written. If one cannot, none stays.
+//! - **A1** Until a draft is committed, its files have names of their own, beside where they will be, and go with it.
+//! - **A2** Files appear under their names when all of their bytes have been written. If one cannot, none stays.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -150,7 +150,7 @@ impl Draft {
     }
 }
 
-/// Files that have their names, and are removed unless all are well (D2).
+/// Files that have their names, and are removed unless all are well (A2).
 #[derive(Default)]
 struct Named(Vec<PathBuf>);
 

@@ -39,6 +39,7 @@ pub(super) fn fill(draft: &Draft, parts: &[Part<'_, '_>], threads: usize) -> Res
     let (next, stop, pools) = (AtomicUsize::new(0), AtomicBool::new(false), Pools::default());
     let failure = Mutex::new(None);
     let work = || {
+        let _ending = StopAtPanic(&stop);
         let mut writer = Writer { draft, pools: &pools, buffer: Vec::new(), lanes: Vec::new() };
         while !stop.load(Ordering::Relaxed)
             && let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed))
@@ -60,6 +61,17 @@ pub(super) fn fill(draft: &Draft, parts: &[Part<'_, '_>], threads: usize) -> Res
         work();
     });
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// No more is begun when a source's function panics.
+struct StopAtPanic<'a>(&'a AtomicBool);
+
+impl Drop for StopAtPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 fn chunks_of<'p, 's, 'a>(part: &'p Part<'s, 'a>) -> impl Iterator<Item = Chunk<'p, 's, 'a>> {
@@ -174,7 +186,11 @@ impl Lane {
         // stream has been synchronized below or, should that fail, until its pool has synchronized the memory.
         let copied = unsafe { self.stream.copy_to_host(to, from, bytes) };
         self.stream.synchronize().and(copied)?;
-        let whole = self.buffer.as_bytes().unwrap_or_default();
+        let Some(whole) = self.buffer.as_bytes() else {
+            let got = format!("staging memory of {} that the CPU does not read", self.device);
+            let remedy = "give its driver staging memory of the host";
+            return Err(tensor.error("save", got, "memory that the CPU reads", remedy));
+        };
         Ok(slice(whole, 0, bytes))
     }
 }

@@ -1,9 +1,9 @@
 //! Which tensor goes into which file, and what the files' headers say. Pure: no I/O.
 //!
 //! # Invariants
-//! - **S1** Each entry is in exactly one shard.
-//! - **S2** What the same entries and options come to is the same each time, but for the name of a set.
-//! - **S3** Entries of a file lie one after the other from the end of its header on, wider types first, so that each begins at a multiple of its elements'
+//! - **E1** Each entry is in exactly one shard.
+//! - **E2** What the same entries and options come to is the same each time, but for the name of a set.
+//! - **E3** Entries of a file lie one after the other from the end of its header on, wider types first, so that each begins at a multiple of its elements'
 //!   size wherever the header ends at one.
 
 use std::cmp::Reverse;
@@ -274,7 +274,7 @@ pub fn plan_shards(entries: &[Entry], paths: &[PathBuf], options: &PlanOptions) 
     let sizes: Vec<u64> = entries.iter().map(Entry::nbytes).collect();
     let parts = balance(&sizes, paths.len()).into_iter().zip(paths).enumerate();
     let plan = |(number, (mut part, path)): (usize, (Vec<usize>, &PathBuf))| {
-        // S3; as they were given otherwise.
+        // E3; as they were given otherwise.
         part.sort_by_key(|&entry| (Reverse(entries[entry].dtype().bits()), entry));
         let part: Vec<&Entry> = part.iter().map(|&entry| &entries[entry]).collect();
         let metadata = options.strings(number, paths.len(), &part)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -233,7 +234,7 @@ impl Saver {
         Ok(Saved { files, index, tensors: entries.len(), bytes })
     }
 
-    /// How many files these need.
+    /// How many files these need: the fewest up to 32 of them, and of more at most a thirty-second more than the fewest.
     fn count(&self, items: &[Item<'_>]) -> usize {
         let most = match self.sizes {
             Sizes::Shards(shards) => return shards,
@@ -251,7 +252,9 @@ impl Saver {
         };
         let least = usize::try_from(total.div_ceil(longest)).unwrap_or(usize::MAX).max(1);
         // With as many as there are tensors, each is a file of its own.
-        (least..sizes.len()).find(|&shards| fits(shards)).unwrap_or(sizes.len().max(1))
+        let next = |shards: &usize| Some(shards.saturating_add((shards / 32).max(1)));
+        let mut counts = iter::successors(Some(least), next).take_while(|&shards| shards < sizes.len());
+        counts.find(|&shards| fits(shards)).unwrap_or(sizes.len().max(1))
     }
 
     fn writers(&self) -> Result<usize> {

@@ -59,6 +59,8 @@ struct Flight {
     start: *mut u8,
     bytes: usize,
     offset: u64,
+    /// What it was given to; null while it gathers.
+    batch: RawBatch,
 }
 
 // SAFETY: a batch is a name that the library takes from any thread; the addresses are those of buffers that the submitters lent.
@@ -104,8 +106,19 @@ impl Batches {
         let status =
             unsafe { (self.files.cufile.table().batch_submit)(batch.raw, count as c_uint, entries, 0) };
         match status.check("submit reads") {
-            Ok(()) => batch.in_flight = count,
+            Ok(()) => {
+                batch.in_flight = count;
+                for entry in &batch.entries {
+                    if let Some(flight) = &mut self.flights[entry.cookie.addr()] {
+                        flight.batch = batch.raw;
+                    }
+                }
+            }
             Err(error) => {
+                // Of several, some may have begun, as far as its documents say (D4).
+                if count > 1 {
+                    self.files.cufile.lose();
+                }
                 for entry in &batch.entries {
                     let ticket = entry.cookie.addr();
                     self.flights[ticket] = None;
@@ -141,7 +154,11 @@ impl Batches {
                 continue;
             }
             let ticket = event.cookie.addr();
-            let Some(flight) = self.flights.get_mut(ticket).and_then(Option::take) else { continue };
+            let raw = self.batches[at].raw;
+            // One that it has told of before may be another batch's by now.
+            let told =
+                self.flights.get_mut(ticket).and_then(|flight| flight.take_if(|flight| flight.batch == raw));
+            let Some(flight) = told else { continue };
             self.batches[at].in_flight -= 1;
             self.ended.push(Completion { ticket, result: self.outcome(flight, event) });
         }
@@ -202,7 +219,7 @@ impl Queue for Batches {
             operation: READ,
             cookie: ptr::without_provenance_mut(ticket),
         });
-        self.flights[ticket] = Some(Flight { file, start, bytes, offset });
+        self.flights[ticket] = Some(Flight { file, start, bytes, offset, batch: ptr::null_mut() });
         Ok(())
     }
 
@@ -234,6 +251,10 @@ impl Drop for Batches {
                 mem::forget(mem::take(&mut self.batches));
                 return;
             }
+        }
+        if self.files.cufile.is_lost() {
+            mem::forget(mem::take(&mut self.batches));
+            return;
         }
         for batch in &self.batches {
             // SAFETY: D1; set up by `new`, destroyed once, and nothing is in flight.
