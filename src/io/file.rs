@@ -14,7 +14,10 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub(crate) struct FileSource {
     file: Arc<File>,
+    /// As it was given.
     path: Arc<Path>,
+    /// The same from whichever directory the process works in.
+    absolute: Arc<Path>,
     identity: Identity,
 }
 
@@ -70,7 +73,12 @@ impl FileSource {
         }
         let file = File::open(path).map_err(open_error)?;
         let identity = Identity::of(&file.metadata().map_err(open_error)?);
-        Ok(Self { file: Arc::new(file), path: path.into(), identity })
+        let path: Arc<Path> = path.into();
+        let absolute = match path.is_absolute() {
+            true => Arc::clone(&path),
+            false => std::path::absolute(&path).map_err(open_error)?.into(),
+        };
+        Ok(Self { file: Arc::new(file), path, absolute, identity })
     }
 
     /// The file, open for plain reads.
@@ -85,7 +93,7 @@ impl FileSource {
 
     /// The same file opened once more, with other flags.
     pub(crate) fn reopen(&self, flags: OFlags) -> io::Result<File> {
-        let file = File::options().read(true).custom_flags(flags.bits() as i32).open(&self.path)?;
+        let file = File::options().read(true).custom_flags(flags.bits() as i32).open(&self.absolute)?;
         match Identity::of(&file.metadata()?) == self.identity {
             true => Ok(file),
             false => Err(io::Error::new(io::ErrorKind::StaleNetworkFileHandle, "the file changed")),
@@ -122,7 +130,7 @@ impl FileSource {
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let stat_error = |source| Error::Io { operation: "stat", path: self.path.to_path_buf(), source };
         let open = Identity::of(&self.file.metadata().map_err(stat_error)?);
-        let named = match fs::metadata(&self.path) {
+        let named = match fs::metadata(&self.absolute) {
             Ok(metadata) => Identity::of(&metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(self.changed("it was removed".into()));

@@ -16,7 +16,7 @@ use super::fill::{Fill, queue_refused};
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
 use super::staging::{self, Budget};
-use crate::device::ContextGuard;
+use crate::device::{ContextGuard, DeviceKind};
 use crate::error::{Error, Result};
 use crate::io::gds::{self, CuFile, Registered};
 use crate::io::{Access, Backend, BackendKind, Engine, Queue};
@@ -205,7 +205,11 @@ impl Queues {
             Backend::Auto => readers.past_slots.max(FIRST_SLOTS),
             Backend::Require(_) => readers.staging_jobs.max(FIRST_SLOTS),
         };
-        let room = readers.scratch_bytes.map_or(u64::MAX, |bytes| bytes / readers.job_bytes);
+        // A CUDA device rounds what is aligned so up to its pages.
+        let rounding = if matches!(fill.device.kind(), DeviceKind::Cuda(_)) { 2 << 20 } else { 0 };
+        let room = readers
+            .scratch_bytes
+            .map_or(u64::MAX, |bytes| bytes.saturating_sub(rounding) / readers.job_bytes);
         if room < FIRST_SLOTS as u64 {
             return Err(Error::Option {
                 option: "memory_budget",
