@@ -365,19 +365,6 @@ fn lists_of_owners_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn parts_of_tensors_on_another_device_are_refused() {
-    let (_folder, files, _) = files();
-    let [host, staged] = devices();
-    let weights = Loader::new(host).files(&files[..1]).load().unwrap();
-    let infos = weights.iter().map(|view| (view.info().clone(), 0)).collect::<Vec<_>>();
-    let local = weights.names().map(|name| weights.tensor(name).unwrap()).collect::<Vec<_>>();
-    let shared = Shared::new(Arc::new(SingleGroup), &staged, &pool_for(&staged), infos, local).unwrap();
-    // Two of the same name and shape make a copy.
-    let error = shared.columns(["a.matrix", "a.matrix"], 1).unwrap_err().to_string();
-    assert!(error.contains("on the group's device"), "{error}");
-}
-
-#[test]
 fn tensors_that_this_rank_has_on_another_device_are_refused() {
     let (_folder, files, _) = files();
     let [host, other] = devices();

@@ -169,17 +169,11 @@ impl Place {
         if runs == 0 || bytes == 0 {
             return Ok(());
         }
-        let (memory, wanted) = (from.device().memory(), self.device.memory());
-        if memory.name() != wanted.name() {
-            let remedy = "share tensors that are on the group's device";
-            return Err(from.error("copy a part", memory.name(), wanted.name(), remedy));
-        }
         let (source_bytes, target_bytes) = (from.nbytes(), to.nbytes());
         let end =
             |start: u64, stride: u64| (runs - 1).checked_mul(stride)?.checked_add(start)?.checked_add(bytes);
         let fits = |start, stride, total| end(start, stride).is_some_and(|end| end <= total);
         let apart = runs == 1 || (bytes <= from_stride && bytes <= to_stride);
-        let held = from.nbytes();
         if !self.holds(from) || !self.holds(to.view()) {
             // A group may have put another tensor in the place of the one that it was to fill.
             let got = format!("memory of {} and {}", from.device(), to.view().device());
@@ -188,7 +182,7 @@ impl Place {
         }
         if !fits(from_start, from_stride, source_bytes) || !fits(to_start, to_stride, target_bytes) || !apart
         {
-            let got = format!("{runs} runs of {bytes} bytes between {held} and {target_bytes} bytes");
+            let got = format!("{runs} runs of {bytes} bytes between {source_bytes} and {target_bytes} bytes");
             return Err(from.error("copy a part", got, "runs within both", "report this as a bug"));
         }
         let block = Block {
