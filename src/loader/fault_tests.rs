@@ -278,7 +278,19 @@ fn a_stream_after_smaller_slots_gives_each_tensor_once() {
     let (_folder, path) = on_disk(&tensors);
     let device = support::staged_host::device_with_staging_of(100 << 10);
     let stream = Loader::new(device).files([&path]).engines(uncached()).stream().unwrap();
-    let given: Vec<_> = stream.map(|tensor| tensor.unwrap().name().to_owned()).collect();
+    let mut given = Vec::new();
+    for tensor in stream {
+        let tensor = tensor.unwrap();
+        let spec = tensors.iter().find(|spec| spec.name == tensor.name()).unwrap();
+        assert!(
+            tensor.to_host().unwrap() == spec.bytes,
+            "{} was given before all of it had landed",
+            spec.name
+        );
+        given.push(tensor.name().to_owned());
+    }
+    // As they land: which one is first is the readers' affair.
+    given.sort();
     assert_eq!(given, ["a", "b"]);
 }
 
