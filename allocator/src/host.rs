@@ -6,11 +6,14 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
+use crate::bytes::Bytes;
+use crate::machine::memory_bytes;
 use crate::memory::{Memory, MemoryError, PartedMemory, RawRegion};
 
 const HUGE_PAGE: u64 = 2 << 20;
 
-/// Zeroed, anonymous memory of this process, mapped on first touch.
+/// Zeroed, anonymous memory of this process, mapped on first touch. A region of more bytes than the machine has memory, or the container
+/// that the process is in, is refused.
 ///
 /// Regions of 2 MiB and more are whole huge pages of 2 MiB, and offered to the kernel as such: filling fresh memory is
 /// bound by page faults, and one fault in 2 MiB is cheaper than 512, at the end of a region too.
@@ -41,6 +44,7 @@ unsafe impl Memory for HostMemory {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
+        refuse_more_than(memory_bytes(), bytes)?;
         let page = rustix::param::page_size() as u64;
         let align = align.max(unit(bytes));
         let length = bytes.checked_next_multiple_of(unit(bytes)).ok_or_else(out_of_memory)?;
@@ -123,6 +127,16 @@ unsafe impl PartedMemory for HostMemory {
     }
 }
 
+/// The system may give addresses for any number of bytes, and end the process when they are touched.
+fn refuse_more_than(most: u64, bytes: u64) -> Result<(), MemoryError> {
+    if bytes > most {
+        let reason =
+            format!("out of memory: asked for {}, and the machine has {} in all", Bytes(bytes), Bytes(most));
+        return Err(io::Error::new(io::ErrorKind::OutOfMemory, reason).into());
+    }
+    Ok(())
+}
+
 /// What a region of so many bytes is made of.
 fn unit(bytes: u64) -> u64 {
     if bytes >= HUGE_PAGE { HUGE_PAGE } else { rustix::param::page_size() as u64 }
@@ -139,4 +153,20 @@ fn unmap(start: *mut u8, length: u64) {
 
 fn out_of_memory() -> MemoryError {
     io::Error::from(io::ErrorKind::OutOfMemory).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_the_machine_has_is_refused_before_the_system_is_asked() {
+        for ask in [HostMemory::reserve, HostMemory::reserve_range] {
+            let reason = ask(&HostMemory::new(), memory_bytes() + 1, 1).unwrap_err().to_string();
+            assert!(
+                reason.starts_with("out of memory: asked for ") && reason.ends_with(" in all"),
+                "{reason}"
+            );
+        }
+    }
 }

@@ -53,6 +53,7 @@ mod fork;
 mod fragment;
 mod growth;
 mod host;
+mod machine;
 mod memory;
 pub mod offsets;
 mod parts;
