@@ -1,7 +1,7 @@
 //! Loads by cuFile beside cuFile's own sample loop over the same files, byte by byte checked.
 //!
 //! The sample loop is what cuFile's samples do: as many threads as the load has, each of which reads run after run into a registered buffer of its
-//! own, and leaves it there. It runs with each of several lengths of runs, with files opened past the page cache and through it. The load
+//! own, and leaves it there. It runs with each of several lengths of runs, with files opened through the page cache, and cold past it, too. The load
 //! brings each byte to its tensor besides. Rounds alternate between all of them, and the ratio printed is that of the load's median to the best
 //! loop's: the goal is 1.3 at most.
 //!
@@ -144,7 +144,7 @@ fn compare(device: &Device, buffer: &Fragment, bytes: usize, path: &Path, at: u6
     assert!(got == expected, "cuFileRead of {path:?} at {at}");
 }
 
-/// Reads a file as it is cached, or into the cache.
+/// Reads a file into the page cache.
 fn read_through(path: &Path) {
     let (mut file, mut buffer) = (File::open(path).unwrap(), vec![0; 4 << 20]);
     while file.read(&mut buffer).unwrap() > 0 {}
@@ -190,8 +190,6 @@ fn main() {
             let drop =
                 |path: &PathBuf| fadvise(File::open(path).unwrap(), 0, None, Advice::DontNeed).unwrap();
             files.iter().for_each(drop);
-        } else {
-            files.iter().for_each(|path| read_through(path));
         }
     };
     let load = || {
@@ -199,7 +197,7 @@ fn main() {
         let weights = Loader::new(device.clone()).files(&files).backend(REQUIRED).load().unwrap();
         (started.elapsed(), weights)
     };
-    prepare();
+    files.iter().for_each(|path| read_through(path));
     let (_, weights) = load();
     support::check::holds_its_files(&weights);
     let report = weights.report().clone();
@@ -214,6 +212,7 @@ fn main() {
         (0..report.threads).map(|_| pool.place("run", Request::new(RUNS[4] << 20, 4096)).unwrap()).collect();
     let opened: Vec<(&str, Vec<Registered<'_>>)> = [("past the cache", true), ("through it", false)]
         .into_iter()
+        .filter(|&(_, past)| cold || !past)
         .filter_map(|(name, past)| {
             let files = files.iter().map(|path| Registered::open(&sample, path, past)).collect::<Option<_>>();
             Some((name, files?))
