@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUresult};
 
@@ -83,14 +82,10 @@ impl Context {
         }
         // A device that does not say where it is has no node, which is no reason not to open it.
         let node = pci_address(attribute).ok().and_then(|address| Node::of_device(&address));
-        let raw = thread::scope(|scope| {
-            // Beside that, which takes longer; without a thread, those who open many files wait.
-            let _ = thread::Builder::new().spawn_scoped(scope, descriptors::make_room);
-            let mut raw = ptr::null_mut();
-            // SAFETY: C1; `raw` is valid for the write. C2: never released.
-            check(&name, "open the context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })
-                .map(|()| raw)
-        })?;
+        descriptors::make_room();
+        let mut raw = ptr::null_mut();
+        // SAFETY: C1; `raw` is valid for the write. C2: never released.
+        check(&name, "open the context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })?;
         Ok(Self {
             name,
             ordinal,
