@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -84,7 +85,10 @@ tensorhold.load(sys.argv[1], sys.argv[2], progress=begun)
     assert child.wait() == -signal.SIGKILL
     child.stdout.close()
     assert sorted(tmp_path.iterdir()) == files and sorted(os.listdir("/dev/shm")) == shared
-    assert free_bytes(device) == before
+    # The driver takes a dead process's context apart in its own time.
+    deadline = time.monotonic() + 30
+    while before is not None and (free := free_bytes(device)) is not None and free < before:
+        assert time.monotonic() < deadline, f"{free} bytes are free, and {before} were"
     assert len(tensorhold.load(file, device)) == 20
 
 
@@ -125,15 +129,16 @@ def in_child():
     refuses(lambda: next(stream))
     refuses(stream.finish)
     refuses(lambda: tensorhold.load(file, device, pool=pool))
+    if device.startswith("cuda"):
+        refuses(tensor.to_host)
+    else:
+        assert tensor.to_host() == data and weights["matrix"].to_host() == data
     if device == "cpu":
         refuses(lambda: opened.get_tensor("matrix"))
-        assert tensor.to_host() == data and weights["matrix"].to_host() == data
-        assert tensorhold.load(file)["matrix"].to_host() == data
         assert len(tensorhold.load_file(file, framework="np")) == 5
     else:
-        refuses(tensor.to_host)
         refuses(lambda: tensorhold.load(file, device))
-        assert tensorhold.load(file, "cpu")["matrix"].to_host() == data
+    assert tensorhold.load(file, "cpu")["matrix"].to_host() == data
     # Drops do nothing there.
     del tensor, capsule, weights
 child(in_child)

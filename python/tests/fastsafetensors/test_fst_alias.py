@@ -19,14 +19,19 @@ MODULES = [
 ]  # fmt: skip
 
 
+def with_path(folder: pathlib.Path) -> dict[str, str]:
+    """An environment whose modules are looked for in a folder first."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), inherited]))}
+
+
 def real_one(tmp_path: pathlib.Path, text: str = FAKE) -> dict[str, str]:
     """An environment in which another fastsafetensors is installed."""
     package = tmp_path / "site" / "fastsafetensors"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(text)
     (package / "cpp.py").write_text(FAKE)
-    inherited = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path / "site"), inherited]))}
+    return with_path(tmp_path / "site")
 
 
 def run(*arguments: str, env: dict[str, str] | None = None, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -144,7 +149,7 @@ def test_console_scripts_are_found_by_their_names(tmp_path: pathlib.Path) -> Non
     (site / "engine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: engine\nVersion: 1.0\n")
     (site / "engine-1.0.dist-info" / "entry_points.txt").write_text("[console_scripts]\nengine = engine:main\n")
     (site / "engine.py").write_text("import sys, fastsafetensors\ndef main():\n    print(sys.argv, fastsafetensors.__name__)\n    return 4\n")
-    done = run("-m", "tensorhold.run", "--", "engine", "serve", "-m", "x", env={**os.environ, "PYTHONPATH": str(site)}, cwd=tmp_path)
+    done = run("-m", "tensorhold.run", "--", "engine", "serve", "-m", "x", env=with_path(site), cwd=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (4, "['engine', 'serve', '-m', 'x'] tensorhold.fastsafetensors"), done.stderr
 
 
@@ -156,7 +161,7 @@ def test_an_environments_own_sitecustomize_still_runs(tmp_path: pathlib.Path) ->
         "code = \"import os, sitecustomize, fastsafetensors as f; print(os.environ['CUSTOMIZED'], sitecustomize.__file__, f.__name__)\"\n"
         "print(subprocess.check_output([sys.executable, '-c', code], text=True))"
     )
-    done = run("-m", "tensorhold.run", str(program), env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    done = run("-m", "tensorhold.run", str(program), env=with_path(tmp_path))
     assert done.stdout.split() == ["yes", str(tmp_path / "sitecustomize.py"), "tensorhold.fastsafetensors"], done.stderr
 
 
