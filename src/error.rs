@@ -93,7 +93,7 @@ pub enum Error {
         /// Another.
         second: PathBuf,
     },
-    /// A file is not what it was when the load began (I5).
+    /// A file is not what it was when it was opened: by the load, or with the checkpoint that it loads from (I5).
     #[error(
         "load {path:?}: the file changed while it was being loaded: {change}; load it again when no one writes to it"
     )]

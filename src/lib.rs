@@ -20,9 +20,9 @@
 //! a checkpoint that stays [open](Loader::open), more than the memory holds in [batches](Loader::batches); [`save`] is the way back to files.
 //!
 //! # The rooms
-//! Dependencies point one way: `store` → `loader` → `weights`, [`group`] → `tensor` → `io` → `device` → the allocator crate; [`save`] is beside the loader; `format`, `report`,
-//! `names`, `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them, `docs/memory-safety.md`
-//! says why no tensor can dangle.
+//! Dependencies point one way: `store` → `loader` → `weights`, [`group`] → `tensor` → `io` → `device` → the allocator crate; [`save`] is beside the
+//! loader; `format`, `report`, `names`, `dtype`, `shape` and `error` are used by all. `docs/architecture.md` walks through them,
+//! `docs/memory-safety.md` says why no tensor can dangle.
 //!
 //! # Invariants
 //! Named in the `SAFETY` comments:

@@ -92,8 +92,8 @@ impl Fragment {
     /// First address. An empty fragment's is aligned as asked but points to nothing.
     ///
     /// What is done with it is not tracked: keep the fragment until the CPU has stopped using the address. Where
-    /// [devices use the memory](crate::Memory::is_used_by_devices), work that was submitted before the last drop is waited for (I1): all work on the memory, since which of it uses the
-    /// address cannot be known. [`use_on`](Self::use_on) waits for less.
+    /// [devices use the memory](crate::Memory::is_used_by_devices), work that was submitted before the last drop is waited for
+    /// (I1): all work on the memory, since which of it uses the address cannot be known. [`use_on`](Self::use_on) waits for less.
     pub fn as_ptr(&self) -> *const u8 {
         self.view().as_ptr()
     }

@@ -33,8 +33,9 @@
 //!
 //! # Giving memory back
 //! Dropping the last fragment of a range, on any thread, pushes it onto a lock-free queue: no lock of the allocator,
-//! no driver call, no wait. A placement takes back what nothing can be using and uses it at once. The pool's reaper thread does the rest: it waits for what may still use the range (recorded uses, or the whole memory),
-//! returns it, and releases regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
+//! no driver call, no wait. A placement takes back what nothing can be using and uses it at once. The pool's reaper
+//! thread does the rest: it waits for what may still use the range (recorded uses, or the whole memory), returns it, and
+//! releases regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
 //! In a forked child, where there is no reaper, drops do nothing.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]

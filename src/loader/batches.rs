@@ -71,7 +71,8 @@ impl Batching {
         self
     }
 
-    /// The consumer keeps all tensors. This matters to a [`memory_budget`](crate::Loader::memory_budget) alone. Default: it keeps none.
+    /// The consumer keeps all tensors. This matters only where a [`memory_budget`](crate::Loader::memory_budget) or a pool's limit is to be kept to. Default: it
+    /// keeps none.
     pub fn keep_all(mut self) -> Self {
         self.keep = Keep::All;
         self
@@ -85,7 +86,8 @@ impl Batching {
     }
 
     /// Regions are all as long as the longest batch needs, and kept from one batch to the next, so that the device's memory is reserved once, and not
-    /// divided. This is for consumers that keep nothing. Default: each batch has a region of its length, which goes with its tensors.
+    /// divided. This is for consumers that keep nothing: with [`keep`](Self::keep) or [`keep_all`](Self::keep_all), the load is an error. Default: each batch
+    /// has a region of its length, which goes with its tensors.
     pub fn even_regions(mut self) -> Self {
         self.even = true;
         self
@@ -116,7 +118,8 @@ pub struct BatchPlan {
 
 /// The tensors of a load in batches: an iterator over [`Weights`], in the order of the files; see [`Loader::batches`](crate::Loader::batches).
 ///
-/// An error is the last item. Dropping the iterator stops the reads and gives back what it has not given; what it has given stays.
+/// An error is the last item. Dropping the iterator stops the reads and gives back what it has not given; what it has given stays. If the progress callback
+/// panics, so does the next call of `next`.
 pub struct Batches {
     plan: BatchPlan,
     pool: Pool,

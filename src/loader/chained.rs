@@ -15,8 +15,8 @@ use crate::io::Backend;
 use crate::tensor::TensorInfo;
 
 impl Loader {
-    /// Loads only the tensors that `wanted` accepts. Asked for each tensor once the headers are known, before any
-    /// tensor's bytes are read. Default: all.
+    /// Loads only the tensors that `wanted` accepts. It is asked about each tensor when the headers are known, before any tensor's bytes are read; for a
+    /// checkpoint that is [opened](Self::open), then and not again. Default: all.
     pub fn select(mut self, wanted: impl Fn(&TensorInfo) -> bool + Send + 'static) -> Self {
         self.options.select = Some(Rule::new(wanted));
         self
@@ -46,6 +46,9 @@ impl Loader {
 
     /// Converts each tensor to the type that the rule gives, on its way. Where it gives none, [`dtype`](Self::dtype) decides. The rule is given the
     /// selected tensors as their files have them, before any tensor's bytes are read; a pair of types without a conversion is an error then.
+    ///
+    /// The rule of a checkpoint that is [opened](Self::open) is asked then, and again by each load from it, by one at a time. It must not itself load
+    /// from that checkpoint, nor wait for a thread that does: the load would wait for the rule, and the rule for the load.
     pub fn dtype_by(mut self, rule: impl Fn(&TensorInfo) -> Option<DType> + Send + 'static) -> Self {
         self.options.asked.dtype_rule = Some(Rule::new(rule));
         self
@@ -84,6 +87,8 @@ impl Loader {
 
     /// Loads a part of each tensor that the rule gives cuts for: an `Option` of one, or several, which are made one after the other. The
     /// rule is given the selected tensors as their files have them. As [`cut`](Self::cut) otherwise.
+    ///
+    /// As with [`dtype_by`](Self::dtype_by), the rule must not load from the checkpoint that it was given to.
     pub fn cut_by<C: IntoIterator<Item = Cut>>(
         mut self,
         rule: impl Fn(&TensorInfo) -> C + Send + 'static,

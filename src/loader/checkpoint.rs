@@ -25,8 +25,11 @@ use crate::weights::{Metadata, Weights};
 
 /// The open files of a checkpoint, whose headers have been read and checked: see [`Loader::open`].
 ///
-/// Loads from here read no header. They open a file only to read it in another way, such as past the page cache, by its path. Staging memory that one has taken is kept for the next, as much as
-/// [`staging_bytes`](Loader::staging_bytes) allows. Clones are the same checkpoint; several threads may load at once.
+/// Loads from here read no header. They open a file only to read it in another way, such as past the page cache, by its path. Staging memory that one has
+/// taken is kept for the next, as much as [`staging_bytes`](Loader::staging_bytes) allows. Clones are the same checkpoint; several threads may load at once.
+///
+/// Each load asks the rules that the loader was given, [`dtype_by`](Loader::dtype_by) and [`cut_by`](Loader::cut_by), one call of a rule at a time. So a
+/// rule that itself loads from the checkpoint waits for itself, for good.
 ///
 /// A file that is written to or replaced after it was opened is an error of the next load that reads it.
 #[derive(Clone)]

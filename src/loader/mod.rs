@@ -138,8 +138,9 @@ impl Loader {
         self
     }
 
-    /// Adds the files of a checkpoint: a directory with a `model.safetensors.index.json` or with safetensors files, an
-    /// index, or a single safetensors file. Links are followed.
+    /// Adds the files of a checkpoint: a directory, an index (`.json`), or a single safetensors file. Of a directory, the files
+    /// are those that its `model.safetensors.index.json` names, or else its only `*.safetensors.index.json`; without an index,
+    /// all of its safetensors files. Links are followed.
     ///
     /// # Errors
     /// When the path is missing or cannot be read, or holds no checkpoint or several. What is wrong with an index or a file
@@ -175,7 +176,8 @@ impl Loader {
     /// Begins to load the tensors, and gives each as its bytes land. What is given is readable on any stream and from
     /// any thread, and stays so whatever becomes of the rest.
     ///
-    /// The callback of [`progress`](Self::progress) is then called on a thread of the load.
+    /// The callback of [`progress`](Self::progress) is then called on a thread of the load. It must not drop the stream or wait for it: the load would
+    /// wait for itself.
     ///
     /// ```no_run
     /// use tensorhold::{Device, Loader};
@@ -204,7 +206,8 @@ impl Loader {
     /// room for: `docs/batches.md`.
     ///
     /// Asking for the next batch says that the one before is done with: what the consumer has not [said](Batching::keep) that it keeps is dropped by
-    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load.
+    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load, and must not drop the batches
+    /// or wait for them.
     ///
     /// ```
     /// # let folder = tempfile::tempdir().unwrap();
@@ -289,7 +292,8 @@ impl Loader {
     }
 
     /// Opens the files, and reads and checks the headers, once for many loads: of single tensors and of parts, of all, and in batches. The selection is made
-    /// now; the other options are those of each load.
+    /// now; the other options are those of each load. The rules of [`dtype_by`](Self::dtype_by) and [`cut_by`](Self::cut_by) are asked now and by each load,
+    /// and must not themselves load from the checkpoint.
     ///
     /// The callback of [`progress`](Self::progress) is not kept: it is given to the loads that are [begun](Checkpoint::loader) later.
     ///

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::tensor::TensorInfo;
 
-/// A function of the caller's. Loads of one checkpoint share it, so it is called by one of them at a time: it need not be `Sync`.
+/// A function of the caller's. Loads of one checkpoint share it, so it is called by one of them at a time: it need not be `Sync`. It is called under its
+/// lock, so one that itself begins such a load waits for itself.
 pub(super) struct Rule<T>(Arc<Mutex<Function<T>>>);
 
 type Function<T> = dyn Fn(&TensorInfo) -> T + Send;

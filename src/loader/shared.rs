@@ -13,8 +13,8 @@ impl Loader {
     /// Loads the tensors of the files that are this rank's, of those that were given to every rank in the same order: the first file is rank
     /// 0's, the next rank 1's, and so on around. All ranks read the headers of all files.
     ///
-    /// The device is this rank's, and so are all other options, but for [`select`](Self::select), [`dtype`](Self::dtype) and [`dtype_by`](Self::dtype_by), which are the same on every
-    /// rank. Parts are had of the [`Shared`], not by [`cut`](Self::cut).
+    /// The device is this rank's, and so are all other options, but for [`select`](Self::select), [`dtype`](Self::dtype) and [`dtype_by`](Self::dtype_by),
+    /// which are the same on every rank. Parts are had of the [`Shared`], not by [`cut`](Self::cut).
     ///
     /// No rank waits for another here: after an error on one of them, the others wait for it when they share a tensor.
     ///

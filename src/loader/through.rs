@@ -126,8 +126,8 @@ pub(super) unsafe fn read_job(
     unsafe { read_range(fill, queue, job, access, range, &mut Reads::new(way), buffers) }
 }
 
-/// Reads so many of a job's bytes, from an offset in its file on, which is open for that, one read at a time. `buffers` gives those for all but the first bytes, of which
-/// there are so many.
+/// Reads so many of a job's bytes, from an offset in its file on, which is open for that, one read at a time. `buffers` gives those for all but the first
+/// bytes, of which there are so many.
 ///
 /// # Safety
 /// Only the caller touches the buffers' bytes, which have values.
