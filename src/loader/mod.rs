@@ -176,8 +176,8 @@ impl Loader {
     /// Begins to load the tensors, and gives each as its bytes land. What is given is readable on any stream and from
     /// any thread, and stays so whatever becomes of the rest.
     ///
-    /// The callback of [`progress`](Self::progress) is then called on a thread of the load. It must not drop the stream or wait for it: the load would
-    /// wait for itself.
+    /// The callback of [`progress`](Self::progress) is then called on a thread of the load. It must not drop the stream or wait for it: a thread
+    /// cannot wait for itself.
     ///
     /// ```no_run
     /// use tensorhold::{Device, Loader};
