@@ -95,7 +95,7 @@ pub enum Error {
     },
     /// A file is not what it was when it was opened: by the load, or with the checkpoint that it loads from (I5).
     #[error(
-        "load {path:?}: the file changed while it was being loaded: {change}; load it again when no one writes to it"
+        "load {path:?}: the file changed since it was opened: {change}; open it again when no one writes to it"
     )]
     FileChanged {
         /// The file.

@@ -226,7 +226,7 @@ fn refuses_changed(meddle: fn(&Path), words: &[&str]) {
             ControlFlow::Continue(())
         });
         let message = loader.load().unwrap_err().to_string();
-        assert!(message.contains("the file changed while it was being loaded"), "{message}");
+        assert!(message.contains("the file changed since it was opened"), "{message}");
         for word in words {
             assert!(message.contains(word), "{word:?} is not in: {message}");
         }

@@ -3,9 +3,11 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::mpsc;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, staged_host};
-use tensorhold::{Error, Loader, Tensor};
+use tensorhold::{Error, Loader, Progress, Tensor, TensorStream};
 
 fn tensors() -> Vec<Spec> {
     let sizes = [0, 5, 700_000, 0, 3_000_001, 256, 9_000_000, 1, 70, 4_000_000];
@@ -80,6 +82,33 @@ fn dropping_a_stream_stops_the_load_and_leaves_what_was_given() {
         assert_eq!(kept.to_host().unwrap(), expected.bytes);
         drop(kept);
         assert_all_back(&pool);
+    }
+}
+
+#[test]
+fn a_stream_may_go_while_its_own_callback_runs() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let pool = pool_for(&device);
+        for finish in [false, true] {
+            let (hand_over, handed_over) = mpsc::channel::<TensorStream>();
+            let (end, ended) = mpsc::channel::<Option<Error>>();
+            let callback = move |_: &Progress| {
+                let Ok(stream) = handed_over.recv() else { return ControlFlow::Continue(()) };
+                let error = if finish { stream.finish().err() } else { None };
+                end.send(error).unwrap();
+                ControlFlow::Continue(())
+            };
+            let loader = Loader::new(device.clone()).files([&path]).pool(&pool).progress(callback);
+            hand_over.send(loader.stream().unwrap()).unwrap();
+            drop(hand_over);
+            let error = ended.recv().unwrap();
+            assert!(if finish { matches!(error, Some(Error::Cancelled { .. })) } else { error.is_none() });
+            // The callback goes when the load has ended.
+            assert!(ended.recv().is_err());
+            assert_all_back(&pool);
+        }
     }
 }
 

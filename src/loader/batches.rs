@@ -12,6 +12,7 @@ use serde::Serialize;
 use tensorhold_allocator::{Bytes, Pool};
 
 use super::batch::Placing;
+use super::beside::end_of;
 use super::budget;
 use super::checkpoint::{Checkpoint, likely};
 use super::described::Told;
@@ -225,7 +226,7 @@ impl Batches {
     /// Waits for the thread, which has ended or will soon.
     fn join(&mut self) {
         self.permits = None;
-        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
+        if let Some(Err(panic)) = self.thread.take().and_then(end_of) {
             // The caller's function panicked: so does its caller.
             std::panic::resume_unwind(panic);
         }
@@ -249,8 +250,8 @@ impl Drop for Batches {
         self.control.stop();
         self.permits = None;
         if let Some(thread) = self.thread.take() {
-            // I4: what is in flight has ended when this returns.
-            let _ = thread.join();
+            // I4: what is in flight has ended when this returns; dropped in its own callback, the thread waits for it.
+            let _ = end_of(thread);
             while let Ok(batch) = self.loaded.try_recv() {
                 drop(batch);
             }

@@ -302,8 +302,11 @@ impl Options {
                 }
                 None => {
                     let cores = self.cores.unwrap_or_else(cores);
-                    let free = if used == Cores::All { cores } else { cores - cores / 8 };
-                    (free.min(MAX_THREADS), format!("{cores} cores, and no more than {MAX_THREADS}"))
+                    let left = if used == Cores::All { 0 } else { cores / 8 };
+                    let of_which =
+                        if left == 0 { String::new() } else { format!(", of which {left} stay free") };
+                    let why = format!("{cores} cores{of_which}, and no more than {MAX_THREADS}");
+                    ((cores - left).min(MAX_THREADS), why)
                 }
             },
         };

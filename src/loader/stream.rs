@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tensorhold_allocator::Reserved;
 
+use super::beside::end_of;
 use super::progress::Callback;
 use super::run::Run;
 use super::work::Control;
@@ -59,7 +60,8 @@ impl TensorStream {
     /// Waits for the rest, and returns all tensors.
     ///
     /// # Errors
-    /// What stopped the load, unless the stream has given that error already; then that it was cancelled.
+    /// What stopped the load, unless the stream has given that error already; then that it was cancelled, as it is when this is called in the load's own
+    /// callback.
     pub fn finish(mut self) -> Result<Weights> {
         // The weights own the tensors; these would count as others' handles.
         self.tensors.clear();
@@ -67,18 +69,19 @@ impl TensorStream {
         self.weights.take().ok_or(Error::Cancelled { done_bytes: 0, total_bytes: 0 })
     }
 
-    /// Waits for the load to end.
+    /// Waits for the load to end; in its own callback, where no one can, stops it.
     fn join(&mut self) -> Result<()> {
         let Some(load) = self.load.take() else { return Ok(()) };
-        match load.join() {
-            Ok(Ok(weights)) => self.weights = Some(weights),
-            Ok(Err(error)) => {
+        match end_of(load) {
+            None => self.control.stop(),
+            Some(Ok(Ok(weights))) => self.weights = Some(weights),
+            Some(Ok(Err(error))) => {
                 // I4: the last owners of what did not arrive.
                 self.tensors.clear();
                 return Err(error);
             }
             // The callback panicked: so does its caller.
-            Err(panic) => std::panic::resume_unwind(panic),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
         }
         Ok(())
     }
@@ -132,8 +135,8 @@ impl Drop for TensorStream {
     fn drop(&mut self) {
         self.control.stop();
         if let Some(load) = self.load.take() {
-            // Its memory is back when this returns, but for what was given.
-            let _ = load.join();
+            // Its memory is back when this returns, but for what was given; dropped in its own callback, once that has returned.
+            let _ = end_of(load);
         }
     }
 }
