@@ -4,8 +4,9 @@
     benches/python/load.py --folder /fast/disk/python --program target/gpu/bench-peers --shapes llama,many-small --rounds 5
 
 Each load has a process of its own, in which torch, the loader and the device's context are there before the clock starts; loaders take turns, in an order that is
-shuffled for each round, after one load that brings the files into the page cache. Every tensor's digest is checked afterwards (`benches/peers`, whose
-loaders, shapes and digests these are). Device memory is what the driver says of the whole device, asked every few milliseconds: no one else may use it.
+shuffled for each round, after the files have been read into the page cache. Every tensor's digest is checked afterwards (`benches/peers`, whose
+loaders, shapes and digests these are). Device memory is what the driver says of the whole device, asked every few milliseconds while each loader loads once
+more: no one else may use it. Asking slows loads down, so these are not timed.
 Without a GPU: `--device cpu`. Each load is one line of JSON on the standard output; the table of medians comes last.
 """
 
@@ -88,7 +89,6 @@ class Watch:
 
 
 def run(entry: str, folder: str, device: str, program: str | None) -> dict[str, Any]:
-    watch = Watch(device)
     if entry == RUST:
         command = [str(program), "load", "tensorhold", folder, device]
     else:
@@ -96,7 +96,13 @@ def run(entry: str, folder: str, device: str, program: str | None) -> dict[str, 
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     lines = done.stdout.strip().splitlines()
     result: dict[str, Any] = json.loads(lines[-1]) if lines else {"error": done.stderr.strip()[-300:]}
-    return {**result, "entry": entry, "most_used_bytes": watch.end()}
+    return {**result, "entry": entry}
+
+
+def most_used_bytes(entry: str, folder: str, device: str, program: str | None) -> int | None:
+    watch = Watch(device)
+    run(entry, folder, device, program)
+    return watch.end()
 
 
 def context_bytes(device: str) -> int | None:
@@ -127,6 +133,10 @@ def measure(shape: str, entries: list[str], arguments: argparse.Namespace) -> No
             result = run(entry, folder, arguments.device, arguments.program)
             results[entry].append(result)
             print(json.dumps({"shape": shape, **result}), flush=True)
+    most: dict[str, int | None] = {}
+    for entry in entries:
+        most[entry] = most_used_bytes(entry, folder, arguments.device, arguments.program) if entry != RUST else None
+        print(json.dumps({"shape": shape, "entry": entry, "most_used_bytes": most[entry], "context_bytes": context}), flush=True)
     rust = median(results.get(RUST, []), "seconds")
     print(f"\n{shape}: medians of {arguments.rounds} rounds\n\n| loader | seconds | GB/s | tensors a second | of Rust's time | memory of the tensors' |")
     print("|---|---|---|---|---|---|")
@@ -136,8 +146,8 @@ def measure(shape: str, entries: list[str], arguments: argparse.Namespace) -> No
             print(f"| {entry} | {all_of_it[0].get('error') or all_of_it[0].get('detail')} | | | | |")
             continue
         seconds, nbytes, tensors = median(good, "seconds"), good[0]["bytes"], good[0]["tensors"]
-        most = [result["most_used_bytes"] for result in good if result["most_used_bytes"] is not None]
-        memory = f"{(max(most) - context) / nbytes:.3f}" if most and context is not None and entry != RUST else ""
+        used = most[entry]
+        memory = f"{(used - context) / nbytes:.3f}" if used is not None and context is not None else ""
         of_rust = f"{seconds / rust:.3f}" if rust else ""
         print(f"| {entry} | {seconds:.4f} | {nbytes / 1e9 / seconds:.2f} | {tensors / seconds:,.0f} | {of_rust} | {memory} |")
 

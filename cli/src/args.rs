@@ -87,7 +87,7 @@ pub(crate) struct LoadOptions {
     /// How many threads read [default: one a core, at most 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// How files are read: auto, or by one way alone: buffered, direct, io-uring [default: auto]
+    /// How files are read: auto, or by one way alone: buffered, direct, io-uring, gds [default: auto]
     #[arg(long, value_name = "BACKEND", value_parser = backend)]
     pub(crate) backend: Option<Backend>,
     /// Whether memory is put behind the tensors part by part, and goes back tensor by tensor: auto, require [default: as a whole]
