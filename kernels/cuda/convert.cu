@@ -14,6 +14,7 @@ template <class FromType, class ToType> struct Conversion {
     static constexpr int WIDEST = From::BYTES > To::BYTES ? From::BYTES : To::BYTES;
     static constexpr int LANES = 16 / WIDEST; // 16 bytes on the wider side
     static constexpr bool CAN_EXCEED = From::MOST >= To::LIMIT, COUNTS = CAN_EXCEED || From::HAS_NAN;
+    static constexpr bool BY_FOUR = From::HAS_FOUR_TO_E4M3 && SAME<To, F8_E4M3>; // elements
 
     u64 *tally;
     bool saturating;
@@ -42,8 +43,10 @@ template <class FromType, class ToType> struct Conversion {
 
     template <int IN, int OUT> DEVICE_METHOD Words<OUT> word(const Words<IN> &from) {
         u32 values[LANES];
-        UNROLL
-        for (int n = 0; n < LANES; n++) values[n] = value(lane<From>(from, n));
+        if constexpr (!BY_FOUR) {
+            UNROLL
+            for (int n = 0; n < LANES; n++) values[n] = value(lane<From>(from, n));
+        }
         if (COUNTS && tally != 0) {
             u32 exceeding = 0, nans = 0;
             UNROLL
@@ -55,7 +58,14 @@ template <class FromType, class ToType> struct Conversion {
             beyond += exceeding;
             nan += nans;
         }
-        return packed<To, OUT>(values);
+        if constexpr (BY_FOUR) {
+            Words<OUT> to;
+            UNROLL
+            for (int i = 0; i < OUT / 4; i++) to.at[i] = From::four_to_e4m3(from.at[i], saturating);
+            return to;
+        } else {
+            return packed<To, OUT>(values);
+        }
     }
 
     DEVICE_METHOD u32 one(typename From::Raw raw) {

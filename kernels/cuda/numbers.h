@@ -26,6 +26,12 @@ DEVICE u32 f32_to_f16(u32 bits) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(raw) : "f"(__uint_as_float(bits)));
     return raw;
 }
+// Two F16, each times the one of the same place.
+DEVICE u32 f16s_times(u32 values, u32 factors) {
+    u32 products;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(products) : "r"(values), "r"(factors));
+    return products;
+}
 #endif
 
 DEVICE bool is_nan(u32 bits) { return __uint_as_float(bits) != __uint_as_float(bits); }
@@ -61,6 +67,7 @@ struct Format {
     static constexpr u32 MOST = 0x7f800000; // the largest magnitude that it has, infinity too, as F32
     static constexpr bool HOLDS_BYTES = false; // for targets: whether they have every value of every format of one byte
     static constexpr bool HAS_TO_F16 = false; // whether it has a shorter way there, to the highest bytes
+    static constexpr bool HAS_FOUR_TO_E4M3 = false; // whether it has one for four elements at once
     DEVICE_MEMBER bool infinite(u32) { return false; }
 };
 
@@ -144,6 +151,20 @@ struct F8_E5M2 : Format {
     DEVICE_MEMBER u32 to_f32(u32 raw, bool any_nan) { return F16::to_f32(raw << 8, any_nan); } // the higher byte of an F16
     static constexpr bool HAS_TO_F16 = true;
     DEVICE_MEMBER u32 to_f16(u32 raw) { return F16::quiet(raw << 8) << 16; }
+    static constexpr bool HAS_FOUR_TO_E4M3 = true;
+    DEVICE_MEMBER u32 four_to_e4m3(u32 four, bool saturating) {
+        const u32 most = saturating ? 0x7e : 0x7f;
+        const u32 low = two_to_e4m3(__byte_perm(four, 0, 0x1404), most), high = two_to_e4m3(__byte_perm(four, 0, 0x3424), most);
+        return __byte_perm(low, high, 0x7531);
+    }
+    // In and out in the higher bytes of halves of a word, where it is two F16.
+    DEVICE_MEMBER u32 two_to_e4m3(u32 two, u32 most) {
+        // Times 2^-15 the last place of an E4M3 that is subnormal is that of an F16 that is, and is rounded to. Times 2^-8 in all, exponents are E4M3's.
+        const u32 value = f16s_times(f16s_times(two, 0x02000200), 0x58005800);
+        // From 2 on, infinity and NaN too, it was more than 448. NaN has all of E4M3's bits here already, and keeps the last.
+        const u32 beyond = (value & 0x40004000) >> 6;
+        return (value << 1 & 0x7f007f00) | (two & 0x80008000) | beyond * most;
+    }
     DEVICE_MEMBER u32 from_f32(u32 bits, bool saturating) {
         return narrow<2, 15>(bits, saturating ? 57344 : 65536, 114688); // infinity has the place of 2^16, NaN that of 1.75 * 2^16
     }

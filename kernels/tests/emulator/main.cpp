@@ -83,7 +83,7 @@ static void add_counts(unsigned long long *tally, unsigned long long first, unsi
     tally[0] += first, tally[1] += second;
 }
 
-// The device has instructions for these two.
+// The device has instructions for these three.
 static unsigned f16_to_f32(unsigned raw) {
     const unsigned magnitude = raw & 0x7fff;
     const float value = __uint_as_float(magnitude << 13) * __uint_as_float(239u << 23);
@@ -96,6 +96,15 @@ static unsigned f32_to_f16(unsigned bits) {
     if (magnitude >= 0x477ff000) return sign | 0x7c00;
     if (magnitude < 113u << 23) return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - __float_as_uint(0.5f));
     return sign | (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+}
+static unsigned f16s_times(unsigned values, unsigned factors) {
+    unsigned products = 0;
+    for (int at = 0; at < 32; at += 16) {
+        // Exact in F32, and NaN has no sign.
+        const float value = __uint_as_float(f16_to_f32(values >> at & 0xffff)), factor = __uint_as_float(f16_to_f32(factors >> at & 0xffff));
+        products |= f32_to_f16(value != value ? DEVICES_NAN : __float_as_uint(value * factor)) << at;
+    }
+    return products;
 }
 
 #define FROM F32
