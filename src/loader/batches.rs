@@ -20,6 +20,7 @@ use super::options::Options;
 use super::prepare::{Begun, shared};
 use super::progress::{Callback, Progress};
 use super::rule::Rule;
+use super::stream::is_own;
 use super::work::Control;
 use crate::error::{Error, Result};
 use crate::report::Choice;
@@ -116,7 +117,8 @@ pub struct BatchPlan {
 
 /// The tensors of a load in batches: an iterator over [`Weights`], in the order of the files; see [`Loader::batches`](crate::Loader::batches).
 ///
-/// An error is the last item. Dropping the iterator stops the reads and gives back what it has not given; what it has given stays.
+/// An error is the last item. Dropping the iterator stops the reads and gives back what it has not given; what it has given stays. The load's own callback
+/// cannot wait for the load: there, they stop it and end.
 pub struct Batches {
     plan: BatchPlan,
     pool: Pool,
@@ -201,6 +203,10 @@ impl Batches {
 
     /// Lets one more batch be read, once for each that is given; `None` when there are no more.
     fn ask(&mut self) -> Option<()> {
+        if self.thread.as_ref().is_some_and(is_own) {
+            self.control.stop();
+            self.permits = None;
+        }
         let permits = self.permits.as_ref()?;
         if !self.is_asked {
             // What is not taken any more was for a batch that does not exist.
@@ -222,7 +228,8 @@ impl Batches {
     /// Waits for the thread, which has ended or will soon.
     fn join(&mut self) {
         self.permits = None;
-        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
+        let thread = self.thread.take().filter(|thread| !is_own(thread));
+        if let Some(Err(panic)) = thread.map(JoinHandle::join) {
             // The caller's function panicked: so does its caller.
             std::panic::resume_unwind(panic);
         }
@@ -245,7 +252,7 @@ impl Drop for Batches {
     fn drop(&mut self) {
         self.control.stop();
         self.permits = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take().filter(|thread| !is_own(thread)) {
             // I4: what is in flight has ended when this returns.
             let _ = thread.join();
             while let Ok(batch) = self.loaded.try_recv() {

@@ -19,7 +19,7 @@ use crate::weights::Weights;
 ///
 /// An iterator over the tensors, each given once: as they land or, after [`in_file_order`](Self::in_file_order), in the
 /// order of their bytes. An error is the last item. Dropping the stream stops the load and waits for its reads; what
-/// has been given stays.
+/// has been given stays. The load's own callback cannot wait for the load: there, the stream stops it and ends.
 ///
 /// A file that changes during the load may be found out after tensors of it have been given: an engine that serves
 /// what it was given waits for [`finish`](Self::finish) before it trusts it.
@@ -59,7 +59,7 @@ impl TensorStream {
     /// Waits for the rest, and returns all tensors.
     ///
     /// # Errors
-    /// What stopped the load, unless the stream has given that error already; then that it was cancelled.
+    /// What stopped the load, unless the stream has given that error already, or the load's own callback asks; then that it was cancelled.
     pub fn finish(mut self) -> Result<Weights> {
         // The weights own the tensors; these would count as others' handles.
         self.tensors.clear();
@@ -70,6 +70,10 @@ impl TensorStream {
     /// Waits for the load to end.
     fn join(&mut self) -> Result<()> {
         let Some(load) = self.load.take() else { return Ok(()) };
+        if is_own(&load) {
+            self.control.stop();
+            return Ok(());
+        }
         match load.join() {
             Ok(Ok(weights)) => self.weights = Some(weights),
             Ok(Err(error)) => {
@@ -99,6 +103,9 @@ impl TensorStream {
             Some(until) => landed.recv_timeout(until.saturating_duration_since(Instant::now())),
             None => landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
+        if self.load.as_ref().is_some_and(is_own) {
+            return Err(RecvTimeoutError::Disconnected);
+        }
         let Some((next, landed)) = &mut self.order else { return receive(&self.landed) };
         while !*landed.get(*next).ok_or(RecvTimeoutError::Disconnected)? {
             landed[receive(&self.landed)?] = true;
@@ -117,6 +124,11 @@ impl TensorStream {
     }
 }
 
+/// Whether it is this very thread, which calls a function of the caller's and cannot wait for itself.
+pub(super) fn is_own<T>(thread: &JoinHandle<T>) -> bool {
+    thread.thread().id() == thread::current().id()
+}
+
 impl Iterator for TensorStream {
     type Item = Result<Tensor>;
 
@@ -131,7 +143,7 @@ impl FusedIterator for TensorStream {}
 impl Drop for TensorStream {
     fn drop(&mut self) {
         self.control.stop();
-        if let Some(load) = self.load.take() {
+        if let Some(load) = self.load.take().filter(|load| !is_own(load)) {
             // Its memory is back when this returns, but for what was given.
             let _ = load.join();
         }
