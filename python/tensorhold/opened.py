@@ -36,6 +36,8 @@ class safe_open:
         passed: "Options" = {**options, "progress": None}
         self._converter = frameworks.find(framework)
         self._open = _core.open(filename, self._converter.prepare(device), **passed)
+        from_capsule, plain = self._converter.plain()
+        self._get = self._open.getter(from_capsule, plain, self._converter.convert)
 
     def keys(self) -> "list[str]":
         """The names, file by file in the order of their bytes."""
@@ -66,7 +68,7 @@ class safe_open:
 
     def get_tensor(self, name: str) -> "Any":
         """A tensor of the framework's, that owns its memory."""
-        return self._converter.convert(self._open.hand_over(name))
+        return self._get(name)
 
     def __getitem__(self, name: str) -> "Any":
         return self.get_tensor(name)
