@@ -357,3 +357,40 @@ class TestHeaders:
         with pytest.raises(HeaderTooSmall):
             memory = ctypes.create_string_buffer(b"1234567", 7)
             SafeTensorsMetadata.from_buffer(ctypes.addressof(memory), 7, "memory", op)
+
+
+def test_a_group_may_close_what_it_serves(files: list[str]) -> None:
+    class Group:
+        """Rank 0 of two; the other one says that all is well, and takes what it is given."""
+
+        closes: list[object] = []
+
+        def rank(self) -> int:
+            return 0
+
+        def size(self) -> int:
+            return 2
+
+        def broadcast(self, payload: object, root: int) -> None:
+            if root == 1:
+                torch.from_dlpack(payload).fill_(1)
+            while self.closes:
+                self.closes.pop().close()  # type: ignore[attr-defined]
+
+        barrier = scatter = send = recv = lambda self, *arguments: None
+
+    group = Group()
+    loader = SafeTensorsFileLoader(group, "cpu")
+    loader.add_filenames({0: files})
+    fb = loader.copy_files_to_device()
+    group.closes.append(fb)
+    assert fb.get_tensor("a.norm").shape == (64,)
+    with pytest.raises(tensorhold.ClosedError):
+        fb.get_tensor("a.norm")
+    pipeline = fst.ParallelLoader(group, files[:1], use_tqdm_on_load=False)
+    weights = pipeline.iterate_weights()
+    next(weights)
+    group.closes.extend(pipeline._running)
+    assert next(weights)[1].numel() > 0
+    with pytest.raises(tensorhold.ClosedError):
+        next(weights)
