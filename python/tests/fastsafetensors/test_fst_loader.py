@@ -111,7 +111,8 @@ def test_a_filter_is_not_for_groups() -> None:
 
 def test_without_a_group_parts_are_the_whole(loader: SafeTensorsFileLoader, place: str, tensors: dict[str, Spec]) -> None:
     fb = loader.copy_files_to_device()
-    for dim in (0, 1, -1):
+    # As with fastsafetensors, whatever the dimension: an engine that runs on one rank need not look which tensors have it.
+    for dim in (0, 1, -1, 2):
         assert_same(fb.get_sharded("a.weight", dim), tensors["a.weight"], place)
     assert_same(fb.push_tensor("b.ids", 0), tensors["b.ids"], place)
     parts = fb.as_dict({"a.weight": 1, "a.scalar": -1})
@@ -120,8 +121,6 @@ def test_without_a_group_parts_are_the_whole(loader: SafeTensorsFileLoader, plac
     expected = torch.cat([fb.get_tensor("a.weight"), fb.get_tensor("c.weight")], 1)
     assert torch.equal(joined, expected)
     assert [name for name, _ in fb.iter_local_tensors(["b.ids", "a.norm"])] == ["b.ids", "a.norm"]
-    with pytest.raises(IndexError):
-        fb.get_sharded("a.weight", 2)
     with pytest.raises(ValueError):
         fb.get_multi_cols(["a.weight", "c.weight"], 0)
     with pytest.raises(ValueError):
