@@ -141,9 +141,14 @@ def test_a_slice_of_packed_values_ends_at_bytes(tmp_path: pathlib.Path) -> None:
     import_for("torch", "cpu")
     file = write(tmp_path / "t.safetensors", {"t": spec("F4", (4, 6))})
     with tensorhold.safe_open(file, "pt") as f:
-        assert tuple(f.get_slice("t")[1:3].shape) == (2, 3)
-        with pytest.raises(tensorhold.TensorError):
-            f.get_slice("t")[:, 1:2]
+        whole, part = f.get_tensor("t"), f.get_slice("t")
+        assert tuple(part[1:3].shape) == (2, 3)
+        assert tuple(part[1].shape) == (3,) and raw(part[1]) == raw(whole[1])
+        assert tuple(part[-1, 2:6].shape) == (2,) and raw(part[-1, 2:6]) == raw(whole[-1, 1:3])
+        assert tuple(part[::2].shape) == (2, 3) and raw(part[::2]) == raw(whole[::2])
+        for index in ((slice(None), slice(1, 2)), (0, 1), (slice(None), slice(None, None, 2))):
+            with pytest.raises(tensorhold.TensorError):
+                part[index]
 
 
 @pytest.mark.parametrize("read", ["get_tensor", "load", "iteration", "get_slice"])
