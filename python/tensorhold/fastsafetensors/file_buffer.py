@@ -70,7 +70,11 @@ class FilesBufferOnDevice:
 
     def get_tensor(self, tensor_name: str, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO) -> Any:
         """The whole tensor, on every rank."""
-        return self.get_tensor_wrapped(tensor_name, device, dtype).get_raw()
+        if device is not None or dtype is not DType.AUTO or self.borrowed_tensors:
+            return self.get_tensor_wrapped(tensor_name, device, dtype).get_raw()
+        # What wraps a tensor takes longer to make than the tensor.
+        self._file(tensor_name)
+        return self.framework.take_raw(self._shared.broadcast(tensor_name))
 
     def get_tensor_wrapped(
         self, tensor_name: str, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
