@@ -84,7 +84,8 @@ pub(crate) fn save_file(
     let mut sources = Vec::with_capacity(items.len());
     for (name, dtype, shape, found) in &items {
         let dtype = info::dtype(dtype).map_err(|_| {
-            let message = format!("save tensor {name:?}: got {dtype}, expected a type of the format; convert it");
+            let message =
+                format!("save tensor {name:?}: got {dtype}, expected a type of the format; convert it");
             errors::new(py, Kind::Tensor, message)
         })?;
         let entry = Entry::new(name.as_str(), dtype, shape).map_err(|error| raise(py, error))?;
