@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::mpsc;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, staged_host};
-use tensorhold::{Error, Loader, Progress, Tensor, TensorStream};
+use tensorhold::{Batches, Batching, Error, Loader, Tensor, TensorStream};
 
 fn tensors() -> Vec<Spec> {
     let sizes = [0, 5, 700_000, 0, 3_000_001, 256, 9_000_000, 1, 70, 4_000_000];
@@ -86,33 +86,6 @@ fn dropping_a_stream_stops_the_load_and_leaves_what_was_given() {
 }
 
 #[test]
-fn a_stream_may_go_while_its_own_callback_runs() {
-    let tensors = tensors();
-    let (_folder, path) = single(&tensors);
-    for device in devices() {
-        let pool = pool_for(&device);
-        for finish in [false, true] {
-            let (hand_over, handed_over) = mpsc::channel::<TensorStream>();
-            let (end, ended) = mpsc::channel::<Option<Error>>();
-            let callback = move |_: &Progress| {
-                let Ok(stream) = handed_over.recv() else { return ControlFlow::Continue(()) };
-                let error = if finish { stream.finish().err() } else { None };
-                end.send(error).unwrap();
-                ControlFlow::Continue(())
-            };
-            let loader = Loader::new(device.clone()).files([&path]).pool(&pool).progress(callback);
-            hand_over.send(loader.stream().unwrap()).unwrap();
-            drop(hand_over);
-            let error = ended.recv().unwrap();
-            assert!(if finish { matches!(error, Some(Error::Cancelled { .. })) } else { error.is_none() });
-            // The callback goes when the load has ended.
-            assert!(ended.recv().is_err());
-            assert_all_back(&pool);
-        }
-    }
-}
-
-#[test]
 fn an_error_is_the_last_item() {
     let (_folder, path) = single(&tensors());
     let device = staged_host::device_failing_after(1);
@@ -138,5 +111,51 @@ fn one_may_wait_for_as_long_as_there_are_numbers() {
             given += 1;
         }
         assert_eq!(given, tensors.len());
+    }
+}
+
+#[test]
+fn a_callback_that_takes_the_stream_stops_the_load_and_does_not_wait_for_itself() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        for finishes in [false, true] {
+            let pool = pool_for(&device);
+            let (sender, receiver) = mpsc::channel::<TensorStream>();
+            let (told, end) = mpsc::channel();
+            let loader = Loader::new(device.clone()).files([&path]).pool(&pool).progress(move |_| {
+                let Ok(mut stream) = receiver.recv() else { return ControlFlow::Continue(()) };
+                let next = stream.next().is_none();
+                let finished = finishes.then(|| stream.finish().map(|_| ()));
+                told.send((next, finished)).unwrap();
+                ControlFlow::Continue(())
+            });
+            sender.send(loader.stream().unwrap()).unwrap();
+            drop(sender);
+            let (is_at_end, finished) = end.recv().unwrap();
+            assert!(is_at_end && finished.is_none_or(|end| matches!(end, Err(Error::Cancelled { .. }))));
+            // The callback goes with the load.
+            assert!(end.recv().is_err());
+        }
+    }
+}
+
+#[test]
+fn a_callback_that_takes_the_batches_stops_the_load_and_does_not_wait_for_itself() {
+    let (_folder, path) = single(&tensors());
+    for device in devices() {
+        let (sender, receiver) = mpsc::channel::<Batches>();
+        let (told, end) = mpsc::channel();
+        let loader = Loader::new(device).files([&path]).progress(move |_| {
+            if let Ok(mut batches) = receiver.recv() {
+                told.send(batches.next().is_none()).unwrap();
+            }
+            ControlFlow::Continue(())
+        });
+        sender.send(loader.batches(Batching::new().max_batch_bytes(1_000_000)).unwrap()).unwrap();
+        drop(sender);
+        assert!(end.recv().unwrap());
+        // The callback goes with the load.
+        assert!(end.recv().is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! Loads in batches, in Python: weights, a part of the checkpoint at a time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -12,6 +13,7 @@ use crate::interrupt::Failure;
 use crate::options::Asked;
 use crate::pool::PyPool;
 use crate::process::Process;
+use crate::stream::PATIENCE;
 use crate::weights::PyWeights;
 
 /// A load in batches under way: iterates over `Weights`, each a part of the checkpoint. Asking for the next one says that the one before is done with.
@@ -19,6 +21,8 @@ use crate::weights::PyWeights;
 pub(crate) struct PyBatches {
     /// `None` once they have been closed, or handed on. Only locked without the interpreter.
     batches: Mutex<Option<Batches>>,
+    /// Someone waits to take them: who waits for a batch makes room.
+    wanted: AtomicBool,
     plan: Py<PyDict>,
     pool: Py<PyPool>,
     pub(crate) failure: Failure,
@@ -29,8 +33,12 @@ impl PyBatches {
     /// Takes the batches out.
     pub(crate) fn take(&self, py: Python<'_>) -> PyResult<Batches> {
         self.process.check(py, "use batches of tensors")?;
-        let taken = py.detach(|| self.batches.lock().unwrap_or_else(PoisonError::into_inner).take());
-        taken.ok_or_else(|| closed(py))
+        self.taken(py).ok_or_else(|| closed(py))
+    }
+
+    fn taken(&self, py: Python<'_>) -> Option<Batches> {
+        self.wanted.store(true, Ordering::Relaxed);
+        py.detach(|| self.batches.lock().unwrap_or_else(PoisonError::into_inner).take())
     }
 }
 
@@ -87,7 +95,8 @@ pub(crate) fn batches(
     plan.set_item("peak_bytes", found.peak_bytes)?;
     let pool = Py::new(py, PyPool::of(py, batches.pool().clone(), device)?)?;
     let (plan, process) = (plan.unbind(), Process::current());
-    Ok(PyBatches { batches: Mutex::new(Some(batches)), plan, pool, failure, process })
+    let (batches, wanted) = (Mutex::new(Some(batches)), AtomicBool::new(false));
+    Ok(PyBatches { batches, wanted, plan, pool, failure, process })
 }
 
 #[pymethods]
@@ -98,16 +107,21 @@ impl PyBatches {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<PyWeights>> {
         self.process.check(py, "use batches of tensors")?;
-        let next = py.detach(|| {
-            let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-            batches.as_mut().map(Iterator::next)
-        });
-        py.check_signals()?;
-        match next {
-            None => Err(closed(py)),
-            Some(None) => Ok(None),
-            Some(Some(Ok(weights))) => Ok(Some(PyWeights::new(weights))),
-            Some(Some(Err(error))) => Err(self.failure.take().unwrap_or_else(|| raise(py, error))),
+        loop {
+            let waited = py.detach(|| {
+                let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+                batches.as_mut().map(|batches| batches.next_within(PATIENCE))
+            });
+            match waited {
+                None => return Err(closed(py)),
+                Some(None) if self.wanted.load(Ordering::Relaxed) => return Err(closed(py)),
+                Some(None) => py.check_signals()?,
+                Some(Some(None)) => return Ok(None),
+                Some(Some(Some(Ok(weights)))) => return Ok(Some(PyWeights::new(weights))),
+                Some(Some(Some(Err(error)))) => {
+                    return Err(self.failure.take().unwrap_or_else(|| raise(py, error)));
+                }
+            }
         }
     }
 
@@ -126,7 +140,8 @@ impl PyBatches {
     /// Stops the load, and waits for its reads. What was given stays.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.process.check(py, "close batches of tensors")?;
-        py.detach(|| drop(self.batches.lock().unwrap_or_else(PoisonError::into_inner).take()));
+        let batches = self.taken(py);
+        py.detach(|| drop(batches));
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! The object moves memory by DLPack: what it is given is an owner of a tensor as bytes, so what it keeps stays valid.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use dlpark::ffi::{DLDataType, DLManagedTensor};
@@ -11,7 +12,7 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup, agree};
-use tensorhold::{Error, Result, Tensor, TensorInfo, Weights};
+use tensorhold::{Batches, Error, Result, Tensor, TensorInfo, Weights};
 
 use crate::batches::PyBatches;
 use crate::errors::{self, Kind, raise};
@@ -20,6 +21,7 @@ use crate::interrupt::Failure;
 use crate::options::Asked;
 use crate::pool::PyPool;
 use crate::process::Process;
+use crate::stream::PATIENCE;
 use crate::tensor::{PyHandover, PyTensor};
 
 /// A tensor as bytes, for a group to read or to write: it gives capsules of DLPack from before version 1, which have no flag for reading alone.
@@ -238,8 +240,8 @@ fn load_own(
 /// Tensors of files that the ranks of a group have read between them.
 #[pyclass(name = "_Shared", module = "tensorhold._core", frozen)]
 pub(crate) struct PyShared {
-    /// `None` once they have been closed. Only locked without the interpreter.
-    shared: RwLock<Option<Shared>>,
+    /// `None` once they have been closed. Locked for moments: a group may use and close what it serves.
+    shared: RwLock<Option<Arc<Shared>>>,
     failure: Failure,
     process: Process,
 }
@@ -268,7 +270,7 @@ pub(crate) fn share(
         Shared::new(group, &device, &target, order, local)
     });
     let shared = made.map_err(|error| raise(py, error))?;
-    Ok(PyShared { shared: RwLock::new(Some(shared)), failure, process: Process::current() })
+    Ok(PyShared { shared: RwLock::new(Some(Arc::new(shared))), failure, process: Process::current() })
 }
 
 impl PyShared {
@@ -279,12 +281,14 @@ impl PyShared {
         use_them: impl FnOnce(&Shared) -> Result<T> + Send,
     ) -> PyResult<T> {
         self.process.check(py, "use shared tensors")?;
-        let used = py.detach(|| {
-            let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner);
-            shared.as_ref().map(use_them)
-        });
+        let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner).clone();
         let closed = "use shared tensors: they have been closed; take the tensors that you need before, they stay valid";
-        let used = used.ok_or_else(|| errors::new(py, Kind::Closed, closed))?;
+        let shared = shared.ok_or_else(|| errors::new(py, Kind::Closed, closed))?;
+        let used = py.detach(|| {
+            let used = use_them(&shared);
+            drop(shared);
+            used
+        });
         used.map_err(|error| self.failure.take().unwrap_or_else(|| raise(py, error)))
     }
 }
@@ -315,25 +319,22 @@ impl PyShared {
 
     /// Lets go of this rank's tensors. What was given stays.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| drop(self.shared.write().unwrap_or_else(PoisonError::into_inner).take()));
-    }
-}
-
-impl Drop for PyShared {
-    fn drop(&mut self) {
-        let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        drop(shared);
+        let shared = self.shared.write().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| drop(shared));
     }
 }
 
 /// Tensors of all ranks in one order, each broadcast as its owner has read it: iterates over `(name, tensor)`, to be handed over.
 #[pyclass(name = "_Relay", module = "tensorhold._core", frozen)]
 pub(crate) struct PyRelay {
-    /// `None` once it has been closed. Only locked without the interpreter.
-    relay: Mutex<Option<Box<dyn Iterator<Item = Result<Tensor>> + Send>>>,
+    /// `None` once it has been closed, and while it is in use. Locked for moments: a group may close what it serves.
+    relay: Mutex<Option<Tensors>>,
+    closed: AtomicBool,
     failures: [Failure; 2],
     process: Process,
 }
+
+type Tensors = Box<dyn Iterator<Item = Result<Tensor>> + Send>;
 
 /// Relays tensors in that order, each with the rank that has it. This rank's come from the batches, which end with the relay.
 #[pyfunction]
@@ -351,14 +352,32 @@ pub(crate) fn relay(
     let (device, target) = (pool.get().opened().clone(), pool.get().pool.clone());
     pool.get().check(py, "relay tensors")?;
     let taken = batches.map(|batches| batches.get().take(py)).transpose()?;
-    let local = taken.into_iter().flatten().flat_map(|weights| match weights {
+    let local_failure = batches.map(|batches| batches.get().failure.clone()).unwrap_or_default();
+    let interrupted = local_failure.clone();
+    let local = taken.into_iter().flat_map(move |mut batches| {
+        let interrupted = interrupted.clone();
+        std::iter::from_fn(move || next_or_interrupted(&mut batches, &interrupted))
+    });
+    let local = local.flat_map(|weights| match weights {
         Ok(weights) => weights.into_tensors().map(Ok).collect::<Vec<_>>(),
         Err(error) => vec![Err(error)],
     });
     let relay = Relay::new(group, &device, &target, order, local).map_err(|error| raise(py, error))?;
-    let local_failure = batches.map(|batches| batches.get().failure.clone()).unwrap_or_default();
-    let relay = Mutex::new(Some(Box::new(relay) as _));
-    Ok(PyRelay { relay, failures: [local_failure, failure], process: Process::current() })
+    let (relay, closed) = (Mutex::new(Some(Box::new(relay) as _)), AtomicBool::new(false));
+    Ok(PyRelay { relay, closed, failures: [local_failure, failure], process: Process::current() })
+}
+
+/// The next batch; an error when a signal has come meanwhile, which is kept.
+fn next_or_interrupted(batches: &mut Batches, failure: &Failure) -> Option<Result<Weights>> {
+    loop {
+        if let Some(next) = batches.next_within(PATIENCE) {
+            return next;
+        }
+        if !failure.ask(false, |py| py.check_signals().map(|()| true)) {
+            let total_bytes = batches.plan().bytes;
+            return Some(Err(Error::Cancelled { done_bytes: 0, total_bytes }));
+        }
+    }
 }
 
 #[pymethods]
@@ -369,12 +388,14 @@ impl PyRelay {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<(String, PyHandover)>> {
         self.process.check(py, "use a relay of tensors")?;
+        let closed = "use a relay of tensors: it has been closed, or another thread uses it; begin another, or use one thread";
+        let mut relay = self.take().ok_or_else(|| errors::new(py, Kind::Closed, closed))?;
         let next = py.detach(|| {
-            let mut relay = self.relay.lock().unwrap_or_else(PoisonError::into_inner);
-            relay.as_mut().map(Iterator::next)
+            let next = relay.next();
+            self.put_back(relay);
+            next
         });
-        let closed = "use a relay of tensors: it has been closed; begin another";
-        match next.ok_or_else(|| errors::new(py, Kind::Closed, closed))? {
+        match next {
             None => Ok(None),
             Some(Ok(tensor)) => Ok(Some((tensor.name().to_owned(), PyHandover::new(tensor)))),
             Some(Err(error)) => {
@@ -386,7 +407,23 @@ impl PyRelay {
 
     /// Stops this rank's reads. What was given stays.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| drop(self.relay.lock().unwrap_or_else(PoisonError::into_inner).take()));
+        self.closed.store(true, Ordering::SeqCst);
+        let relay = self.take();
+        py.detach(|| drop(relay));
+    }
+}
+
+impl PyRelay {
+    fn take(&self) -> Option<Tensors> {
+        self.relay.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// After use, unless it has been closed meanwhile: then it goes here.
+    fn put_back(&self, relay: Tensors) {
+        *self.relay.lock().unwrap_or_else(PoisonError::into_inner) = Some(relay);
+        if self.closed.load(Ordering::SeqCst) {
+            drop(self.take());
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 #![allow(missing_docs, reason = "what Python sees is described in its stubs")]
 
 mod batches;
+mod convert;
 mod device;
 mod errors;
 mod group;
@@ -37,6 +38,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::batches::batches;
+    #[pymodule_export]
+    use crate::convert::PyGetter;
     #[pymodule_export]
     use crate::group::{check_group, go_on, relay, share};
     #[pymodule_export]

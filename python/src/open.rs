@@ -4,15 +4,17 @@
 //! read at once, of which the next requests take theirs; batches become larger while the walk goes on. A request out of order is read by itself, and
 //! what was read ahead is dropped. A tensor of a batch pins no more than its batch, and where the device gives memory back in parts, only itself.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, TryLockError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use tensorhold::allocator::RegionParts;
 use tensorhold::{Checkpoint, Pool, Tensor};
 
+use crate::convert::{Conversion, PyGetter};
 use crate::errors::{self, Kind, raise};
 use crate::info::{self, PyInfo};
 use crate::interrupt::Failure;
@@ -35,7 +37,7 @@ const PARTED_BATCH_BYTES: u64 = 256 << 20;
 pub(crate) struct PyOpen {
     /// `None` once it has been closed. Locked for moments, and never while Python is called.
     checkpoint: RwLock<Option<Checkpoint>>,
-    /// Only locked without the interpreter.
+    /// Only waited for without the interpreter.
     walk: Mutex<Walk>,
     /// What a rule raises while a tensor is read.
     failure: Failure,
@@ -60,6 +62,14 @@ impl Walk {
         let numbers = checkpoint.names().enumerate().map(|(number, name)| (name.into(), number)).collect();
         let bytes = checkpoint.tensors().map(|info| info.nbytes).collect();
         Self { next: 0, ahead: HashMap::new(), batch_bytes: 0, numbers, bytes, pool }
+    }
+
+    /// Takes a tensor of what was read ahead, if it was.
+    fn take_ahead(&mut self, name: &str) -> Option<Tensor> {
+        let &number = self.numbers.get(name)?;
+        let tensor = self.ahead.remove(&number)?;
+        self.next = number + 1;
+        Some(tensor)
     }
 
     /// Takes a tensor of what was read ahead, or reads it.
@@ -108,6 +118,34 @@ fn load_into(
     checkpoint.loader().select(move |info| names.contains(&*info.name)).pool(pool).load()
 }
 
+thread_local! {
+    /// The open checkpoints that this thread reads from, by their addresses.
+    static READING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// This thread reads from a checkpoint: a rule that reads from the same one meanwhile would wait for itself.
+struct Reading(usize);
+
+impl Reading {
+    /// `None` if it does so already.
+    fn from(open: &PyOpen) -> Option<Self> {
+        let address = std::ptr::from_ref(open).addr();
+        READING.with_borrow_mut(|reading| {
+            let begins = !reading.contains(&address);
+            begins.then(|| {
+                reading.push(address);
+                Self(address)
+            })
+        })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        READING.with_borrow_mut(|reading| reading.retain(|address| *address != self.0));
+    }
+}
+
 impl PyOpen {
     pub(crate) fn new(
         py: Python<'_>,
@@ -144,18 +182,39 @@ impl PyOpen {
     ) -> PyResult<T> {
         self.process.check(py, operation)?;
         let checkpoint = self.checkpoint(py, operation)?;
-        let found = py.detach(|| read(&checkpoint));
+        let _reading = Reading::from(self).ok_or_else(|| {
+            let message = format!(
+                "{operation}: got a rule of the checkpoint that reads from it while it is asked, expected one that needs none of its tensors; \
+                 read what it needs before, or from another safe_open()"
+            );
+            errors::new(py, Kind::Option, message)
+        })?;
+        let found = py.detach(move || read(&checkpoint));
         match self.failure.take() {
             Some(failed) => Err(failed),
             None => found.map_err(|error| raise(py, error)),
         }
     }
 
-    fn read(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
+    pub(crate) fn read(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
+        if let Some(tensor) = self.ahead(name) {
+            return Ok(tensor);
+        }
         let take = |checkpoint: &Checkpoint| {
             self.walk.lock().unwrap_or_else(PoisonError::into_inner).take(checkpoint, name)
         };
         self.with(py, &format!("read tensor {name:?}"), take)
+    }
+
+    /// What has been read ahead, where that needs no wait: then letting go of the interpreter would take as long as all else.
+    fn ahead(&self, name: &str) -> Option<Tensor> {
+        let mut walk = match self.walk.try_lock() {
+            Ok(walk) => walk,
+            Err(TryLockError::Poisoned(walk)) => walk.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let is_open = self.checkpoint.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        if is_open && self.process.is_current() { walk.take_ahead(name) } else { None }
     }
 }
 
@@ -208,6 +267,16 @@ impl PyOpen {
 
     fn hand_over(&self, py: Python<'_>, name: &str) -> PyResult<PyHandover> {
         self.read(py, name).map(PyHandover::new)
+    }
+
+    /// What reads tensors by name, as the framework's.
+    fn getter(
+        slf: Py<Self>,
+        from_capsule: Option<Py<PyAny>>,
+        plain: Vec<String>,
+        convert: Py<PyAny>,
+    ) -> PyGetter {
+        PyGetter::new(slf, Conversion::new(from_capsule, &plain, convert))
     }
 
     /// A part of a tensor, of which no more is read than is in the way.

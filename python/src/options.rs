@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyString};
 use tensorhold::allocator::RegionParts;
 use tensorhold::{Backend, BackendKind, Cut, Device, Loader, Pool};
 
@@ -87,9 +87,13 @@ impl Asked {
                 "dtype" => asked.dtype(value)?,
                 "cuts" => asked.cuts(value)?,
                 "backend" => asked.set(|loader| Ok(loader.backend(backend(&value)?)))?,
-                "threads" => asked.set(|loader| Ok(loader.threads(value.extract()?)))?,
-                "memory_budget" => asked.set(|loader| Ok(loader.memory_budget(value.extract()?)))?,
-                "staging_bytes" => asked.set(|loader| Ok(loader.staging_bytes(value.extract()?)))?,
+                "threads" => asked.set(|loader| Ok(loader.threads(number("threads", &value)?)))?,
+                "memory_budget" => {
+                    asked.set(|loader| Ok(loader.memory_budget(number("memory_budget", &value)?)))?
+                }
+                "staging_bytes" => {
+                    asked.set(|loader| Ok(loader.staging_bytes(number("staging_bytes", &value)?)))?
+                }
                 "pool" => {
                     let pool = value.cast::<PyPool>()?.get();
                     pool.check(py, "load into a pool")?;
@@ -218,6 +222,22 @@ impl Asked {
     }
 }
 
+/// A number that is not negative, and not larger than there are.
+pub(crate) fn number<'py, T>(option: &str, value: &Bound<'py, PyAny>) -> PyResult<T>
+where
+    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
+{
+    let py = value.py();
+    value.extract::<T>().map_err(|error| {
+        if !error.is_instance_of::<PyOverflowError>(py) {
+            return error;
+        }
+        let message =
+            format!("option {option}: got {value}, expected 0 to 2^64 - 1; correct it, or leave it out");
+        errors::new(py, Kind::Option, message)
+    })
+}
+
 /// One path, or several.
 fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyResult<Loader> {
     let checkpoint = |loader: Loader, path: PathBuf| {
@@ -226,16 +246,20 @@ fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyRes
     if let Ok(path) = paths.extract::<PathBuf>() {
         return checkpoint(loader, path);
     }
-    let Ok(several) = paths.try_iter() else {
+    let wrong = |found: &Bound<'_, PyAny>| {
         let message = format!(
-            "option paths: got {}, expected a path or several; name a file, an index or a folder",
-            paths.get_type()
+            "option paths: got {}, expected a path or several, each a str or os.PathLike; name a file, an index or a folder",
+            found.get_type()
         );
-        return Err(errors::new(py, Kind::Option, message));
+        errors::new(py, Kind::Option, message)
     };
+    // Bytes can be iterated over, too, and are none.
+    let several = paths.try_iter().ok().filter(|_| !paths.is_instance_of::<PyBytes>());
     let mut loader = loader;
-    for path in several {
-        loader = checkpoint(loader, path?.extract()?)?;
+    for path in several.ok_or_else(|| wrong(paths))? {
+        let path = path?;
+        let Ok(path) = path.extract() else { return Err(wrong(&path)) };
+        loader = checkpoint(loader, path)?;
     }
     Ok(loader)
 }

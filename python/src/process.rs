@@ -22,9 +22,13 @@ impl Process {
         Self(process::id())
     }
 
+    pub(crate) fn is_current(self) -> bool {
+        self == Self::current()
+    }
+
     /// Refuses in a child of that process.
     pub(crate) fn check(self, py: Python<'_>, operation: &str) -> PyResult<()> {
-        if self == Self::current() {
+        if self.is_current() {
             return Ok(());
         }
         let message = format!(

@@ -83,8 +83,12 @@ pub(crate) fn save_file(
 ) -> PyResult<()> {
     let mut sources = Vec::with_capacity(items.len());
     for (name, dtype, shape, found) in &items {
-        let entry =
-            Entry::new(name.as_str(), info::dtype(dtype)?, shape).map_err(|error| raise(py, error))?;
+        let dtype = info::dtype(dtype).map_err(|_| {
+            let message =
+                format!("save tensor {name:?}: got {dtype}, expected a type of the format; convert it");
+            errors::new(py, Kind::Tensor, message)
+        })?;
+        let entry = Entry::new(name.as_str(), dtype, shape).map_err(|error| raise(py, error))?;
         sources.push((entry, Source::of(name, found)?));
     }
     let durability = if synced { Durability::Synced } else { Durability::Cached };

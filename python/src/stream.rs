@@ -1,7 +1,8 @@
 //! Tensors as their bytes land.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use tensorhold::TensorStream;
@@ -13,24 +14,32 @@ use crate::tensor::PyTensor;
 use crate::weights::PyWeights;
 
 /// How long a wait is before Python is asked for signals.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A load under way: iterates over `(name, tensor)`, each as its bytes land.
 #[pyclass(name = "Stream", module = "tensorhold", frozen)]
 pub(crate) struct PyStream {
     /// `None` once it has been closed, or finished. Only locked without the interpreter.
     stream: Mutex<Option<TensorStream>>,
+    /// Someone waits to take it: who waits for a tensor makes room.
+    wanted: AtomicBool,
     failure: Failure,
     process: Process,
 }
 
 impl PyStream {
     pub(crate) fn new(stream: TensorStream, failure: Failure) -> Self {
-        Self { stream: Mutex::new(Some(stream)), failure, process: Process::current() }
+        Self {
+            stream: Mutex::new(Some(stream)),
+            wanted: AtomicBool::new(false),
+            failure,
+            process: Process::current(),
+        }
     }
 
     fn take(&self, py: Python<'_>) -> PyResult<Option<TensorStream>> {
         self.process.check(py, "use a stream of tensors")?;
+        self.wanted.store(true, Ordering::Relaxed);
         Ok(py.detach(|| self.stream.lock().unwrap_or_else(PoisonError::into_inner).take()))
     }
 
@@ -42,6 +51,18 @@ impl PyStream {
 
 fn closed(py: Python<'_>) -> PyErr {
     errors::new(py, Kind::Closed, "use a stream of tensors: it has been closed or finished; begin another")
+}
+
+/// How the load has ended, if it has within so long. Tensors that land meanwhile are the weights'.
+fn ended_within(stream: &mut TensorStream, patience: Duration) -> Option<tensorhold::Result<()>> {
+    let until = Instant::now() + patience;
+    loop {
+        match stream.next_within(until.saturating_duration_since(Instant::now()))? {
+            Some(Ok(_)) if Instant::now() < until => {}
+            Some(Ok(_)) => return None,
+            ended => return Some(ended.map_or(Ok(()), |error| error.map(drop))),
+        }
+    }
 }
 
 #[pymethods]
@@ -59,6 +80,7 @@ impl PyStream {
             });
             match waited {
                 None => return Err(closed(py)),
+                Some(None) if self.wanted.load(Ordering::Relaxed) => return Err(closed(py)),
                 Some(None) => py.check_signals()?,
                 Some(Some(None)) => return Ok(None),
                 Some(Some(Some(Err(error)))) => return Err(self.raise(py, error)),
@@ -71,7 +93,19 @@ impl PyStream {
 
     /// Waits for the rest, and gives all tensors.
     fn finish(&self, py: Python<'_>) -> PyResult<PyWeights> {
-        let stream = self.take(py)?.ok_or_else(|| closed(py))?;
+        let mut stream = self.take(py)?.ok_or_else(|| closed(py))?;
+        loop {
+            match py.detach(|| ended_within(&mut stream, PATIENCE)) {
+                None => {
+                    if let Err(signal) = py.check_signals() {
+                        py.detach(|| drop(stream));
+                        return Err(signal);
+                    }
+                }
+                Some(Err(error)) => return Err(self.raise(py, error)),
+                Some(Ok(())) => break,
+            }
+        }
         let finished = py.detach(|| stream.finish());
         finished.map(PyWeights::new).map_err(|error| self.raise(py, error))
     }

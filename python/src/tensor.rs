@@ -226,10 +226,8 @@ impl PyHandover {
     }
 
     fn __dlpack_device__(&self, py: Python<'_>) -> PyResult<(u32, i32)> {
-        self.with(|tensor| {
-            let tensor = tensor.as_ref().ok_or_else(gone)?;
-            Ok(tensor.view().dlpack_device().map_err(|error| raise(py, error))?.into())
-        })
+        let device = self.with(|tensor| Ok(tensor.as_ref().ok_or_else(gone)?.view().dlpack_device()))?;
+        Ok(device.map_err(|error| raise(py, error))?.into())
     }
 }
 

@@ -5,14 +5,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
-use tensorhold::{DType, Tensor, Weights};
+use tensorhold::{Tensor, Weights};
 
+use crate::convert::Conversion;
 use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
 use crate::pool::PyStats;
 use crate::process::Process;
 use crate::report::{PyClosed, PyReport};
-use crate::tensor::{PyHandover, PyTensor, capsule};
+use crate::tensor::PyTensor;
 
 /// The loaded tensors of a checkpoint, by name, file by file in the order of their bytes.
 #[pyclass(name = "Weights", module = "tensorhold", frozen)]
@@ -27,28 +28,28 @@ impl PyWeights {
         Self { weights: RwLock::new(Some(weights)), process: Process::current() }
     }
 
-    fn with<T>(&self, py: Python<'_>, use_them: impl FnOnce(&Weights) -> PyResult<T>) -> PyResult<T> {
-        match &*self.weights.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(weights) => use_them(weights),
-            None => Err(closed(py)),
-        }
+    /// What `look` finds. It makes no object of Python's: that may collect garbage, whose finalizers may close these weights.
+    fn with<T>(&self, py: Python<'_>, look: impl FnOnce(&Weights) -> T) -> PyResult<T> {
+        let found = self.weights.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(look);
+        found.ok_or_else(|| closed(py))
     }
 
     fn take(&self, py: Python<'_>) -> PyResult<Weights> {
-        self.weights.write().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| closed(py))
+        let weights = self.weights.write().unwrap_or_else(PoisonError::into_inner).take();
+        weights.ok_or_else(|| closed(py))
     }
 }
 
 /// The files that tensors are from, in their order.
-fn files_of(weights: &Weights) -> Vec<&Path> {
-    let mut files: Vec<&Arc<Path>> = Vec::new();
+fn files_of(weights: &Weights) -> Vec<Arc<Path>> {
+    let mut files: Vec<Arc<Path>> = Vec::new();
     for tensor in weights.iter() {
         let file = &tensor.info().file;
-        if files.last().is_none_or(|last| !Arc::ptr_eq(last, file)) && !files.contains(&file) {
-            files.push(file);
+        if files.last().is_none_or(|last| !Arc::ptr_eq(last, file)) && !files.contains(file) {
+            files.push(Arc::clone(file));
         }
     }
-    files.into_iter().map(|file| &**file).collect()
+    files
 }
 
 fn closed(py: Python<'_>) -> PyErr {
@@ -61,65 +62,65 @@ fn closed(py: Python<'_>) -> PyErr {
 impl PyWeights {
     /// The names, file by file in the order of their bytes.
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        self.with(py, |weights| PyList::new(py, weights.names()))
+        let names = |weights: &Weights| -> Vec<Arc<str>> {
+            weights.iter().map(|tensor| Arc::clone(&tensor.info().name)).collect()
+        };
+        PyList::new(py, self.with(py, names)?.iter().map(|name| &**name))
     }
 
     /// What a tensor is.
     fn info(&self, py: Python<'_>, name: &str) -> PyResult<PyInfo> {
-        self.with(py, |weights| match weights.info(name) {
-            Some(info) => Ok(PyInfo(info.clone())),
-            None => Err(weights.view(name).map_or_else(|error| raise(py, error), |_| closed(py))),
-        })
+        let info = self.with(py, |weights| weights.view(name).map(|view| view.info().clone()))?;
+        info.map(PyInfo).map_err(|error| raise(py, error))
     }
 
     /// What all tensors are.
     fn infos(&self, py: Python<'_>) -> PyResult<Vec<PyInfo>> {
-        self.with(py, |weights| Ok(weights.iter().map(|tensor| PyInfo(tensor.info().clone())).collect()))
+        self.with(py, |weights| weights.iter().map(|tensor| PyInfo(tensor.info().clone())).collect())
     }
 
     /// An owner of a tensor, which keeps the tensor's bytes beyond the weights.
     fn tensor(&self, py: Python<'_>, name: &str) -> PyResult<PyTensor> {
-        let tensor = self.with(py, |weights| weights.tensor(name).map_err(|error| raise(py, error)))?;
-        Ok(PyTensor::new(tensor))
+        let tensor = self.with(py, |weights| weights.tensor(name))?;
+        tensor.map(PyTensor::new).map_err(|error| raise(py, error))
     }
 
     /// The files that tensors are from, in the order of their bytes.
     fn files<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        self.with(py, |weights| PyList::new(py, files_of(weights).iter().map(|file| file.as_os_str())))
+        PyList::new(py, self.with(py, files_of)?.iter().map(|file| file.as_os_str()))
     }
 
     /// The strings in a file's header, or in those of all files that tensors are from.
     #[pyo3(signature = (file=None))]
     fn metadata<'py>(&self, py: Python<'py>, file: Option<PathBuf>) -> PyResult<Bound<'py, PyDict>> {
-        let strings = PyDict::new(py);
-        self.with(py, |weights| {
-            let files = match &file {
-                Some(file) => vec![&**file],
+        let found = self.with(py, |weights| {
+            let files = match file {
+                Some(file) => vec![Arc::from(file)],
                 None => files_of(weights),
             };
-            for file in files {
-                let Some(found) = weights.metadata(file) else {
-                    let message =
-                        format!("metadata of {file:?}: it is none of the loaded files; files() lists them");
-                    return Err(errors::new(py, Kind::Option, message));
-                };
-                for (key, value) in found {
-                    strings.set_item(key, value)?;
-                }
-            }
-            Ok(strings)
-        })
+            let found = |file: Arc<Path>| weights.metadata(&file).cloned().ok_or(file);
+            files.into_iter().map(found).collect::<Result<Vec<_>, _>>()
+        })?;
+        let found = found.map_err(|file| {
+            let message = format!("metadata of {file:?}: it is none of the loaded files; files() lists them");
+            errors::new(py, Kind::Option, message)
+        })?;
+        let strings = PyDict::new(py);
+        for (key, value) in found.into_iter().flatten() {
+            strings.set_item(key, value)?;
+        }
+        Ok(strings)
     }
 
     /// How the load went.
     fn report(&self, py: Python<'_>) -> PyResult<PyReport> {
-        self.with(py, |weights| Ok(PyReport(weights.report().clone())))
+        self.with(py, |weights| PyReport(weights.report().clone()))
     }
 
     /// The numbers of the pool that the tensors are in.
     fn pool_stats(&self, py: Python<'_>) -> PyResult<PyStats> {
         self.process.check(py, "ask a pool for its numbers")?;
-        let pool = self.with(py, |weights| Ok(weights.pool().clone()))?;
+        let pool = self.with(py, |weights| weights.pool().clone())?;
         Ok(py.detach(|| pool.stats()).into())
     }
 
@@ -130,7 +131,7 @@ impl PyWeights {
 
     #[getter]
     fn device(&self, py: Python<'_>) -> PyResult<String> {
-        self.with(py, |weights| Ok(crate::device::name(&weights.report().device).to_owned()))
+        self.with(py, |weights| crate::device::name(&weights.report().device).to_owned())
     }
 
     #[getter]
@@ -146,51 +147,42 @@ impl PyWeights {
         Ok(py.detach(|| weights.close()).into())
     }
 
-    /// A dict of what Python makes of each tensor: `from_capsule`, of a capsule of the old structure, where the tensor's type is one of `plain`, else
-    /// `convert`. If they are handed over, the weights are closed, and what was made is the owner.
+    /// A dict of what Python makes of each tensor ([`Conversion`]). If they are handed over, the weights are closed, and what was made is the owner.
     fn _each<'py>(
         &self,
         py: Python<'py>,
-        from_capsule: Option<Bound<'py, PyAny>>,
+        from_capsule: Option<Py<PyAny>>,
         plain: Vec<String>,
-        convert: Bound<'py, PyAny>,
+        convert: Py<PyAny>,
         hand_over: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
         let tensors: Vec<Tensor> = if hand_over {
             let weights = self.take(py)?;
             py.detach(|| weights.into_tensors().collect())
         } else {
-            self.with(py, |weights| {
-                weights
-                    .names()
-                    .map(|name| weights.tensor(name))
-                    .collect::<Result<_, _>>()
-                    .map_err(|error| raise(py, error))
-            })?
+            let all = |weights: &Weights| -> tensorhold::Result<_> {
+                weights.names().map(|name| weights.tensor(name)).collect()
+            };
+            self.with(py, all)?.map_err(|error| raise(py, error))?
         };
-        let is_plain = |dtype: DType| plain.iter().any(|plain| plain == dtype.name());
+        let conversion = Conversion::new(from_capsule, &plain, convert);
         let made = PyDict::new(py);
         for tensor in tensors {
             let name = PyString::new(py, tensor.name());
-            let converted = match &from_capsule {
-                Some(from_capsule) if is_plain(tensor.dtype()) => {
-                    from_capsule.call1((capsule(py, tensor.into_legacy_dlpack())?,))?
-                }
-                _ if hand_over => convert.call1((PyHandover::new(tensor),))?,
-                _ => convert.call1((PyTensor::new(tensor),))?,
-            };
+            let converted =
+                if hand_over { conversion.hand_over(py, tensor)? } else { conversion.share(py, tensor)? };
             made.set_item(name, converted)?;
         }
         Ok(made)
     }
 
     fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
-        self.with(py, |weights| Ok(weights.len()))
+        self.with(py, Weights::len)
     }
 
     fn __contains__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<bool> {
         let Ok(name) = name.extract::<String>() else { return Ok(false) };
-        self.with(py, |weights| Ok(weights.info(&name).is_some()))
+        self.with(py, |weights| weights.info(&name).is_some())
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -202,7 +194,7 @@ impl PyWeights {
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
-        slf.get().with(slf.py(), |_| Ok(()))?;
+        slf.get().with(slf.py(), |_| ())?;
         Ok(slf)
     }
 

@@ -292,6 +292,8 @@ def _item_of_torch(name: str, tensor: "Any") -> "tuple[str, str, list[int], Any]
 
     if tensor.layout is not torch.strided:
         raise TensorError(f"save tensor {name!r}: got one of {tensor.layout}, expected a dense one; save its parts, or to_dense()")
+    if tensor.is_meta:
+        raise TensorError(f"save tensor {name!r}: got one on the device meta, which has no bytes, expected one that has; load it first")
     shape = list(tensor.shape)
     if str(tensor.dtype) == "torch.float4_e2m1fn_x2" and shape:
         shape[-1] *= 2
@@ -309,6 +311,8 @@ def _item_of_array(name: str, array: "Any") -> "tuple[str, str, list[int], Any]"
         )
     shape = list(array.shape)
     dense = numpy.ascontiguousarray(array)
+    if dense.dtype.hasobject:
+        raise TensorError(f"save tensor {name!r}: got an array of objects, expected one of a type of the format; convert it")
     if dense.dtype.byteorder == ">" or dense.dtype.byteorder == "=" and sys.byteorder == "big":
         dense = dense.astype(dense.dtype.newbyteorder("<"))
     return name, dense.dtype.name, shape, dense.reshape(-1).view(numpy.uint8)

@@ -36,6 +36,8 @@ class safe_open:
         passed: "Options" = {**options, "progress": None}
         self._converter = frameworks.find(framework)
         self._open = _core.open(filename, self._converter.prepare(device), **passed)
+        from_capsule, plain = self._converter.plain()
+        self._get = self._open.getter(from_capsule, plain, self._converter.convert)
 
     def keys(self) -> "list[str]":
         """The names, file by file in the order of their bytes."""
@@ -66,7 +68,7 @@ class safe_open:
 
     def get_tensor(self, name: str) -> "Any":
         """A tensor of the framework's, that owns its memory."""
-        return self._converter.convert(self._open.hand_over(name))
+        return self._get(name)
 
     def __getitem__(self, name: str) -> "Any":
         return self.get_tensor(name)
@@ -138,15 +140,17 @@ class Slice:
         return self._info.dtype
 
     def __getitem__(self, index: "Any") -> "Any":
-        cuts, left, steps = [], [], []
+        cuts, stays, steps = [], [], []
         for dim, (part, length) in enumerate(zip(self._indexes(index), self._info.shape)):
             if isinstance(part, slice):
                 start, stop, step = part.indices(length)
                 if step < 0:
                     raise self._error(f"step {step}", "a positive one", "turn the part round when you have it")
+                if step != 1 and self._info.dtype == "F4" and dim == len(self._info.shape) - 1:
+                    raise self._error(f"step {step} between values that share a byte", "1", "make the steps when you have unpacked the part")
                 count = max(0, stop - start)
                 steps.append(slice(None, None, step))
-                left.append(count)
+                stays.append(dim)
             else:
                 start, count = part + length if part < 0 else part, 1
                 if not 0 <= start < length:
@@ -157,8 +161,9 @@ class Slice:
             if (start, count) != (0, length):
                 cuts.append(_core.Cut.narrow(dim, min(start, length), count))
         part = self._converter.convert(self._open.hand_over_part(self._info.name, cuts))
-        if len(left) != len(self._info.shape):
-            part = part.reshape(left)
+        if len(stays) != len(self._info.shape):
+            # What the framework calls them: that of F4 counts pairs.
+            part = part.reshape([part.shape[dim] for dim in stays])
         if any(steps_.step != 1 for steps_ in steps):
             part = part[tuple(steps)]
         return part

@@ -222,3 +222,40 @@ elif keeps == "a stream under way":
 """
     done = python(script, str(checkpoint), device)
     assert done.stderr == ""
+
+
+COLLECTED = """
+import faulthandler, gc, sys, tensorhold
+faulthandler.dump_traceback_later(60, exit=True)
+
+class Cycle:
+    def __init__(self, weights):
+        self.itself, self.weights = self, weights
+
+    def __del__(self):
+        self.weights.close()
+
+def missing(weights):
+    try:
+        weights.info("missing")
+    except KeyError:
+        pass
+
+for ask in (missing, tensorhold.Weights.keys, tensorhold.Weights.infos, tensorhold.Weights.files, tensorhold.Weights.metadata):
+    weights = tensorhold.load(sys.argv[1])
+    gc.disable()
+    gc.set_threshold(1)
+    Cycle(weights)
+    gc.enable()
+    try:
+        ask(weights)
+    except tensorhold.ClosedError:
+        pass
+    gc.set_threshold(700)
+    gc.collect()
+    assert weights.closed
+"""
+
+
+def test_weights_may_be_closed_by_what_is_collected_while_they_are_asked(checkpoint: pathlib.Path) -> None:
+    python(COLLECTED, str(checkpoint))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import random
+from collections.abc import Callable
 
 import pytest
 from support import Spec, assert_all_back, import_for, numpy_takes_flags, raw, spec, write
@@ -140,6 +141,45 @@ def test_a_slice_of_packed_values_ends_at_bytes(tmp_path: pathlib.Path) -> None:
     import_for("torch", "cpu")
     file = write(tmp_path / "t.safetensors", {"t": spec("F4", (4, 6))})
     with tensorhold.safe_open(file, "pt") as f:
-        assert tuple(f.get_slice("t")[1:3].shape) == (2, 3)
-        with pytest.raises(tensorhold.TensorError):
-            f.get_slice("t")[:, 1:2]
+        whole, part = f.get_tensor("t"), f.get_slice("t")
+        assert tuple(part[1:3].shape) == (2, 3)
+        assert tuple(part[1].shape) == (3,) and raw(part[1]) == raw(whole[1])
+        assert tuple(part[-1, 2:6].shape) == (2,) and raw(part[-1, 2:6]) == raw(whole[-1, 1:3])
+        assert tuple(part[::2].shape) == (2, 3) and raw(part[::2]) == raw(whole[::2])
+        for index in ((slice(None), slice(1, 2)), (0, 1), (slice(None), slice(None, None, 2))):
+            with pytest.raises(tensorhold.TensorError):
+                part[index]
+
+
+@pytest.mark.parametrize("read", ["get_tensor", "load", "iteration", "get_slice"])
+def test_a_rule_that_reads_what_it_is_asked_for_is_told_so(checkpoint: pathlib.Path, read: str) -> None:
+    import_for("numpy", "cpu")
+    reads: dict[str, Callable[[tensorhold.safe_open], object]] = {
+        "get_tensor": lambda f: f.get_tensor("ids"),
+        "load": lambda f: f.load(),
+        "iteration": lambda f: list(f),
+        "get_slice": lambda f: f.get_slice("large")[0],
+    }
+    opened: list[tensorhold.safe_open] = []
+
+    def rule(info: tensorhold.TensorInfo) -> None:
+        for f in opened:
+            reads[read](f)
+
+    with tensorhold.safe_open(checkpoint, "np", dtype=rule) as f:
+        opened.append(f)
+        with pytest.raises(tensorhold.OptionError, match="a rule of the checkpoint that reads from it"):
+            f.get_tensor("matrix")
+        opened.clear()
+        assert len(f.load()) == 5
+
+
+def test_a_rule_may_read_from_another_checkpoint(checkpoint: pathlib.Path, few: dict[str, Spec]) -> None:
+    import_for("numpy", "cpu")
+    with tensorhold.safe_open(checkpoint, "np") as other:
+
+        def rule(info: tensorhold.TensorInfo) -> None:
+            other.get_tensor(info.name)
+
+        with tensorhold.safe_open(checkpoint, "np", dtype=rule) as f:
+            assert raw(f.get_tensor("matrix")) == few["matrix"].data

@@ -46,6 +46,11 @@ try:
     elif how == "stream":
         for name, tensor in tensorhold.stream(file, device, pool=pool, threads=1, in_file_order=True):
             pass
+    elif how == "finish":
+        tensorhold.stream(file, device, pool=pool, threads=1).finish()
+    elif how == "batches":
+        for weights in tensorhold._core.batches(file, device, pool=pool, threads=1, max_batch_bytes=1 << 40):
+            pass
     else:
         tensorhold.load(file, device, pool=pool, threads=1, progress=lambda progress: None)
 except KeyboardInterrupt as error:
@@ -60,7 +65,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("how", ["load", "stream", "with a callback"])
+@pytest.mark.parametrize("how", ["load", "stream", "finish", "batches", "with a callback"])
 def test_ctrl_c_stops_a_load_and_frees_everything(tmp_path: pathlib.Path, device: str, how: str) -> None:
     python(CTRL_C, str(write_sparse(tmp_path / "t.safetensors", 300, 16 << 20)), device, how)
 

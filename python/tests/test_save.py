@@ -81,7 +81,8 @@ def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(tmp_path: pathlib.P
     right = numpy.zeros(3, dtype=numpy.float32)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"a": right, "b": [1.0, 2.0]}, "'b': got list, expected a tensor of torch"),
-        ({"a": right, "b": numpy.array(["text"])}, "dtype"),
+        ({"a": right, "b": numpy.array(["text"])}, "tensor \"b\": got str128, expected a type of the format"),
+        ({"a": right, "b": numpy.array([None])}, "tensor 'b': got an array of objects"),
         ({"__metadata__": right}, "another name"),
     ]
     for tensors, words in wrong:
@@ -92,12 +93,16 @@ def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(tmp_path: pathlib.P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sparse_tensor_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_sparse_tensor_and_one_without_bytes_are_refused(tmp_path: pathlib.Path) -> None:
     import_for("torch", "cpu")
     import torch
 
     with pytest.raises(tensorhold.TensorError, match="'s': got one of torch.sparse_coo.*to_dense"):
         tensorhold.save_file({"s": torch.eye(3).to_sparse()}, tmp_path / "saved.safetensors")
+    with pytest.raises(tensorhold.TensorError, match="'m': got one on the device meta"):
+        tensorhold.save_file({"m": torch.empty(3, device="meta")}, tmp_path / "saved.safetensors")
+    with pytest.raises(tensorhold.TensorError, match="tensor \"c\": got torch.complex128, expected a type of the format"):
+        tensorhold.save_file({"c": torch.zeros(3, dtype=torch.complex128)}, tmp_path / "saved.safetensors")
 
 
 def test_the_modules_of_frameworks_save_too(tmp_path: pathlib.Path) -> None:

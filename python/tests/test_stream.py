@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 
 import pytest
 from support import Spec, assert_all_back, spec, write, write_sparse
@@ -77,3 +78,23 @@ def test_what_a_callback_raises_comes_out_of_the_stream(checkpoint: pathlib.Path
     assert_all_back(pool)
     with pytest.raises(tensorhold.OptionError, match="True for a stream"):
         tensorhold.stream(checkpoint, device, progress=True)
+
+
+@pytest.mark.parametrize("how", ["close", "finish"])
+def test_a_callback_may_end_the_stream_that_calls_it(tmp_path: pathlib.Path, device: str, pool: tensorhold.Pool, how: str) -> None:
+    file = write_sparse(tmp_path / "t.safetensors", 50, 4 << 20)
+    streams: list[tensorhold.Stream] = []
+
+    def end(progress: tensorhold.Progress) -> None:
+        if streams:
+            getattr(streams.pop(), how)()
+
+    stream = tensorhold.stream(file, device, pool=pool, threads=1, progress=end)
+    streams.append(stream)
+    with pytest.raises(tensorhold.ClosedError):
+        list(stream)
+    del stream
+    ended = time.monotonic() + 60
+    while pool.stats().live_bytes and time.monotonic() < ended:
+        pool.trim()
+    assert_all_back(pool)

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tensorhold_allocator::{Bytes, Pool};
 
 use super::batch::Placing;
-use super::beside::end_of;
+use super::beside::is_own;
 use super::budget;
 use super::checkpoint::{Checkpoint, likely};
 use super::described::Told;
@@ -120,7 +120,7 @@ pub struct BatchPlan {
 /// The tensors of a load in batches: an iterator over [`Weights`], in the order of the files; see [`Loader::batches`](crate::Loader::batches).
 ///
 /// An error is the last item. Dropping the iterator stops the reads and gives back what it has not given; what it has given stays. If the progress callback
-/// panics, so does the next call of `next`.
+/// panics, so does the next call of `next`. The callback cannot wait for its own load: there, the batches stop it and end.
 pub struct Batches {
     plan: BatchPlan,
     pool: Pool,
@@ -205,6 +205,10 @@ impl Batches {
 
     /// Lets one more batch be read, once for each that is given; `None` when there are no more.
     fn ask(&mut self) -> Option<()> {
+        if self.thread.as_ref().is_some_and(is_own) {
+            self.control.stop();
+            self.permits = None;
+        }
         let permits = self.permits.as_ref()?;
         if !self.is_asked {
             // What is not taken any more was for a batch that does not exist.
@@ -226,7 +230,8 @@ impl Batches {
     /// Waits for the thread, which has ended or will soon.
     fn join(&mut self) {
         self.permits = None;
-        if let Some(Err(panic)) = self.thread.take().and_then(end_of) {
+        let thread = self.thread.take().filter(|thread| !is_own(thread));
+        if let Some(Err(panic)) = thread.map(JoinHandle::join) {
             // The caller's function panicked: so does its caller.
             std::panic::resume_unwind(panic);
         }
@@ -249,9 +254,9 @@ impl Drop for Batches {
     fn drop(&mut self) {
         self.control.stop();
         self.permits = None;
-        if let Some(thread) = self.thread.take() {
-            // I4: what is in flight has ended when this returns; dropped in its own callback, the thread waits for it.
-            let _ = end_of(thread);
+        if let Some(thread) = self.thread.take().filter(|thread| !is_own(thread)) {
+            // I4: what is in flight has ended when this returns.
+            let _ = thread.join();
             while let Ok(batch) = self.loaded.try_recv() {
                 drop(batch);
             }

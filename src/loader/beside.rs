@@ -36,11 +36,9 @@ impl<T> Drop for Ahead<T> {
     }
 }
 
-/// Waits for a thread to end, and has what came of it. A thread does not wait for itself: a callback of a load may drop what the load gives to, and then it
-/// is `None`.
-pub(super) fn end_of<T>(thread: JoinHandle<T>) -> Option<thread::Result<T>> {
-    let is_this_one = thread.thread().id() == thread::current().id();
-    (!is_this_one).then(|| thread.join())
+/// Whether it is this very thread, which calls a function of the caller's and cannot wait for itself.
+pub(super) fn is_own<T>(thread: &JoinHandle<T>) -> bool {
+    thread.thread().id() == thread::current().id()
 }
 
 /// Does both, for so many tensors: the first on a thread of its own if that is worth it and can be had.

@@ -176,8 +176,8 @@ impl Loader {
     /// Begins to load the tensors, and gives each as its bytes land. What is given is readable on any stream and from
     /// any thread, and stays so whatever becomes of the rest.
     ///
-    /// The callback of [`progress`](Self::progress) is then called on a thread of the load. It may drop the stream, which
-    /// ends the load once it returns, but must not wait for its tensors.
+    /// The callback of [`progress`](Self::progress) is then called on a thread of the load. There, the stream stops the load
+    /// and ends.
     ///
     /// ```no_run
     /// use tensorhold::{Device, Loader};
@@ -206,8 +206,8 @@ impl Loader {
     /// room for: `docs/batches.md`.
     ///
     /// Asking for the next batch says that the one before is done with: what the consumer has not [said](Batching::keep) that it keeps is dropped by
-    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load; it may drop the
-    /// batches, but must not wait for them.
+    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load; there, the
+    /// batches stop it and end.
     ///
     /// ```
     /// # let folder = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tensorhold_allocator::Reserved;
 
-use super::beside::end_of;
+use super::beside::is_own;
 use super::progress::Callback;
 use super::run::Run;
 use super::work::Control;
@@ -20,7 +20,8 @@ use crate::weights::Weights;
 ///
 /// An iterator over the tensors, each given once: as they land or, after [`in_file_order`](Self::in_file_order), in the
 /// order of their bytes. An error is the last item. Dropping the stream stops the load and waits for its reads; what
-/// has been given stays. If the progress callback panics, so does the call that waits for the load's end.
+/// has been given stays. If the progress callback panics, so does the call that waits for the load's end. The callback cannot wait for its own
+/// load: there, the stream stops it and ends.
 ///
 /// A file that changes during the load may be found out after tensors of it have been given: an engine that serves
 /// what it was given waits for [`finish`](Self::finish) before it trusts it.
@@ -60,8 +61,7 @@ impl TensorStream {
     /// Waits for the rest, and returns all tensors.
     ///
     /// # Errors
-    /// What stopped the load, unless the stream has given that error already; then that it was cancelled, as it is when this is called in the load's own
-    /// callback.
+    /// What stopped the load, unless the stream has given that error already, or the load's own callback asks; then that it was cancelled.
     pub fn finish(mut self) -> Result<Weights> {
         // The weights own the tensors; these would count as others' handles.
         self.tensors.clear();
@@ -69,19 +69,22 @@ impl TensorStream {
         self.weights.take().ok_or(Error::Cancelled { done_bytes: 0, total_bytes: 0 })
     }
 
-    /// Waits for the load to end; in its own callback, where no one can, stops it.
+    /// Waits for the load to end.
     fn join(&mut self) -> Result<()> {
         let Some(load) = self.load.take() else { return Ok(()) };
-        match end_of(load) {
-            None => self.control.stop(),
-            Some(Ok(Ok(weights))) => self.weights = Some(weights),
-            Some(Ok(Err(error))) => {
+        if is_own(&load) {
+            self.control.stop();
+            return Ok(());
+        }
+        match load.join() {
+            Ok(Ok(weights)) => self.weights = Some(weights),
+            Ok(Err(error)) => {
                 // I4: the last owners of what did not arrive.
                 self.tensors.clear();
                 return Err(error);
             }
             // The callback panicked: so does its caller.
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(panic) => std::panic::resume_unwind(panic),
         }
         Ok(())
     }
@@ -102,6 +105,9 @@ impl TensorStream {
             Some(until) => landed.recv_timeout(until.saturating_duration_since(Instant::now())),
             None => landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
+        if self.load.as_ref().is_some_and(is_own) {
+            return Err(RecvTimeoutError::Disconnected);
+        }
         let Some((next, landed)) = &mut self.order else { return receive(&self.landed) };
         while !*landed.get(*next).ok_or(RecvTimeoutError::Disconnected)? {
             landed[receive(&self.landed)?] = true;
@@ -134,9 +140,9 @@ impl FusedIterator for TensorStream {}
 impl Drop for TensorStream {
     fn drop(&mut self) {
         self.control.stop();
-        if let Some(load) = self.load.take() {
-            // Its memory is back when this returns, but for what was given; dropped in its own callback, once that has returned.
-            let _ = end_of(load);
+        if let Some(load) = self.load.take().filter(|load| !is_own(load)) {
+            // Its memory is back when this returns, but for what was given.
+            let _ = load.join();
         }
     }
 }

@@ -8,7 +8,8 @@ from tensorhold.fastsafetensors.st_types import DType
 
 @dataclass
 class TensorFrame:
-    """A tensor's type, shape and place. Slices are described, not read: each dimension has a stride and an offset in elements of the whole tensor."""
+    """A tensor's type, shape and place. Slices are described, not read: each dimension has a stride, in elements of the whole tensor, and an offset, the index
+    that it begins at. That of a slice of a slice is added to it, whatever the steps, as fastsafetensors does."""
 
     dtype: DType
     shape: List[int]
@@ -40,9 +41,9 @@ class TensorFrame:
         for dim, index in enumerate(indexes):
             first, length, step = self._picked(dim, index)
             if length == 0:
-                return TensorFrame(self.dtype, [], list(self.data_offsets), [], [], True)
+                return TensorFrame(self.dtype, [], list(self.data_offsets), [], [], False)
             shape[dim] = length
-            offsets[dim] += first * strides[dim]
+            offsets[dim] += first
             strides[dim] *= step
         return TensorFrame(self.dtype, shape, list(self.data_offsets), strides, offsets, True)
 

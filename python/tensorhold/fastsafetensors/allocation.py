@@ -24,6 +24,8 @@ def device_pool(device: str) -> _core.Pool:
 
 def count_in(pool: _core.Pool, has_ended: Callable[[], bool]) -> None:
     """Counts a pool of a load's own in, until the load has ended and the pool is empty."""
+    # Of loads that no one asks about, too, no more is kept than is alive.
+    _own_stats()
     with _lock:
         _own.append((os.getpid(), pool, has_ended))
 
@@ -33,12 +35,19 @@ def _live() -> List[_core.Stats]:
     here = os.getpid()
     with _lock:
         pools = [pool for (process, _), pool in _shared.items() if process == here]
-        own = [entry for entry in _own if entry[0] == here]
     stats = []
     for pool in pools:
         pool.trim()
         stats.append(pool.stats())
-    done = []
+    return stats + _own_stats()
+
+
+def _own_stats() -> List[_core.Stats]:
+    """Those of pools of loads' own. What is over is forgotten."""
+    here = os.getpid()
+    with _lock:
+        own = [entry for entry in _own if entry[0] == here]
+    stats, done = [], []
     for entry in own:
         entry[1].trim()
         found = entry[1].stats()

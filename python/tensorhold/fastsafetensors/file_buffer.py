@@ -70,7 +70,11 @@ class FilesBufferOnDevice:
 
     def get_tensor(self, tensor_name: str, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO) -> Any:
         """The whole tensor, on every rank."""
-        return self.get_tensor_wrapped(tensor_name, device, dtype).get_raw()
+        if device is not None or dtype is not DType.AUTO or self.borrowed_tensors:
+            return self.get_tensor_wrapped(tensor_name, device, dtype).get_raw()
+        # What wraps a tensor takes longer to make than the tensor.
+        self._file(tensor_name)
+        return self.framework.take_raw(self._shared.broadcast(tensor_name))
 
     def get_tensor_wrapped(
         self, tensor_name: str, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
@@ -82,14 +86,14 @@ class FilesBufferOnDevice:
     def get_sharded(
         self, tensor_name: str, dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
     ) -> Any:
-        """This rank's part along a dimension, as `torch.chunk` cuts; the whole tensor if `dim` is negative."""
+        """This rank's part along a dimension, as `torch.chunk` cuts; the whole tensor if `dim` is negative, or in a job of one, whatever it is."""
         return self.get_sharded_wrapped(tensor_name, dim, device, dtype).get_raw()
 
     def get_sharded_wrapped(
         self, tensor_name: str, dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
     ) -> TensorBase:
         """The same, wrapped."""
-        if dim < 0:
+        if dim < 0 or self.pg.size() == 1:
             return self.get_tensor_wrapped(tensor_name, device, dtype)
         self._check_dim(tensor_name, dim)
         return self._given(self._shared.shard(tensor_name, dim), device, dtype)

@@ -194,7 +194,7 @@ class _Run:
         self.total = len(order)
         self.show(len(order))
         for (name, tensor), (_, rank) in zip(relay, order):
-            raw = self.framework.take(tensor).get_raw()
+            raw = self.framework.take_raw(tensor)
             borrowed = [weakref.ref(raw)] if pipeline.borrowed_tensors else []
             last = weakref.ref(raw) if rank == own and self.moves_out(name) else None
             self.step()

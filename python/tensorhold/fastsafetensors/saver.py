@@ -121,6 +121,8 @@ def plan_shards(
     """Divides tensors among files of about the same size. `metadata` are strings of every file, `shard0_metadata` of the first, and
     `shard_metadata` gives those of a file by what is in it. The length of a header, without the 8 bytes that say it, is
     a multiple of `header_align`, itself one of 8."""
+    # Looked at more than once: an iterator would be empty by then, and its tensors lost.
+    entries, paths = list(entries), list(paths)
     by_name: Dict[str, WriteEntry] = {}
     for entry in entries:
         _check(entry)
@@ -135,7 +137,7 @@ def plan_shards(
 
     planned = _core.plan_shards(
         [(entry.name, entry.dtype.value, list(entry.shape)) for entry in entries],
-        list(paths),
+        paths,
         metadata=_strings(metadata),
         first_metadata=_strings(shard0_metadata),
         shard_metadata=strings_of if shard_metadata else None,

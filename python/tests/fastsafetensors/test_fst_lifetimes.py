@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -177,3 +178,15 @@ def test_buffer_and_loader_close_in_either_order(buffer_first: bool, place: str,
     for close in closing(fb, loader) if buffer_first else reversed(closing(fb, loader)):
         close()
     assert is_all_back()
+
+
+def test_loads_within_a_budget_leave_nothing_behind_if_no_one_asks_what_is_allocated(place: str, files: list[str]) -> None:
+    made = []
+    for _ in range(5):
+        loader = ParallelLoader(SingleGroup(), files, use_tqdm_on_load=False, device=place, device_memory_budget=64 << 20)
+        made.append(weakref.ref(loader))
+        assert len(list(loader.iterate_weights())) == 9
+        loader.close()
+        del loader
+    gc.collect()
+    assert len([loader for loader in made if loader() is not None]) <= 1

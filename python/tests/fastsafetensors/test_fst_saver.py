@@ -206,3 +206,10 @@ def test_entries_of_f4_have_the_formats_shape() -> None:
         pytest.skip(f"torch {torch.__version__} has no float4_e2m1fn_x2")
     entry = saver.plain_entry("t", torch.zeros(2, 3, dtype=torch.uint8).view(packed))
     assert (entry.dtype, entry.shape, entry.nbytes) == (DType.F4, [2, 6], 6)
+
+
+def test_entries_and_paths_of_iterators_are_all_planned() -> None:
+    entries = [WriteEntry(name, DType.U8, [4], 4) for name in "abc"]
+    plans = saver.plan_shards(iter(entries), iter(saver.shard_paths("model", 2)))  # type: ignore[arg-type]
+    assert sorted(entry.name for plan in plans for entry in plan.entries) == ["a", "b", "c"]
+    assert [plan.path for plan in plans] == saver.shard_paths("model", 2)

@@ -84,6 +84,10 @@ class FrameworkOpBase(ABC):
     def take(self, tensor: Any) -> TensorBase:
         """A tensor of tensorhold's as the framework's: it owns its memory."""
 
+    def take_raw(self, tensor: Any) -> Any:
+        """The same, not wrapped."""
+        return self.take(tensor).get_raw()
+
     @abstractmethod
     def take_all(self, weights: _core.Weights) -> Dict[str, Any]:
         """The framework's tensors of weights, which they own from now on."""

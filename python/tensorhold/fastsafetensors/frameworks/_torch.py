@@ -184,6 +184,10 @@ class TorchOp(FrameworkOpBase):
     def take(self, tensor: Any) -> TorchTensor:
         return wrap(self._converter.convert(tensor))
 
+    def take_raw(self, tensor: Any) -> torch.Tensor:
+        raw: torch.Tensor = self._converter.convert(tensor)
+        return raw
+
     def take_all(self, weights: _core.Weights) -> Dict[str, Any]:
         return frameworks.hand_over(weights, self._converter)
 
