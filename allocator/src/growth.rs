@@ -83,8 +83,12 @@ impl<'a> Attempt<'a, '_> {
             if shared.shards.get().is_some() && shared.books().made_room != self.seen.get() {
                 continue;
             }
-            shared.settle(Fences::Wait);
-            if shared.has_made_room(self.seen.get()) {
+            // What the pool retains may be what is wanted here: it goes only when no place was found in it.
+            let settling_makes_room = |keep| {
+                shared.settle_and_keep(Fences::Wait, keep);
+                shared.has_made_room(self.seen.get())
+            };
+            if settling_makes_room(shared.options.retain_bytes) || settling_makes_room(0) {
                 continue;
             }
             asked = asked.saturating_add(1);

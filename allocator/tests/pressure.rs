@@ -1,9 +1,13 @@
 //! Facts about placements where there is room for few.
 
+mod support;
+
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
+use support::DeviceMemory;
 use tensorhold_allocator::{Error, Fragment, HostMemory, Memory, Pool, Request};
 
 /// Twice as much room as all hold at any time, in one region: no placement may be refused, whoever takes what is freed first.
@@ -65,4 +69,30 @@ fn who_makes_room_under_pressure_is_asked_as_often_as_room_was_made() {
     assert_eq!((&asked.lock().unwrap()[2..], pool.stats().fragments), (&[1, 2, 3][..], 1));
     drop(large);
     assert_eq!(place_batch(800 << 10).unwrap().fragments.len(), 1);
+}
+
+#[test]
+fn under_pressure_a_retained_region_is_used_again_and_one_that_is_too_short_makes_room() {
+    let memory = Arc::new(DeviceMemory::default());
+    let pool = Pool::builder(Arc::clone(&memory) as Arc<dyn Memory>)
+        .limit_bytes(2 << 20)
+        .retain_bytes(2 << 20)
+        .region_bytes(1 << 20)
+        .build()
+        .unwrap();
+    let place = |bytes| {
+        let fragment = pool.place("t", Request::new(bytes, 256)).unwrap();
+        // Given out, so that its range waits for the device when it is dropped.
+        assert!(!fragment.as_ptr().is_null());
+        fragment
+    };
+    let kept = place(1 << 20);
+    for _ in 0..100 {
+        drop(place(1 << 20));
+    }
+    assert_eq!(memory.reservations.load(Ordering::Relaxed), 2);
+    drop(kept);
+    // Both regions go for this one.
+    place(2 << 20);
+    assert_eq!(memory.reservations.load(Ordering::Relaxed), 3);
 }

@@ -15,6 +15,8 @@ pub struct DeviceMemory {
     pub synchronized: AtomicUsize,
     pub fail_synchronize: AtomicBool,
     pub reserved: AtomicUsize,
+    /// How often a region was reserved, in all.
+    pub reservations: AtomicUsize,
 }
 
 // SAFETY: HostMemory's. M3: no work on it is simulated but that of streams, which tests wait for.
@@ -29,6 +31,7 @@ unsafe impl Memory for DeviceMemory {
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
         self.reserved.fetch_add(1, Ordering::Relaxed);
+        self.reservations.fetch_add(1, Ordering::Relaxed);
         self.host.reserve(bytes, align)
     }
 
