@@ -204,11 +204,14 @@ fn details(error: &Error) -> (Option<&Path>, Option<&'static str>, Option<i32>) 
     match error {
         Error::Io { operation, path, source } => (Some(path), Some(operation), source.raw_os_error()),
         Error::Read { path, source, .. } => (Some(path), Some("read"), source.raw_os_error()),
+        Error::Write { path, source, .. } => (Some(path), Some("write"), source.raw_os_error()),
+        Error::Space { folder, .. } => (Some(folder), Some("save"), None),
         Error::NotAFile { path, .. }
         | Error::Backend { path, .. }
         | Error::Checkpoint { path, .. }
         | Error::Index { path, .. }
         | Error::Header { path, .. }
+        | Error::ShardSet { path, .. }
         | Error::FileChanged { path, .. } => (Some(path), None, None),
         Error::Tensor { operation, .. }
         | Error::Device { operation, .. }

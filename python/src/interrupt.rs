@@ -1,7 +1,7 @@
 //! What a load asks Python while it runs without the interpreter: whether Ctrl-C was pressed, and what the callbacks say.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
@@ -14,19 +14,46 @@ const EVERY: Duration = Duration::from_millis(20);
 
 /// The first exception that a callback raised. It ends the load, and is raised in the place of the load's own error.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Failure(Arc<Mutex<Option<PyErr>>>);
+pub(crate) struct Failure(Arc<Mutex<Failed>>);
+
+#[derive(Debug, Default)]
+struct Failed {
+    error: Option<PyErr>,
+    /// How many reads with the same callbacks are under way.
+    reads: usize,
+}
 
 impl Failure {
+    fn failed(&self) -> MutexGuard<'_, Failed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn set(&self, error: PyErr) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failed().error.get_or_insert(error);
     }
 
     pub(crate) fn is_set(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.failed().error.is_some()
     }
 
     pub(crate) fn take(&self) -> Option<PyErr> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.failed().error.take()
+    }
+
+    /// Does one of several reads that share the callbacks. After one of these has raised, the others that are under way are not answered any more: so all of
+    /// them raise it.
+    pub(crate) fn of_read<T>(&self, py: Python<'_>, read: impl FnOnce() -> T) -> PyResult<T> {
+        self.failed().reads += 1;
+        let found = read();
+        let (raised, last) = {
+            let mut failed = self.failed();
+            failed.reads -= 1;
+            let raised = failed.error.as_ref().map(|error| error.clone_ref(py));
+            (raised, if failed.reads == 0 { failed.error.take() } else { None })
+        };
+        // Without the lock, since Python may run.
+        drop(last);
+        raised.map_or(Ok(found), Err)
     }
 
     /// Calls Python. An exception is kept, and everything after it is `otherwise`.

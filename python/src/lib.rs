@@ -4,7 +4,8 @@
 //! ([`tensor`]). The interpreter is released around all I/O and waits.
 //!
 //! # Invariants
-//! Those of the library, I1 to I6. No lock of this crate is held while Python is called, so a callback may use every object.
+//! Those of the library, I1 to I6. No lock of this crate is held while Python is called, so a callback may use every object; but for that of a walk over an
+//! open checkpoint, whose rules may not read from it.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]

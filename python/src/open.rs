@@ -73,7 +73,7 @@ impl Walk {
     }
 
     /// Takes a tensor of what was read ahead, or reads it.
-    fn take(&mut self, checkpoint: &Checkpoint, name: &str) -> tensorhold::Result<Tensor> {
+    fn take(&mut self, checkpoint: &Checkpoint, name: &str, failure: &Failure) -> tensorhold::Result<Tensor> {
         let Some(&number) = self.numbers.get(name) else { return checkpoint.load_tensor(name) };
         let follows = number == self.next && number > 0;
         self.next = number + 1;
@@ -104,6 +104,10 @@ impl Walk {
             }
             None => checkpoint.load_tensors(names)?,
         };
+        if failure.is_set() {
+            // Some of them are not as a rule would have had them.
+            return Err(tensorhold::Error::Cancelled { done_bytes: 0, total_bytes: 0 });
+        }
         self.ahead.extend(batch.into_tensors().zip(number..).map(|(tensor, number)| (number, tensor)));
         self.ahead.remove(&number).map_or_else(|| checkpoint.load_tensor(name), Ok)
     }
@@ -189,11 +193,8 @@ impl PyOpen {
             );
             errors::new(py, Kind::Option, message)
         })?;
-        let found = py.detach(move || read(&checkpoint));
-        match self.failure.take() {
-            Some(failed) => Err(failed),
-            None => found.map_err(|error| raise(py, error)),
-        }
+        let found = self.failure.of_read(py, || py.detach(move || read(&checkpoint)))?;
+        found.map_err(|error| raise(py, error))
     }
 
     pub(crate) fn read(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
@@ -201,7 +202,7 @@ impl PyOpen {
             return Ok(tensor);
         }
         let take = |checkpoint: &Checkpoint| {
-            self.walk.lock().unwrap_or_else(PoisonError::into_inner).take(checkpoint, name)
+            self.walk.lock().unwrap_or_else(PoisonError::into_inner).take(checkpoint, name, &self.failure)
         };
         self.with(py, &format!("read tensor {name:?}"), take)
     }

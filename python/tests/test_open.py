@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pathlib
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support import Spec, assert_all_back, import_for, numpy_takes_flags, raw, spec, write
@@ -183,3 +185,55 @@ def test_a_rule_may_read_from_another_checkpoint(checkpoint: pathlib.Path, few: 
 
         with tensorhold.safe_open(checkpoint, "np", dtype=rule) as f:
             assert raw(f.get_tensor("matrix")) == few["matrix"].data
+
+
+def test_nothing_is_kept_of_a_batch_in_which_a_rule_raised(tmp_path: pathlib.Path) -> None:
+    names = [f"t{n}" for n in range(6)]
+    file = write(tmp_path / "t.safetensors", {name: spec("F32", (5,)) for name in names})
+    raises: list[str] = []
+
+    def rule(info: tensorhold.TensorInfo) -> str:
+        if info.name in raises:
+            raise ZeroDivisionError(info.name)
+        return "F16"
+
+    with tensorhold.safe_open(file, "np", dtype=rule) as f:
+        assert f.get_tensor("t0").dtype == "float16"
+        raises.append("t3")
+        with pytest.raises(ZeroDivisionError, match="t3"):
+            f.get_tensor("t1")
+        raises.clear()
+        assert [f.get_tensor(name).dtype.name for name in names] == ["float16"] * len(names)
+        assert [f.get_tensor(name).dtype.name for name in reversed(names)] == ["float16"] * len(names)
+        # From the second on, as the walk that failed would have gone on.
+        raises.append("t5")
+        f.get_tensor("t0")
+        with pytest.raises(ZeroDivisionError, match="t5"):
+            f.get_tensor("t1")
+        raises.clear()
+        assert [f.get_tensor(name).dtype.name for name in names[2:]] == ["float16"] * 4
+
+
+def test_reads_beside_one_in_which_a_rule_raised_raise_too(tmp_path: pathlib.Path) -> None:
+    file = write(tmp_path / "t.safetensors", {name: spec("F32", (5,)) for name in "ab"})
+    armed, asked, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def rule(info: tensorhold.TensorInfo) -> str:
+        if info.name == "a" and armed.is_set():
+            asked.set()
+            go_on.wait()
+            raise ZeroDivisionError("a")
+        return "F16"
+
+    with tensorhold.safe_open(file, "np", dtype=rule) as f, ThreadPoolExecutor() as threads:
+        armed.set()
+        first = threads.submit(f.get_tensor, "a")
+        asked.wait()
+        second = threads.submit(lambda: f.get_slice("b")[1:])
+        go_on.set()
+        with pytest.raises(ZeroDivisionError):
+            first.result()
+        # It has raised, or was asked afterwards; it never gives what the rule would not have.
+        assert isinstance(second.exception(), ZeroDivisionError) or second.result().dtype == "float16"
+        armed.clear()
+        assert f.get_tensor("a").dtype == f.get_tensor("b").dtype == "float16"
