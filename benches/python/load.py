@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent / "peers"))
 sys.dont_write_bytecode = True
 
 RUST = "tensorhold (Rust)"
-OURS = ["load_file", "load_file-whole", "walk"]
+OURS = ["load_file", "load_file-whole", "walk", "drop-in", "drop-in-parallel"]
 PEERS = ["safetensors-load_file", "safetensors-prefetch", "fastsafetensors", "fastsafetensors-nogds", "fastsafetensors-parallel", "instanttensor",
          "instanttensor-URING_BUFFERED", "instanttensor-MMAP", "runai-streamer"]  # fmt: skip
 
@@ -47,8 +47,18 @@ def ours(entry: str) -> Any:
             with tensorhold.safe_open(files, framework="pt", device=device) as f:
                 return {name: f.get_tensor(name) for name in f.keys()}
 
+        def drop_in(files: list[str]) -> dict[str, Any]:
+            opened = fastsafetensors.fastsafe_open(files, device=str(device))
+            return {name: opened.get_tensor(name) for name in opened.keys()}
+
+        def drop_in_parallel(files: list[str]) -> dict[str, Any]:
+            loader = fastsafetensors.ParallelLoader(None, files, device=str(device), use_tqdm_on_load=False)
+            return dict(loader.iterate_weights())
+
         tensorhold.cuda_count()
-        return walk if entry == "walk" else load_file
+        if entry.startswith("drop-in"):
+            from tensorhold import fastsafetensors
+        return {"walk": walk, "drop-in": drop_in, "drop-in-parallel": drop_in_parallel}.get(entry, load_file)
 
     return loader
 
