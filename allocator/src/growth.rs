@@ -88,7 +88,8 @@ impl<'a> Attempt<'a, '_> {
                 shared.settle_and_keep(Fences::Wait, keep);
                 shared.has_made_room(self.seen.get())
             };
-            if settling_makes_room(shared.options.retain_bytes) || settling_makes_room(0) {
+            let retained = shared.options.retain_bytes;
+            if settling_makes_room(retained) || (retained > 0 && settling_makes_room(0)) {
                 continue;
             }
             asked = asked.saturating_add(1);

@@ -44,7 +44,9 @@ unsafe impl Memory for HostMemory {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        refuse_more_than(memory_bytes(), bytes)?;
+        if bytes >= HUGE_PAGE {
+            refuse_more_than(memory_bytes(), bytes)?;
+        }
         let page = rustix::param::page_size() as u64;
         let align = align.max(unit(bytes));
         let length = bytes.checked_next_multiple_of(unit(bytes)).ok_or_else(out_of_memory)?;

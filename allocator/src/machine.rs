@@ -5,20 +5,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use rustix::system::sysinfo;
 
 /// Bytes of memory that all processes here can have together: what is built in and swap space, or less where a container has a limit.
-/// Asked for once.
+/// Both can change while a process runs.
 pub(crate) fn memory_bytes() -> u64 {
-    static BYTES: OnceLock<u64> = OnceLock::new();
-    *BYTES.get_or_init(|| {
-        let system = sysinfo();
-        let unit = u64::from(system.mem_unit);
-        let [memory, swap] = [system.totalram, system.totalswap].map(|units| units.saturating_mul(unit));
-        memory.min(container_bytes(Path::new("/sys/fs/cgroup"))).saturating_add(swap)
-    })
+    let system = sysinfo();
+    let unit = u64::from(system.mem_unit);
+    let [memory, swap] = [system.totalram, system.totalswap].map(|units| units.saturating_mul(unit));
+    memory.min(container_bytes(Path::new("/sys/fs/cgroup"))).saturating_add(swap)
 }
 
 /// The limit of the container that the process is in (cgroup v2's `memory.max`, v1's `memory.limit_in_bytes`), or the largest number.

@@ -1,8 +1,9 @@
 // The number formats, each as two functions over bits: to F32, and from F32 where it is a target. src/numbers.rs is the same in Rust,
 // and docs/kernels.md says what is promised.
 //
-// Every conversion goes by way of F32, but for the shorter ways that formats have to others, with the same results. A NaN whose bits matter never passes through the processor's own conversions, whose NaN differ between
-// devices: to_f32 is told whether any NaN of the right sign will do.
+// Every conversion goes by way of F32, but for the shorter ways that formats have to others, with the same results. A NaN whose bits
+// matter never passes through the processor's own conversions, whose NaN differ between devices: to_f32 is told whether any NaN of the
+// right sign will do.
 //
 // from_f32 gives an element in the highest bytes, and whatever below: so its sign is where it was, and elements are packed by bytes.
 //

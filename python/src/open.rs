@@ -20,7 +20,7 @@ use crate::info::{self, PyInfo};
 use crate::interrupt::Failure;
 use crate::process::Process;
 use crate::stream::PyStream;
-use crate::tensor::{PyHandover, PyTensor};
+use crate::tensor::PyHandover;
 use crate::weights::PyWeights;
 
 /// Of the first batch of a walk.
@@ -197,6 +197,7 @@ impl PyOpen {
         found.map_err(|error| raise(py, error))
     }
 
+    /// A tensor that no one else owns.
     pub(crate) fn read(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
         if let Some(tensor) = self.ahead(name) {
             return Ok(tensor);
@@ -259,15 +260,6 @@ impl PyOpen {
             }
             _ => Ok(strings),
         }
-    }
-
-    /// A tensor that no one else owns.
-    fn tensor(&self, py: Python<'_>, name: &str) -> PyResult<PyTensor> {
-        self.read(py, name).map(PyTensor::new)
-    }
-
-    fn hand_over(&self, py: Python<'_>, name: &str) -> PyResult<PyHandover> {
-        self.read(py, name).map(PyHandover::new)
     }
 
     /// What reads tensors by name, as the framework's.

@@ -137,7 +137,7 @@ def test_another_device_is_refused(checkpoint: pathlib.Path, device: str) -> Non
 def test_a_tensor_handed_over_is_gone(checkpoint: pathlib.Path) -> None:
     from tensorhold._core import open as open_checkpoint
 
-    handover = open_checkpoint(checkpoint).hand_over("matrix")
+    handover = open_checkpoint(checkpoint).hand_over_part("matrix", [])
     assert (handover.name, handover.dtype, handover.device) == ("matrix", "F32", "cpu")
     handover.__dlpack__()
     for use in (handover.__dlpack__, handover.__dlpack_device__, lambda: handover.view("U8"), lambda: handover.name):

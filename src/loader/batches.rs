@@ -120,7 +120,7 @@ pub struct BatchPlan {
 /// The tensors of a load in batches: an iterator over [`Weights`], in the order of the files; see [`Loader::batches`](crate::Loader::batches).
 ///
 /// An error is the last item. Dropping the iterator stops the reads and gives back what it has not given; what it has given stays. If the progress callback
-/// panics, so does the next call of `next`. The callback cannot wait for its own load: there, the batches stop it and end.
+/// panics, so does the next call of `next`. The callback cannot wait for its own load: asked there, the batches stop it and end.
 pub struct Batches {
     plan: BatchPlan,
     pool: Pool,

@@ -176,8 +176,8 @@ impl Loader {
     /// Begins to load the tensors, and gives each as its bytes land. What is given is readable on any stream and from
     /// any thread, and stays so whatever becomes of the rest.
     ///
-    /// The callback of [`progress`](Self::progress) is then called on a thread of the load. There, the stream stops the load
-    /// and ends.
+    /// The callback of [`progress`](Self::progress) is then called on a thread of the load. Asked for a tensor there, the stream
+    /// stops the load and ends, since a thread cannot wait for itself.
     ///
     /// ```no_run
     /// use tensorhold::{Device, Loader};
@@ -206,8 +206,8 @@ impl Loader {
     /// room for: `docs/batches.md`.
     ///
     /// Asking for the next batch says that the one before is done with: what the consumer has not [said](Batching::keep) that it keeps is dropped by
-    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load; there, the
-    /// batches stop it and end.
+    /// then. The callback of [`progress`](Self::progress) is told of all batches as of one load, on a thread of the load. Asked for a
+    /// batch there, they stop the load and end, since a thread cannot wait for itself.
     ///
     /// ```
     /// # let folder = tempfile::tempdir().unwrap();

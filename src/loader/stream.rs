@@ -21,7 +21,7 @@ use crate::weights::Weights;
 /// An iterator over the tensors, each given once: as they land or, after [`in_file_order`](Self::in_file_order), in the
 /// order of their bytes. An error is the last item. Dropping the stream stops the load and waits for its reads; what
 /// has been given stays. If the progress callback panics, so does the call that waits for the load's end. The callback cannot wait for its own
-/// load: there, the stream stops it and ends.
+/// load: asked there, the stream stops it and ends.
 ///
 /// A file that changes during the load may be found out after tensors of it have been given: an engine that serves
 /// what it was given waits for [`finish`](Self::finish) before it trusts it.
