@@ -54,6 +54,7 @@ mod fork;
 mod fragment;
 mod growth;
 mod host;
+mod layout;
 mod machine;
 mod memory;
 pub mod offsets;

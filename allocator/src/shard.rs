@@ -234,7 +234,7 @@ impl Shared {
                 match synchronized {
                     true if entry.is_in_span() => local.free(&entry),
                     true => books.get_or_insert_with(|| self.books()).free(&entry),
-                    false => books.get_or_insert_with(|| self.books()).lost += entry.bytes,
+                    false => books.get_or_insert_with(|| self.books()).lose(entry.bytes),
                 }
             }
         }

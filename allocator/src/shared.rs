@@ -340,11 +340,16 @@ impl Books {
             // Each slot is entered with a key of its own and removed once, so the key is not stale.
             let freed = region.space.free(home.key);
             debug_assert!(freed.is_ok());
-            if let Some(backing) = &region.backing {
+            if let Some(backing) = region.backing.clone() {
                 let left = backing.leave(home.offset, bytes);
-                self.leaving.extend(left.into_iter().map(|part| (home.region, part, Arc::clone(backing))));
+                self.leave(home.region, &backing, left);
             }
         }
+    }
+
+    /// Parts of a region in which no fragment lies any more are on their way back, which the reaper takes.
+    pub(crate) fn leave(&mut self, region: usize, backing: &Arc<Backing>, parts: Vec<usize>) {
+        self.leaving.extend(parts.into_iter().map(|part| (region, part, Arc::clone(backing))));
     }
 
     /// Takes what a request needs of the range of an entry that is at least as large, and returns it, and the entry of
@@ -379,6 +384,11 @@ impl Books {
         self.live += bytes;
         self.raise_high_water();
         self.fragments.insert(Entry { label, bytes, number: 0, home })
+    }
+
+    /// Bytes can never be used again. A memory that refuses to give back what it then hands out again could make them any number.
+    pub(crate) fn lose(&mut self, bytes: u64) {
+        self.lost = self.lost.saturating_add(bytes);
     }
 
     pub(crate) fn raise_high_water(&mut self) {
