@@ -1,6 +1,7 @@
 //! How a placement finds its block: in a region that there is, in a new one, or after someone has made room.
 
 use std::cell::Cell;
+use std::mem;
 use std::sync::{Arc, PoisonError};
 
 use crate::error::{Error, Result};
@@ -18,6 +19,22 @@ struct Attempt<'a, 'l> {
     request: Request,
     /// [`Books::made_room`] when it was refused.
     seen: Cell<u64>,
+}
+
+/// A region that is being reserved. If the memory panics, it is not any more.
+struct Growing<'a> {
+    shared: &'a Shared,
+    size: u64,
+}
+
+impl Drop for Growing<'_> {
+    fn drop(&mut self) {
+        let mut books = self.shared.books();
+        books.growing -= 1;
+        books.reserved -= self.size;
+        drop(books);
+        self.shared.passed.notify_all();
+    }
 }
 
 impl Shared {
@@ -144,7 +161,9 @@ impl<'a> Attempt<'a, '_> {
         drop(books);
         // The lock is not held while the memory works, which may take long; `reserved` already counts the region, so
         // that the limit holds and the reaper stays (R2).
+        let growing = Growing { shared, size };
         let reserved = reserve(request.align.max(shared.options.granule));
+        mem::forget(growing);
         let mut books = shared.books();
         books.growing -= 1;
         // Not when it is refused: those who are refused in turn would go on for ever.

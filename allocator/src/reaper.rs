@@ -24,11 +24,27 @@ const LINGERS: bool = !cfg!(loom);
 pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let theirs = Arc::clone(shared);
     shared.reaper.start("tensorhold-reap", move || {
-        // R3: were a memory or a fence to panic, the pool would stay.
+        // R3: if a memory or a fence panics, the pool stays, and what it holds with it.
         let theirs = ManuallyDrop::new(theirs);
+        let panicked = Panicked(&theirs);
         run(&theirs);
+        mem::forget(panicked);
         drop(ManuallyDrop::into_inner(theirs));
     })
+}
+
+/// Sees to it that no one waits for a reaper that a memory or a fence has made panic.
+struct Panicked<'a>(&'a Shared);
+
+impl Drop for Panicked<'_> {
+    fn drop(&mut self) {
+        self.0.books().ended = true;
+        self.0.passed.notify_all();
+        tracing::error!(
+            pool = self.0.name,
+            "the memory or a fence panicked: no memory of this pool is given back any more"
+        );
+    }
 }
 
 /// What the reaper does after a pass.
@@ -60,6 +76,7 @@ fn run(shared: &Shared) {
         shared.give_back_spans();
         give_back_parts(shared);
         release_empty_regions(shared, asked);
+        shared.drop_spent();
 
         let next = end_pass(shared, asked, any, lingered);
         shared.passed.notify_all();

@@ -35,6 +35,7 @@ use crate::seat::Seat;
 use crate::shared::{Block, Books, Entry, Home, Shared};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
+use crate::uses::Recorded;
 
 /// As many as there are; a thread that no other meets uses one.
 const SHARDS: u8 = if cfg!(loom) { 2 } else { 16 };
@@ -84,6 +85,8 @@ pub(crate) struct Local {
     /// Ranges whose memory is to be synchronized, and their bytes, as [`Dropped`](crate::pending::Dropped) has for the books.
     exposed: Vec<Entry>,
     pub(crate) exposed_bytes: u64,
+    /// As [`Books::spent`].
+    pub(crate) spent: Vec<Recorded>,
     /// The reaper has been woken for these.
     called: bool,
     /// As [`Books::taken_back`].
@@ -198,7 +201,7 @@ impl Shared {
             any = true;
             let Some(entry) = local.fragments.try_remove(record.slot) else { continue };
             local.live -= entry.bytes;
-            match self.fate(&entry, record) {
+            match self.fate(&entry, record, &mut local.spent) {
                 Fate::Free if entry.is_in_span() => local.free(&entry),
                 Fate::Exposed => local.expose(entry),
                 // Under the lock of the shard still: no one sees it neither here nor there.

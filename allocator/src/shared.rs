@@ -22,6 +22,7 @@ use crate::seat::{Crowd, Seat};
 use crate::shard::{Shard, Sharding};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, Parker};
+use crate::uses::Recorded;
 
 /// How a pool grows and shrinks; see the builder's methods.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +97,8 @@ pub(crate) struct Books {
     pub(crate) fragments: Slab<Entry>,
     /// What was dropped and is not free yet.
     pub(crate) dropped: Dropped,
+    /// Fences that no one asks any more. To drop one is others' code: the reaper does it, without a lock.
+    pub(crate) spent: Vec<Recorded>,
     /// Parts of regions that hold no fragment any more: the region, the part and its bytes, and what is behind the region.
     pub(crate) leaving: Vec<(usize, usize, Arc<Backing>)>,
     pub(crate) reserved: u64,
@@ -121,7 +124,7 @@ pub(crate) struct Books {
     pub(crate) crowd: Crowd,
     /// Something was taken back by a placement since the reaper looked, which may be for it to see to.
     pub(crate) taken_back: bool,
-    /// The reaper has ended; nothing is left.
+    /// The reaper has ended: nothing is left, or it has panicked.
     pub(crate) ended: bool,
     /// Enters the changes in the event log, if there is one.
     pub(crate) recorder: Option<Box<Recorder>>,
@@ -267,7 +270,8 @@ impl Shared {
 
     /// As [`settle`](Self::settle), but that so many bytes of empty regions may stay.
     pub(crate) fn settle_and_keep(&self, fences: Fences, keep: u64) {
-        if self.is_forked_child() {
+        // A fence or a memory that the reaper calls would wait for itself.
+        if self.is_forked_child() || self.reaper.is_here() {
             return;
         }
         let mut books = self.books();

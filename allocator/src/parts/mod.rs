@@ -247,12 +247,15 @@ impl Backing {
 
     /// A part that was `Coming` has been committed, or not. Whether it has.
     fn came(&self, part: usize, committed: Result<(), MemoryError>) -> bool {
+        // Without the lock: the error is the memory's code.
+        let refusal = committed.err().map(|error| Arc::from(error.to_string()));
+        let came = refusal.is_none();
         let mut state = self.state();
-        let came = committed.is_ok();
         state.stage[part] = if came { Stage::Present } else { Stage::Absent };
-        match committed {
-            Ok(()) => state.next = state.next.max(part + 1),
-            Err(error) => state.failed = Some(error.to_string().into()),
+        if came {
+            state.next = state.next.max(part + 1);
+        } else {
+            state.failed = refusal;
         }
         drop(state);
         self.moved.notify_all();
