@@ -89,6 +89,13 @@ impl Fragment {
         self.bytes == 0
     }
 
+    /// Whether the CPU can read and write the range: what the pool's memory said when the pool was built.
+    ///
+    /// Whoever makes views that are read later asks here, not a device that the range is believed to be on.
+    pub fn is_host_accessible(&self) -> bool {
+        self.pool().is_host_accessible
+    }
+
     /// First address. An empty fragment's is aligned as asked but points to nothing.
     ///
     /// What is done with it is not tracked: keep the fragment until the CPU has stopped using the address. Where
@@ -163,7 +170,7 @@ impl Fragment {
 
     /// The bytes, where the CPU can read them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        if !self.pool().memory.is_host_accessible() {
+        if !self.is_host_accessible() {
             return None;
         }
         // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive.
@@ -172,7 +179,7 @@ impl Fragment {
 
     /// The bytes for writing, where the CPU can write them and this fragment is their only owner.
     pub fn as_bytes_mut(&mut self) -> Option<&mut [u8]> {
-        if !self.pool().memory.is_host_accessible() {
+        if !self.is_host_accessible() {
             return None;
         }
         let view = self.get_mut()?;
@@ -277,7 +284,7 @@ impl<'a> FragmentView<'a> {
     /// The bytes.
     ///
     /// # Safety
-    /// The view is of host-accessible memory ([`Memory::is_host_accessible`](crate::Memory::is_host_accessible)).
+    /// The view is of a fragment that [is host-accessible](Fragment::is_host_accessible).
     pub unsafe fn as_bytes(self) -> &'a [u8] {
         // SAFETY: the caller says that M2 holds; I1: the owner is borrowed for 'a. Writers hold `&mut Fragment` of
         // the only owner, so there is none.

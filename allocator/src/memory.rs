@@ -39,7 +39,7 @@ pub unsafe trait Memory: Send + Sync + 'static {
     /// Names the memory in errors and snapshots, such as `host` or `cuda:0`.
     fn name(&self) -> &str;
 
-    /// Whether the CPU can read and write the regions' addresses.
+    /// Whether the CPU can read and write the regions' addresses. A pool asks once, when it is built.
     fn is_host_accessible(&self) -> bool;
 
     /// Reserves `bytes` (never 0) aligned to `align` (a power of two).

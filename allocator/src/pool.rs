@@ -160,7 +160,7 @@ impl Pool {
         label: impl Into<Arc<str>>,
         request: Request,
     ) -> Result<Fragment> {
-        if request.size == 0 || !request.align.is_power_of_two() || self.memory().is_host_accessible() {
+        if request.size == 0 || !request.align.is_power_of_two() || self.shared().is_host_accessible {
             return self.place(label, request);
         }
         self.shared().place_on(label.into(), request, stream)

@@ -61,8 +61,9 @@ pub(crate) type OnPressure = dyn Fn(&Error, u32) -> ControlFlow<()> + Send + Syn
 
 pub(crate) struct Shared {
     pub(crate) memory: Arc<dyn Memory>,
-    /// Of the memory.
+    /// Whether devices work on the memory, and whether the CPU can access it: the answers it gave when the pool was built (I7).
     pub(crate) waits_for_devices: bool,
+    pub(crate) is_host_accessible: bool,
     pub(crate) name: String,
     pub(crate) options: Options,
     pub(crate) on_pressure: Option<Box<OnPressure>>,
@@ -201,6 +202,7 @@ impl Shared {
     pub(crate) fn new(memory: Arc<dyn Memory>, name: String, options: Options) -> Self {
         Self {
             waits_for_devices: memory.is_used_by_devices(),
+            is_host_accessible: memory.is_host_accessible(),
             memory,
             name,
             options,
