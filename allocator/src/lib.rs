@@ -81,7 +81,7 @@ pub use error::{Error, Result};
 pub use fence::{Fence, OrderedStream};
 pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
-pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};
+pub use memory::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 pub use offsets::Request;
 pub use pool::{Placed, Pool, Reserved};
 pub use shard::Sharding;

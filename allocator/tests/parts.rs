@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use tensorhold_allocator::events::{self, Event, Log};
 use tensorhold_allocator::replay::{self, Policy, Room};
 use tensorhold_allocator::{
-    Error, HostMemory, Memory, MemoryError, PartedMemory, Placed, Pool, RawRegion, RegionParts, Request,
+    Error, HostMemory, Memory, MemoryError, MemoryId, PartedMemory, Placed, Pool, RawRegion, RegionParts,
+    Request,
 };
 
 const UNIT: u64 = 64 << 10;
@@ -37,6 +38,10 @@ impl Parted {
 unsafe impl Memory for Parted {
     fn name(&self) -> &str {
         "parted"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.host.id()
     }
 
     fn is_host_accessible(&self) -> bool {
@@ -292,6 +297,9 @@ fn parts_are_automatic_or_required() {
     unsafe impl Memory for Whole {
         fn name(&self) -> &str {
             "whole"
+        }
+        fn id(&self) -> MemoryId {
+            self.0.id()
         }
         fn is_host_accessible(&self) -> bool {
             true
