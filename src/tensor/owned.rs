@@ -211,3 +211,37 @@ impl std::fmt::Debug for Tensor {
         self.view().fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tensorhold_allocator::{Pool, Request};
+
+    use super::*;
+    use crate::shape::Shape;
+
+    fn made(pool: &Pool, placed: u64, dtype: DType, shape: &[usize], nbytes: u64) -> Result<Tensor> {
+        let bytes = pool.place("t", Request::new(placed, 256)).unwrap();
+        let shape = Shape::from(shape);
+        let info = TensorInfo { name: "t".into(), dtype, shape, nbytes, file: Path::new("f").into() };
+        Tensor::new(bytes, Arc::new(Description { info, device: Arc::new(Device::host()) }))
+    }
+
+    #[test]
+    fn a_tensor_is_as_long_as_its_type_and_shape_say() {
+        let pool = Pool::builder(Device::host().memory()).build().unwrap();
+        assert!(made(&pool, 24, DType::F32, &[2, 3], 24).is_ok());
+        assert!(made(&pool, 0, DType::F32, &[0, usize::MAX, usize::MAX], 0).is_ok());
+        for (placed, dtype, shape, nbytes) in [
+            (24, DType::F32, &[2, 4][..], 24),
+            (24, DType::F32, &[2, 3], 20),
+            (20, DType::F32, &[2, 3], 24),
+            (24, DType::F4, &[3], 1),
+            (4, DType::F32, &[usize::MAX, usize::MAX], 4),
+        ] {
+            let error = made(&pool, placed, dtype, shape, nbytes).unwrap_err();
+            assert!(matches!(error, Error::Tensor { operation: "make a tensor", .. }), "{error}");
+        }
+    }
+}
