@@ -32,6 +32,7 @@
 //! - **I4 A failure leaves nothing behind.**
 //! - **I5 Files are hostile.** Nothing from a file is trusted before it is checked.
 //! - **I6 Choices are automatic or required**, and the [`Report`] says what was picked and why.
+//! - **I7 No one is believed.** Unsafe code relies on what it checked itself, or on a named promise of an `unsafe` trait.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]

@@ -37,6 +37,14 @@ impl From<Vec<usize>> for Shape {
     }
 }
 
+/// How many elements a tensor of these dimensions has; `None` where that is 2^64 or more. If one dimension is 0 there are none, however long the others are.
+pub(crate) fn elements(dimensions: &[usize]) -> Option<u64> {
+    match dimensions.contains(&0) {
+        true => Some(0),
+        false => dimensions.iter().try_fold(1_u64, |product, &there| product.checked_mul(there as u64)),
+    }
+}
+
 impl fmt::Debug for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

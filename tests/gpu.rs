@@ -98,6 +98,10 @@ fn main() {
             "unified_memory_is_filled_in_place_and_read_by_the_device",
             unified::unified_memory_is_filled_in_place_and_read_by_the_device,
         ),
+        (
+            "the_devices_own_memory_and_what_it_shares_are_two",
+            unified::the_devices_own_memory_and_what_it_shares_are_two,
+        ),
         ("every_pair_of_types_arrives_converted", changes::every_pair_of_types_arrives_converted),
         (
             "every_backend_brings_the_same_changed_tensors",

@@ -9,7 +9,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, tensor, write};
-use tensorhold::allocator::{HostMemory, Memory, MemoryError, RawRegion};
+use tensorhold::allocator::{HostMemory, Memory, MemoryError, MemoryId, RawRegion};
 use tensorhold::{Backend, BackendKind, Checkpoint, Cut, DType, Device, Error, Loader, Pool};
 
 fn tensors() -> Vec<Spec> {
@@ -217,12 +217,16 @@ fn tensors_outlive_the_checkpoint_and_staging_memory_is_kept_between_loads() {
 }
 
 /// Staging memory of the staged host that cannot say when a device is done with it: what has to be waited for is lost.
-struct Unsure(HostMemory);
+struct Unsure(HostMemory, MemoryId);
 
 // SAFETY: HostMemory's.
 unsafe impl Memory for Unsure {
     fn name(&self) -> &str {
         "frugal"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.1
     }
 
     fn is_host_accessible(&self) -> bool {
@@ -259,7 +263,8 @@ fn staging_memory_of_a_load_that_has_ended_is_used_again_without_waiting_for_the
         (support::staged_host::device_with_transforms(), Some(DType::BF16)),
     ] {
         for backend in [Backend::Auto, buffered, direct, uring] {
-            let staging = Pool::builder(Arc::new(Unsure(HostMemory::new()))).region_bytes(1);
+            let unsure = Unsure(HostMemory::new(), device.staging_memory().id());
+            let staging = Pool::builder(Arc::new(unsure)).region_bytes(1);
             let staging = staging.retain_bytes(u64::MAX).build().unwrap();
             for _ in 0..3 {
                 support::drop_cached(&path, 1 << 20, 1 << 20);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use support::{assert_holds, bytes_tensor, devices, drop_cached, on_disk};
-use tensorhold::allocator::{HostMemory, Memory, MemoryError, PartedMemory, RawRegion, RegionParts};
+use tensorhold::allocator::{
+    HostMemory, Memory, MemoryError, MemoryId, PartedMemory, RawRegion, RegionParts,
+};
 use tensorhold::{Backend, BackendKind, Device, Error, Loader, Pool, Tensor};
 
 const UNIT: u64 = 64 << 10;
@@ -59,6 +61,10 @@ struct Small(HostMemory, AtomicU64);
 unsafe impl Memory for Small {
     fn name(&self) -> &str {
         "host"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.0.id()
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -54,7 +54,8 @@ fn device() -> (Device, Arc<Tally>) {
     (Device::from_driver(Arc::new(Tallied { driver, tally: Arc::clone(&tally) })), tally)
 }
 
-impl Driver for Tallied {
+// SAFETY: Q1, Q2: as the driver that it wraps. Q3: what is enqueued is made in `synchronize` or not at all. Q4: its kind promises nothing.
+unsafe impl Driver for Tallied {
     fn name(&self) -> &str {
         "tallied"
     }
@@ -116,7 +117,8 @@ impl Late {
     }
 }
 
-impl Stream for Late {
+// SAFETY: T1 to T3: as the stream that it wraps; copies to the host are made in `synchronize`.
+unsafe impl Stream for Late {
     unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         // SAFETY: passed on.
         unsafe { self.stream.copy_to_device(to, from, bytes) }

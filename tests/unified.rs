@@ -7,20 +7,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use support::{Spec, assert_all_back, bytes_tensor, on_disk, pool_for};
-use tensorhold::allocator::{HostMemory, Memory, MemoryError, RawRegion};
+use tensorhold::allocator::{HostMemory, Memory, MemoryError, MemoryId, RawRegion};
 use tensorhold::{Backend, BackendKind, Device, DeviceKind, Driver, Error, Loader, Result, Stream};
 
 /// Memory of the host that a device uses too.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    id: MemoryId,
     pages: HostMemory,
     synchronized: AtomicU64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { id: MemoryId::new(), pages: HostMemory::new(), synchronized: AtomicU64::new(0) }
+    }
 }
 
 // SAFETY: as HostMemory, which does the work; no device is there to wait for.
 unsafe impl Memory for Shared {
     fn name(&self) -> &str {
         "cuda:0"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.id
     }
 
     fn is_host_accessible(&self) -> bool {
@@ -48,7 +59,8 @@ struct Unified {
     memory: Arc<Shared>,
 }
 
-impl Driver for Unified {
+// SAFETY: Q1 to Q3: it has no streams. Q4: no device is there to which the addresses could be wrong.
+unsafe impl Driver for Unified {
     fn name(&self) -> &str {
         "cuda:0"
     }

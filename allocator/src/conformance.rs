@@ -12,6 +12,7 @@ use crate::{Memory, Pool, RawRegion, RegionParts, Request};
 /// # Panics
 /// When a check does not hold.
 pub fn memory(memory: Arc<dyn Memory>) {
+    what_it_is_does_not_change(&*memory);
     regions_are_aligned_and_disjoint(&*memory);
     an_impossible_region_is_an_error(&*memory);
     if memory.is_host_accessible() {
@@ -22,6 +23,11 @@ pub fn memory(memory: Arc<dyn Memory>) {
         parts_come_and_go_by_themselves(&memory);
         a_batch_in_parts_goes_back_piece_by_piece(memory);
     }
+}
+
+fn what_it_is_does_not_change(memory: &dyn Memory) {
+    let what = || (memory.id(), memory.is_host_accessible(), memory.is_used_by_devices());
+    assert_eq!(what(), what(), "M4");
 }
 
 fn parts_come_and_go_by_themselves(memory: &Arc<dyn Memory>) {

@@ -12,6 +12,7 @@ use std::process;
 use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 
+use crate::memory::MemoryId;
 use crate::shared::Shared;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
 use crate::uses::Uses;
@@ -94,6 +95,11 @@ impl Fragment {
     /// Whoever makes views that are read later asks here, not a device that the range is believed to be on.
     pub fn is_host_accessible(&self) -> bool {
         self.pool().is_host_accessible
+    }
+
+    /// Which memory it lies in (M4).
+    pub fn memory_id(&self) -> MemoryId {
+        self.pool().memory.id()
     }
 
     /// First address. An empty fragment's is aligned as asked but points to nothing.

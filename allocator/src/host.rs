@@ -8,7 +8,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::bytes::Bytes;
 use crate::machine::memory_bytes;
-use crate::memory::{Memory, MemoryError, PartedMemory, RawRegion};
+use crate::memory::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 
 const HUGE_PAGE: u64 = 2 << 20;
 
@@ -33,10 +33,15 @@ impl HostMemory {
 }
 
 // SAFETY: M1: a fresh anonymous mapping overlaps nothing, is trimmed below to an aligned range, and stays until
-// `munmap`. M2: anonymous pages are readable, writable and read as zero. M3: no device works on this memory.
+// `munmap`. M2: anonymous pages are readable, writable and read as zero. M3: no device works on this memory. M4: all instances are the
+// process's own memory.
 unsafe impl Memory for HostMemory {
     fn name(&self) -> &str {
         "host"
+    }
+
+    fn id(&self) -> MemoryId {
+        MemoryId::HOST
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -83,7 +83,7 @@ pub use fence::{Fence, OrderedStream};
 pub use fork::Process;
 pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
-pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};
+pub use memory::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 pub use offsets::Request;
 pub use pool::{Placed, Pool, Reserved};
 pub use shard::Sharding;

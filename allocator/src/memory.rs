@@ -1,9 +1,35 @@
 //! [`Memory`]: where regions come from.
 
+use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a [`Memory`] reports when it cannot do as asked.
 pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Which memory a [`Memory`] is, whatever its name: a token that [`Memory::id`] returns (M4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MemoryId(u64);
+
+impl MemoryId {
+    /// That of this process's plain host memory, [`HostMemory`](crate::HostMemory).
+    pub const HOST: Self = Self(0);
+
+    /// An id that no other memory has.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "each is another")]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // 2^64 are never made.
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl fmt::Display for MemoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
 
 /// A range of addresses that a [`Memory`] reserved.
 ///
@@ -35,10 +61,15 @@ unsafe impl Sync for RawRegion {}
 ///   regions are zeroed, say, not uninitialised).
 /// - **M3** When `synchronize` returns `Ok`, all device work submitted before the call that could touch a region has
 ///   ended. Nothing but the CPU touches the regions unless `is_used_by_devices`.
-/// - **M4** `parted` gives the same memory each time, or none each time.
+/// - **M4** `id`, `is_host_accessible`, `is_used_by_devices` and `parted` never change. Memories with one id are one kind of memory of one
+///   device: the CPU can access all of them or none, and the same devices, contexts and streams can use their regions.
 pub unsafe trait Memory: Send + Sync + 'static {
     /// Names the memory in errors and snapshots, such as `host` or `cuda:0`.
     fn name(&self) -> &str;
+
+    /// Which memory it is (M4): two handles on one device's plain memory have one id, and its pinned memory, or memory that it shares with
+    /// the CPU, another. Make it once, with [`MemoryId::new`], and keep it.
+    fn id(&self) -> MemoryId;
 
     /// Whether the CPU can read and write the regions' addresses. A pool asks once, when it is built.
     fn is_host_accessible(&self) -> bool;

@@ -21,7 +21,8 @@ impl Fragment {
     }
 
     /// Uses the range on a stream for writing, if this fragment is its only owner; `None` otherwise. As [`use_on`](Self::use_on); that
-    /// the writing comes after earlier uses on other streams is for the caller to see to.
+    /// the writing comes after earlier uses on other streams is for the caller to see to. Until the use is known to have ended, the CPU does not
+    /// [read](Self::as_bytes) the range.
     ///
     /// # Errors
     /// When uses on the stream cannot be recorded, as while it is captured.
@@ -78,15 +79,15 @@ impl<'a> StreamUse<'a> {
     }
 
     fn record(&self) -> Result<()> {
-        let recorded = self.stream.record();
-        self.fragment.uses().end(self.access);
-        match recorded {
+        match self.stream.record() {
             Ok(fence) => {
-                self.fragment.uses().add(self.stream.id(), fence, self.access);
+                let uses = self.fragment.uses();
+                uses.add(self.stream.id(), fence, self.access);
+                uses.end(self.access);
                 Ok(())
             }
             Err(source) => {
-                // I1: what uses it, and for how long, is not known.
+                // I1: what uses it, and for how long, is not known: the use does not end.
                 self.fragment.keep_for_good();
                 Err(failed(self.fragment, source))
             }

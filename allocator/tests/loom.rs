@@ -2,12 +2,14 @@
 #![cfg(loom)]
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use loom::sync::Mutex;
 use loom::thread;
-use tensorhold_allocator::{Error, Fragment, Memory, MemoryError, Pool, RawRegion, Request, Sharding};
+use tensorhold_allocator::{
+    Error, Fragment, Memory, MemoryError, MemoryId, Pool, RawRegion, Request, Sharding,
+};
 
 /// Addresses without memory, and a count of the regions that are out.
 #[derive(Default)]
@@ -20,6 +22,11 @@ struct Addresses {
 unsafe impl Memory for Addresses {
     fn name(&self) -> &str {
         "addresses"
+    }
+
+    fn id(&self) -> MemoryId {
+        static ID: LazyLock<MemoryId> = LazyLock::new(MemoryId::new);
+        *ID
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use tensorhold_allocator::events::{self, Event, Log};
 use tensorhold_allocator::replay::{self, Policy, Room};
 use tensorhold_allocator::{
-    Error, HostMemory, Memory, MemoryError, Placed, Pool, RawRegion, RegionParts, Request,
+    Error, HostMemory, Memory, MemoryError, MemoryId, Placed, Pool, RawRegion, RegionParts, Request,
 };
 
 fn parted() -> (Arc<Parted>, Pool) {
@@ -201,6 +201,9 @@ fn parts_are_automatic_or_required() {
     unsafe impl Memory for Whole {
         fn name(&self) -> &str {
             "whole"
+        }
+        fn id(&self) -> MemoryId {
+            self.0.id()
         }
         fn is_host_accessible(&self) -> bool {
             true

@@ -7,7 +7,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use tensorhold_allocator::{
-    Error, Fragment, HostMemory, Memory, MemoryError, Placed, Pool, RawRegion, Request,
+    Error, Fragment, HostMemory, Memory, MemoryError, MemoryId, Placed, Pool, RawRegion, Request,
 };
 
 /// Host memory that notes who calls it, and fails or waits on demand.
@@ -27,6 +27,10 @@ struct Watched {
 unsafe impl Memory for Watched {
     fn name(&self) -> &str {
         "watched"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.host.id()
     }
 
     fn is_host_accessible(&self) -> bool {

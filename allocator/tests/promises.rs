@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tensorhold_allocator::{HostMemory, Memory, MemoryError, Pool, RawRegion, Request};
+use tensorhold_allocator::{HostMemory, Memory, MemoryError, MemoryId, Pool, RawRegion, Request};
 
 /// Host memory that says at first that the CPU cannot access it, and later that it can.
 #[derive(Default)]
@@ -12,10 +12,14 @@ struct Fickle {
     is_host_accessible: AtomicBool,
 }
 
-// SAFETY: HostMemory's. M2 holds whatever it says of itself.
+// SAFETY: HostMemory's. M2 holds whatever it says of itself; M4 is broken, and nothing but the pool relies on it here.
 unsafe impl Memory for Fickle {
     fn name(&self) -> &str {
         "fickle"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.host.id()
     }
 
     fn is_host_accessible(&self) -> bool {

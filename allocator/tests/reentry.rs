@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use tensorhold_allocator::{
-    Bases, Error, Fence, Fragment, HostMemory, Memory, MemoryError, OrderedStream, PartedMemory, Pool,
-    RawRegion, RegionParts, Request, Sharding,
+    Bases, Error, Fence, Fragment, HostMemory, Memory, MemoryError, MemoryId, OrderedStream, PartedMemory,
+    Pool, RawRegion, RegionParts, Request, Sharding,
 };
 
 /// Uses a pool as any thread may.
@@ -49,6 +49,10 @@ unsafe impl Memory for Device {
     fn name(&self) -> &str {
         self.caller.call();
         "reentry"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.host.id()
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use support::{DeviceMemory, Handle, Stream};
 use tensorhold_allocator::events::{self, Event, Log};
 use tensorhold_allocator::{
-    Error, Fragment, HostMemory, Memory, MemoryError, Pool, PoolBuilder, RawRegion, Request, Sharding,
-    Snapshot,
+    Error, Fragment, HostMemory, Memory, MemoryError, MemoryId, Pool, PoolBuilder, RawRegion, Request,
+    Sharding, Snapshot,
 };
 
 /// Spans of 32 KiB, in which fragments of up to 8 KiB lie.
@@ -33,6 +33,10 @@ struct Limited {
 unsafe impl Memory for Limited {
     fn name(&self) -> &str {
         "limited"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.host.id()
     }
 
     fn is_host_accessible(&self) -> bool {

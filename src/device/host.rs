@@ -19,7 +19,8 @@ impl HostDriver {
     }
 }
 
-impl Driver for HostDriver {
+// SAFETY: Q1, Q2: all of it is host memory, and plain copies take its addresses. Q3: copies end before they return. Q4: it is host-accessible.
+unsafe impl Driver for HostDriver {
     fn name(&self) -> &str {
         "host"
     }
@@ -45,7 +46,8 @@ impl Driver for HostDriver {
 #[derive(Debug)]
 pub(super) struct HostStream;
 
-impl Stream for HostStream {
+// SAFETY: T1: plain copies of the ranges that are given. T2, T3: they end before they return.
+unsafe impl Stream for HostStream {
     unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         // SAFETY: the caller promises both ranges, and that nothing else writes them, so they do not overlap.
         unsafe { ptr::copy_nonoverlapping(from, to, bytes as usize) };

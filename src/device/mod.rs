@@ -16,34 +16,46 @@
 mod cuda;
 #[cfg(feature = "cuda-external")]
 mod descriptors;
+mod driver;
 mod handles;
 mod host;
+mod identity;
 mod idle;
 #[cfg(feature = "cuda-external")]
 mod numa;
+mod stream;
 mod transform;
 
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use tensorhold_allocator::{Memory, OrderedStream};
+use tensorhold_allocator::{Memory, MemoryId, OrderedStream};
 
+pub use self::driver::Driver;
 pub use self::handles::HandleTypes;
+pub(crate) use self::identity::{check_same, difference};
 use self::idle::IdleStreams;
+pub use self::stream::Stream;
+pub use self::transform::Transform;
 use crate::error::{Error, Result};
-
-pub use transform::Transform;
 
 /// A device that tensors can be loaded to. A cheap handle: clones are the same device.
 #[derive(Clone)]
-pub struct Device {
-    /// Shared by all clones. Before the driver, so that what goes with the last of them goes while its driver lives.
+pub struct Device(Arc<Opened>);
+
+/// What the clones of a device share: its driver, and what that was asked once (I7).
+struct Opened {
+    /// Before the driver, so that what goes with the last clone goes while its driver lives.
     idle: Arc<IdleStreams>,
+    memory: Arc<dyn Memory>,
+    memory_id: MemoryId,
+    is_host_accessible: bool,
+    staging_memory: Arc<dyn Memory>,
     driver: Arc<dyn Driver>,
-    host_accessible: bool,
 }
 
 /// The kinds of devices that there are.
@@ -58,179 +70,6 @@ pub enum DeviceKind {
     Cuda(usize),
     /// A driver from outside this crate.
     Other,
-}
-
-/// What a backend provides.
-///
-/// The methods may be called from any thread and leave the thread's current context, where the platform has such a
-/// thing, as it was; except for `push_context` and `pop_context`, whose purpose it is.
-pub trait Driver: Send + Sync + fmt::Debug + 'static {
-    /// The device's name, such as `host` or `cuda:0`.
-    fn name(&self) -> &str;
-
-    /// What kind of device it is.
-    fn kind(&self) -> DeviceKind;
-
-    /// The memory that tensors are placed in.
-    fn memory(&self) -> Arc<dyn Memory>;
-
-    /// The same memory, of which parts can be exported by such handles.
-    ///
-    /// # Errors
-    /// When there is no such memory, with the reason. The default is that there are no handles.
-    fn memory_with(&self, handles: HandleTypes) -> Result<Arc<dyn Memory>> {
-        if !handles.is_any() {
-            return Ok(self.memory());
-        }
-        Err(Error::Device {
-            device: self.name().into(),
-            operation: "make memory that can be exported",
-            detail: format!("it has no handles of memory, asked for {handles:?}"),
-            remedy: "use a CUDA device, or ask for none",
-        })
-    }
-
-    /// Host-accessible memory that [`Stream`] copies from and to at full speed.
-    fn staging_memory(&self) -> Arc<dyn Memory>;
-
-    /// The NUMA node that staging memory is placed on, for the report of a load; `None` where it is not placed, as where
-    /// the machine has but one.
-    fn staging_node(&self) -> Option<u32> {
-        None
-    }
-
-    /// A new stream.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    fn stream(&self) -> Result<Box<dyn Stream>>;
-
-    /// Whether its streams convert and gather what lies in staging memory: [`Stream::transform`]. The default is that they do not, and
-    /// then a load does so on the CPU, before it copies.
-    fn has_transforms(&self) -> bool {
-        false
-    }
-
-    /// A stream of the application's, by the platform's handle, on which the use of tensors can be recorded.
-    ///
-    /// # Errors
-    /// When it is no stream of this device. The default is that the device knows no such streams.
-    ///
-    /// # Safety
-    /// `raw` is a stream of the platform, and lives as long as what is returned.
-    unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
-        let _ = raw;
-        Err(Error::Device {
-            device: self.name().into(),
-            operation: "use a stream",
-            detail: "the device has no streams of the application's".into(),
-            remedy: "use the addresses of tensors, and drop tensors when what uses them has ended",
-        })
-    }
-
-    /// Makes the device's context the thread's current one, on top of those that were.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    fn push_context(&self) -> Result<()> {
-        Ok(())
-    }
-
-    /// Undoes the last `push_context` on this thread.
-    fn pop_context(&self) {}
-
-    /// Lets this device's kernels and copies address the memory of `peer`.
-    ///
-    /// # Errors
-    /// When the two are not peers, with the reason. The default is that no device has peers.
-    fn enable_peer_access(&self, peer: &dyn Driver) -> Result<()> {
-        Err(not_peers(self.name(), peer.name(), "only CUDA devices have peers"))
-    }
-}
-
-/// Copies in order, with numbered events. Any thread may use it at any time.
-///
-/// Dropping a stream does not wait for it: [`synchronize`](Self::synchronize) first.
-pub trait Stream: Send + Sync {
-    /// Enqueues a copy from host memory to the device.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    ///
-    /// # Safety
-    /// Until an event recorded after it has passed, or the stream is synchronized: `from` is valid for reads and `to`,
-    /// an address in the device's memory, is valid for writes of `bytes` bytes, and nothing else writes either.
-    unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
-
-    /// Enqueues a copy from the device to host memory.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    ///
-    /// # Safety
-    /// As [`copy_to_device`](Self::copy_to_device), with the roles of the two reversed.
-    unsafe fn copy_to_host(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()>;
-
-    /// Enqueues a copy from one place of the device's memory to another.
-    ///
-    /// # Errors
-    /// When the driver refuses. The default is that the device has no such copies.
-    ///
-    /// # Safety
-    /// Until an event recorded after it has passed, or the stream is synchronized: both are ranges of `bytes` bytes of the device's memory
-    /// that do not overlap, and nothing else writes either.
-    unsafe fn copy_on_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
-        let _ = (to, from, bytes);
-        Err(Error::Device {
-            device: "of this stream".into(),
-            operation: "copy on the device",
-            detail: "it has no copies within its memory".into(),
-            remedy: "copy through host memory instead",
-        })
-    }
-
-    /// Enqueues a conversion or a gather, from staging memory or the device's to the device's. Called only where the driver
-    /// [has transforms](Driver::has_transforms); the default is that there are none.
-    ///
-    /// # Errors
-    /// When the driver refuses, or has none.
-    ///
-    /// # Safety
-    /// As [`Transform::on_cpu`], but that the target and the counters are in the device's memory, and the source there or in its staging memory; until an
-    /// event recorded after it has passed, or the stream is synchronized.
-    unsafe fn transform(&self, transform: &Transform) -> Result<()> {
-        Err(Error::Device {
-            device: "of this stream".into(),
-            operation: transform.operation(),
-            detail: "its streams do not transform".into(),
-            remedy: "transform on the CPU, before the copy",
-        })
-    }
-
-    /// Records event number `event`: it passes when everything enqueued so far has ended. Events are made as they are
-    /// first used; use small numbers.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    fn record(&self, event: usize) -> Result<()>;
-
-    /// Waits, without spinning, until event number `event` has passed. One never recorded has passed.
-    ///
-    /// # Errors
-    /// When the work before the event failed; what it wrote is then undefined.
-    fn wait(&self, event: usize) -> Result<()>;
-
-    /// Whether event number `event` has passed; does not wait. One never recorded has passed.
-    ///
-    /// # Errors
-    /// When the work before the event failed; what it wrote is then undefined.
-    fn has_passed(&self, event: usize) -> Result<bool>;
-
-    /// Waits, without spinning, until everything enqueued has ended.
-    ///
-    /// # Errors
-    /// When some of it failed; what it wrote is then undefined.
-    fn synchronize(&self) -> Result<()>;
 }
 
 impl Device {
@@ -276,12 +115,10 @@ impl Device {
 
     #[cfg(feature = "cuda-external")]
     fn of_cuda(driver: cuda::CudaDriver) -> Self {
-        let shares = driver.memory().is_host_accessible();
-        let idle = driver.idle_streams();
-        let device = Self::from_driver(Arc::new(driver));
         // Those of the context: the same however often the device is opened, and not destroyed with any handle. Where the CPU
         // copies, there are others.
-        if shares { device } else { Self { idle, ..device } }
+        let idle = if driver.memory().is_host_accessible() { Arc::default() } else { driver.idle_streams() };
+        Self::open(Arc::new(driver), idle)
     }
 
     /// How many CUDA devices there are; 0 without a driver.
@@ -297,33 +134,43 @@ impl Device {
     /// A few of the driver's streams are kept for reuse, with nothing enqueued on them. They are dropped with the last
     /// clone of the device, which may be that of a tensor, on whatever thread.
     pub fn from_driver(driver: Arc<dyn Driver>) -> Self {
-        let host_accessible = driver.memory().is_host_accessible();
-        Self { idle: Arc::default(), driver, host_accessible }
+        Self::open(driver, Arc::default())
+    }
+
+    fn open(driver: Arc<dyn Driver>, idle: Arc<IdleStreams>) -> Self {
+        let (memory, staging_memory) = (driver.memory(), driver.staging_memory());
+        let (memory_id, is_host_accessible) = (memory.id(), memory.is_host_accessible());
+        Self(Arc::new(Opened { idle, memory, memory_id, is_host_accessible, staging_memory, driver }))
     }
 
     /// What the device is made of.
     pub fn driver(&self) -> &Arc<dyn Driver> {
-        &self.driver
+        &self.0.driver
     }
 
     /// The device's name, such as `host` or `cuda:0`.
     pub fn name(&self) -> &str {
-        self.driver.name()
+        self.0.driver.name()
     }
 
     /// What kind of device it is.
     pub fn kind(&self) -> DeviceKind {
-        self.driver.kind()
+        self.0.driver.kind()
     }
 
     /// Whether the CPU can read and write the device's memory.
     pub fn is_host_accessible(&self) -> bool {
-        self.host_accessible
+        self.0.is_host_accessible
     }
 
     /// The memory that tensors are placed in.
     pub fn memory(&self) -> Arc<dyn Memory> {
-        self.driver.memory()
+        Arc::clone(&self.0.memory)
+    }
+
+    /// Which memory tensors are placed in: tensors of this device lie in memory with this id (Y1).
+    pub(crate) fn memory_id(&self) -> MemoryId {
+        self.0.memory_id
     }
 
     /// The memory that tensors are placed in, of which parts can be exported by such handles: for a pool over it, which loads
@@ -343,23 +190,55 @@ impl Device {
     /// # Errors
     /// When the device or its driver has no such handles, with the reason: a little memory is made to find out.
     pub fn memory_with(&self, handles: HandleTypes) -> Result<Arc<dyn Memory>> {
-        self.driver.memory_with(handles)
+        let memory = self.0.driver.memory_with(handles)?;
+        check_same(&*memory, &*self.0.memory).map_err(|(got, expected)| Error::Device {
+            device: self.name().into(),
+            operation: "make memory that can be exported",
+            detail: format!("its driver made {got}, expected {expected}"),
+            remedy: "correct the driver: the two have one id",
+        })?;
+        Ok(memory)
     }
 
     /// The memory that files are read into on their way to the device: host memory, page-locked where that helps.
     pub fn staging_memory(&self) -> Arc<dyn Memory> {
-        self.driver.staging_memory()
+        Arc::clone(&self.0.staging_memory)
     }
 
     /// A stream on which nothing is enqueued, for the caller alone: one that was kept, or else a new one.
     pub(crate) fn take_stream(&self) -> Result<Box<dyn Stream>> {
-        self.idle.take().map_or_else(|| self.driver.stream(), Ok)
+        self.0.idle.take().map_or_else(|| self.0.driver.stream(), Ok)
+    }
+
+    /// Enqueues work on a stream that no one else uses, and waits until it has ended. `kept` is the memory of the host that the work touches: it comes back
+    /// when the work has ended, and is leaked where the device does not say so, or `enqueue` panics (I1). The device's own memory, and memory of pools, need not
+    /// be kept: pools synchronize it before it is used again (Q3).
+    ///
+    /// # Errors
+    /// When the device refuses the work, or does not say that it has ended.
+    pub(crate) fn run<T>(
+        &self,
+        kept: T,
+        enqueue: impl FnOnce(&dyn Stream, &mut T) -> Result<()>,
+    ) -> Result<T> {
+        let stream = self.take_stream()?;
+        let mut kept = ManuallyDrop::new(kept);
+        let enqueued = enqueue(&*stream, &mut kept);
+        if let Err(error) = stream.synchronize() {
+            tracing::warn!(device = self.name(), %error, "work may still be running: what it touches is never freed");
+            return Err(error);
+        }
+        // T2: it has ended.
+        let kept = ManuallyDrop::into_inner(kept);
+        enqueued?;
+        self.keep_stream(stream);
+        Ok(kept)
     }
 
     /// Keeps a stream that was taken, for whoever asks next. Only one on which nothing has failed, and that has been
     /// synchronized since: any other is to be dropped.
     pub(crate) fn keep_stream(&self, stream: Box<dyn Stream>) {
-        self.idle.put(stream);
+        self.0.idle.put(stream);
     }
 
     /// Makes the device's context the thread's current one until the guard goes; for calling the driver directly with
@@ -377,8 +256,8 @@ impl Device {
     /// # Errors
     /// When the driver refuses.
     pub fn make_current(&self) -> Result<ContextGuard<'_>> {
-        self.driver.push_context()?;
-        Ok(ContextGuard { driver: &*self.driver, thread_bound: PhantomData })
+        self.0.driver.push_context()?;
+        Ok(ContextGuard { driver: &*self.0.driver, thread_bound: PhantomData })
     }
 
     /// A stream of the application's, a `CUstream` for a CUDA device, for [`Tensor::use_on`](crate::Tensor::use_on) and
@@ -392,7 +271,7 @@ impl Device {
     /// `raw` is a stream, or null for the default one, and lives as long as what is returned.
     pub unsafe fn stream_from_raw(&self, raw: *mut c_void) -> Result<Box<dyn OrderedStream>> {
         // SAFETY: passed on.
-        unsafe { self.driver.stream_from_raw(raw) }
+        unsafe { self.0.driver.stream_from_raw(raw) }
     }
 
     /// Lets this device's kernels and copies address the memory of `peer`. Enabling it twice is fine.
@@ -400,7 +279,7 @@ impl Device {
     /// # Errors
     /// When the two are not peers, with the reason.
     pub fn enable_peer_access(&self, peer: &Device) -> Result<()> {
-        self.driver.enable_peer_access(&*peer.driver)
+        self.0.driver.enable_peer_access(&*peer.0.driver)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use tensorhold_allocator::Pool;
 
 use super::memory::Place;
-use super::{ProcessGroup, refused};
+use super::{ProcessGroup, Ranks, refused};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -29,10 +29,11 @@ const WELL: u8 = 1;
 /// # Errors
 /// This rank's own, that another rank has one, or that the group fails.
 pub fn agree<T>(group: &dyn ProcessGroup, device: &Device, pool: &Pool, outcome: Result<T>) -> Result<T> {
-    if group.size() == 1 {
+    let ranks = Ranks::of(group);
+    if ranks.as_ref().is_ok_and(|ranks| ranks.size == 1) {
         return outcome;
     }
-    let failed = tell(group, device, pool, outcome.is_ok());
+    let failed = ranks.and_then(|ranks| tell(group, ranks, device, pool, outcome.is_ok()));
     let outcome = outcome?;
     match failed? {
         None => Ok(outcome),
@@ -44,8 +45,14 @@ pub fn agree<T>(group: &dyn ProcessGroup, device: &Device, pool: &Pool, outcome:
 }
 
 /// Tells all others how it went here, and returns the first rank where it did not go well.
-fn tell(group: &dyn ProcessGroup, device: &Device, pool: &Pool, is_well: bool) -> Result<Option<usize>> {
-    let place = Place::new(group, device, pool)?;
+fn tell(
+    group: &dyn ProcessGroup,
+    ranks: Ranks,
+    device: &Device,
+    pool: &Pool,
+    is_well: bool,
+) -> Result<Option<usize>> {
+    let place = Place::new(group, ranks, device, pool)?;
     let info = || TensorInfo {
         name: "outcome".into(),
         dtype: DType::U8,
@@ -54,9 +61,9 @@ fn tell(group: &dyn ProcessGroup, device: &Device, pool: &Pool, is_well: bool) -
         file: Path::new("").into(),
     };
     let mut first = None;
-    for root in 0..group.size() {
-        let mut outcome = place.upload(info(), &[if is_well { WELL } else { 0 }])?;
-        if root == group.rank() {
+    for root in 0..ranks.size {
+        let mut outcome = place.upload(info(), vec![if is_well { WELL } else { 0 }])?;
+        if root == ranks.own {
             group.broadcast(&outcome)?;
         } else {
             group.recv_broadcast(&mut outcome, root)?;

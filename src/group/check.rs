@@ -5,7 +5,7 @@ use std::path::Path;
 use tensorhold_allocator::Pool;
 
 use super::memory::Place;
-use super::{ProcessGroup, refused};
+use super::{ProcessGroup, Ranks, refused};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -21,10 +21,11 @@ const LENGTHS: [usize; 6] = [0, 1, 7, 256, 4097, 300_001];
 /// That of the first promise that does not hold.
 pub fn check(group: &dyn ProcessGroup, device: &Device) -> Result<()> {
     let pool = Pool::builder(device.memory()).name("group check").build()?;
-    let checker = Checker { group, place: Place::new(group, device, &pool)? };
+    let ranks = Ranks::of(group)?;
+    let checker = Checker { group, ranks, place: Place::new(group, ranks, device, &pool)? };
     group.barrier()?;
     checker.impossible_ranks_are_refused()?;
-    for root in 0..group.size() {
+    for root in 0..ranks.size {
         for length in LENGTHS {
             checker.broadcasts_arrive(root, length)?;
             checker.parts_of_any_lengths_arrive(root, length)?;
@@ -37,6 +38,7 @@ pub fn check(group: &dyn ProcessGroup, device: &Device) -> Result<()> {
 
 struct Checker<'a> {
     group: &'a dyn ProcessGroup,
+    ranks: Ranks,
     place: Place,
 }
 
@@ -54,7 +56,8 @@ impl Checker<'_> {
     fn tensor(&self, bytes: &[u8]) -> Result<Tensor> {
         let (file, shape) = (Path::new("").into(), [bytes.len()][..].into());
         let nbytes = bytes.len() as u64;
-        self.place.upload(TensorInfo { name: "check".into(), dtype: DType::U8, shape, nbytes, file }, bytes)
+        let info = TensorInfo { name: "check".into(), dtype: DType::U8, shape, nbytes, file };
+        self.place.upload(info, bytes.to_vec())
     }
 
     /// Receives so many bytes, over others, and compares them.
@@ -75,7 +78,7 @@ impl Checker<'_> {
 
     fn impossible_ranks_are_refused(&self) -> Result<()> {
         let (group, mut tensor) = (self.group, self.tensor(&[1])?);
-        for rank in [group.rank(), group.size(), usize::MAX] {
+        for rank in [self.ranks.own, self.ranks.size, usize::MAX] {
             let refused = |operation, result: Result<()>| {
                 self.expect(operation, result.is_err(), || format!("rank {rank} was not refused"))
             };
@@ -89,7 +92,7 @@ impl Checker<'_> {
 
     fn broadcasts_arrive(&self, root: usize, length: usize) -> Result<()> {
         let bytes = Self::bytes(root, length);
-        if self.group.rank() == root {
+        if self.ranks.own == root {
             return self.group.broadcast(&self.tensor(&bytes)?);
         }
         self.receive("receive a broadcast", &bytes, |into| self.group.recv_broadcast(into, root))
@@ -97,25 +100,25 @@ impl Checker<'_> {
 
     /// Each rank's part is shorter than the one before, and the last has none.
     fn parts_of_any_lengths_arrive(&self, root: usize, length: usize) -> Result<()> {
-        let size = self.group.size();
+        let Ranks { own, size } = self.ranks;
         let part = |rank: usize| Self::bytes(root + 5 * rank, length * (size - 1 - rank) / size);
-        if self.group.rank() == root {
+        if own == root {
             let parts = (0..size).map(|rank| self.tensor(&part(rank))).collect::<Result<Vec<_>>>()?;
             return self.group.scatter(&parts);
         }
-        self.receive("receive a part", &part(self.group.rank()), |into| self.group.recv_scatter(into, root))
+        self.receive("receive a part", &part(own), |into| self.group.recv_scatter(into, root))
     }
 
     /// Rank 0 sends to each other rank, twice.
     fn sends_arrive_in_order(&self) -> Result<()> {
         let bytes = |rank: usize, turn: usize| Self::bytes(rank + turn, 1000 + 9 * turn);
         for turn in 0..2 {
-            if self.group.rank() > 0 {
-                let expected = bytes(self.group.rank(), turn);
+            if self.ranks.own > 0 {
+                let expected = bytes(self.ranks.own, turn);
                 self.receive("receive", &expected, |into| self.group.recv(into, 0))?;
                 continue;
             }
-            for to in 1..self.group.size() {
+            for to in 1..self.ranks.size {
                 self.group.send(&self.tensor(&bytes(to, turn))?, to)?;
             }
         }
@@ -124,7 +127,7 @@ impl Checker<'_> {
 
     /// From rank to rank, until the first has it back.
     fn tensors_go_round(&self) -> Result<()> {
-        let (rank, size, bytes) = (self.group.rank(), self.group.size(), Self::bytes(77, 5000));
+        let (Ranks { own: rank, size }, bytes) = (self.ranks, Self::bytes(77, 5000));
         if size == 1 {
             return Ok(());
         }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use tensorhold_allocator::{Pool, Request};
 use tensorhold_kernels::Block;
 
-use super::{ProcessGroup, check_ranks, refused};
-use crate::device::{Device, Transform};
+use super::{ProcessGroup, Ranks, refused};
+use crate::device::{Device, Transform, check_same, difference};
 use crate::error::{Error, Result};
-use crate::shape::Shape;
+use crate::shape::{Shape, elements};
 use crate::tensor::{Description, Tensor, TensorInfo, TensorView};
 
 /// Every tensor starts at a multiple of so many bytes.
@@ -20,6 +20,7 @@ const ALIGNMENT: u64 = 256;
 pub(super) struct Place {
     pub(super) device: Arc<Device>,
     pub(super) pool: Pool,
+    pub(super) ranks: Ranks,
 }
 
 /// A part of a tensor, as runs of bytes: one for each index of the dimensions before the one that is cut.
@@ -55,12 +56,11 @@ impl Part {
             return wrong(got, format!("a range within 0..{extent}"), "check the range against the shape");
         }
         let (outer, inner) = (&whole.shape[..dim], &whole.shape[dim + 1..]);
-        let count = |dimensions: &[usize]| dimensions.iter().product::<usize>() as u64;
-        // Fit, since the whole tensor's size in bits was checked when it was parsed; where it has no elements, products of some of its
-        // dimensions may not.
-        let (runs, bits) = match whole.nbytes {
-            0 => (0, 0),
-            _ => (count(outer), count(inner) * u64::from(whole.dtype.bits())),
+        whole.check("cut")?;
+        // Fit, since the whole tensor's size in bits was checked; where it has no elements, products of some of its dimensions may not.
+        let (runs, bits) = match (whole.nbytes, elements(outer), elements(inner)) {
+            (1.., Some(outer), Some(inner)) => (outer, inner * u64::from(whole.dtype.bits())),
+            _ => (0, 0),
         };
         let (start, length) = (range.start as u64 * bits, range.len() as u64 * bits);
         let stride = extent as u64 * bits;
@@ -88,15 +88,18 @@ impl Place {
     /// In that pool.
     ///
     /// # Errors
-    /// When it is not over the device's memory, or the group does not know its ranks.
-    pub(super) fn new(group: &dyn ProcessGroup, device: &Device, pool: &Pool) -> Result<Self> {
-        check_ranks(group)?;
-        let (memory, wanted) = (pool.memory(), device.memory());
-        if memory.name() != wanted.name() {
-            let detail = format!("got a pool over {}, expected one over {}", memory.name(), wanted.name());
-            return Err(refused(group, "place tensors", detail, "make the pool over device.memory()"));
-        }
-        Ok(Self { device: Arc::new(device.clone()), pool: pool.clone() })
+    /// When it is not over the device's memory.
+    pub(super) fn new(group: &dyn ProcessGroup, ranks: Ranks, device: &Device, pool: &Pool) -> Result<Self> {
+        check_same(&**pool.memory(), &*device.memory()).map_err(|(got, expected)| {
+            let detail = format!("got a pool over {got}, expected one over {expected}");
+            refused(group, "place tensors", detail, "make the pool over device.memory()")
+        })?;
+        Ok(Self { device: Arc::new(device.clone()), pool: pool.clone(), ranks })
+    }
+
+    /// This rank.
+    pub(super) fn own(&self) -> usize {
+        self.ranks.own
     }
 
     /// Checks that a tensor is in the device's memory: copies are made there.
@@ -112,20 +115,45 @@ impl Place {
         if self.holds(tensor) {
             return Ok(());
         }
-        let (name, there, here) = (tensor.name(), tensor.device(), &self.device);
-        let detail = format!("got {name:?} in memory of {there}, expected tensors in that of {here}");
+        let (there, here) = difference(&*tensor.device().memory(), &*self.device.memory());
+        let detail = format!("got {:?} in {there}, expected tensors in {here}", tensor.name());
         Err(refused(group, operation, detail, "load each rank's tensors to the device that is given"))
     }
 
     /// Whether a tensor is in the device's memory.
     fn holds(&self, tensor: TensorView<'_>) -> bool {
-        tensor.device().memory().name() == self.pool.memory().name()
+        tensor.device().memory_id() == self.device.memory_id()
     }
 
     /// A tensor whose bytes are not set yet.
     pub(super) fn blank(&self, info: TensorInfo) -> Result<Tensor> {
+        info.check("receive")?;
         let bytes = self.pool.place(Arc::clone(&info.name), Request::new(info.nbytes, ALIGNMENT))?;
-        Ok(Tensor::new(bytes, Arc::new(Description { info, device: Arc::clone(&self.device) })))
+        Tensor::new(bytes, Arc::new(Description { info, device: Arc::clone(&self.device) }))
+    }
+
+    /// A tensor that a group receives.
+    ///
+    /// # Errors
+    /// When there is no memory for it, the group fails, or puts another tensor in its place.
+    pub(super) fn receive(
+        &self,
+        group: &dyn ProcessGroup,
+        info: TensorInfo,
+        receive: impl FnOnce(&mut Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let mut tensor = self.blank(info)?;
+        let description = Arc::clone(tensor.description());
+        receive(&mut tensor)?;
+        if Arc::ptr_eq(tensor.description(), &description) {
+            return Ok(tensor);
+        }
+        let (got, expected) = (tensor.view(), description.info.spelled());
+        let detail = format!(
+            "got {got:?} in the place of the tensor that was to be filled, {:?}: {expected}",
+            description.info.name
+        );
+        Err(refused(group, "receive a tensor", detail, "receive into the tensors that are given"))
     }
 
     /// A copy of a part of a tensor.
@@ -209,26 +237,24 @@ impl Place {
             // target is borrowed mutably, so the two do not overlap.
             return unsafe { transform.on_cpu() };
         }
-        let stream = self.device.take_stream()?;
-        let enqueued = if self.device.driver().has_transforms() {
-            // SAFETY: I1: both stay until the stream has been synchronized below, on the error path too; the target has no other
-            // owner, so nothing else touches it. Both are in the device's memory, as was checked.
-            unsafe { stream.transform(&transform) }
-        } else {
+        self.device.run((), |stream, ()| {
+            if self.device.driver().has_transforms() {
+                // SAFETY: Q1: both are in the device's memory, as was checked. I1: the view keeps the source, and the target has no other owner, which is
+                // borrowed mutably, so nothing else touches it until `run` returns; should the device not say that the work has ended, the pools
+                // of both synchronize their memory before it is used again (Q3).
+                return unsafe { stream.transform(&transform) };
+            }
             (0..runs).try_for_each(|run| {
                 let (at, to) =
                     ((from_start + run * from_stride) as usize, (to_start + run * to_stride) as usize);
                 // SAFETY: as above; each run lies within both, as was checked.
                 unsafe { stream.copy_on_device(target.wrapping_add(to), source.wrapping_add(at), bytes) }
             })
-        };
-        stream.synchronize().and(enqueued)?;
-        self.device.keep_stream(stream);
-        Ok(())
+        })
     }
 
     /// A tensor with these bytes, which are as long as its info says.
-    pub(super) fn upload(&self, info: TensorInfo, bytes: &[u8]) -> Result<Tensor> {
+    pub(super) fn upload(&self, info: TensorInfo, bytes: Vec<u8>) -> Result<Tensor> {
         let mut tensor = self.blank(info)?;
         let device = Arc::clone(&self.device);
         if tensor.nbytes() != bytes.len() as u64 {
@@ -237,15 +263,14 @@ impl Place {
         }
         let Some(mut target) = tensor.get_mut() else { return Ok(tensor) };
         if device.is_host_accessible() {
-            target.as_bytes_mut()?.copy_from_slice(bytes);
+            target.as_bytes_mut()?.copy_from_slice(&bytes);
             return Ok(tensor);
         }
-        let stream = device.take_stream()?;
-        // SAFETY: I1: both are as long, and stay until the stream has been synchronized, on the error path too.
-        let copied =
-            unsafe { stream.copy_to_device(target.as_mut_ptr(), bytes.as_ptr(), bytes.len() as u64) };
-        stream.synchronize().and(copied)?;
-        device.keep_stream(stream);
+        device.run(bytes, |stream, bytes| {
+            // SAFETY: Q1, Y1: the target is the device's memory, and as long as the bytes, as was checked. I1: `run` keeps the bytes until the copy has ended; the
+            // target's only owner is borrowed mutably, and its pool synchronizes it before it is used again (Q3).
+            unsafe { stream.copy_to_device(target.as_mut_ptr(), bytes.as_ptr(), bytes.len() as u64) }
+        })?;
         Ok(tensor)
     }
 }

@@ -43,6 +43,9 @@ pub use self::single::SingleGroup;
 /// holds when the call returns stays valid, and keeps its memory.
 ///
 /// Calls come from one thread at a time, and block (K2). Ranks are counted from 0.
+///
+/// The trait is safe to implement: a group that breaks a promise makes wrong tensors or errors, and no wrong access to memory. What it says of its ranks is
+/// asked once, and what it receives into is checked to be what it was given.
 pub trait ProcessGroup: Send + Sync + fmt::Debug {
     /// This rank, below [`size`](Self::size).
     fn rank(&self) -> usize;
@@ -105,13 +108,36 @@ pub trait ProcessGroup: Send + Sync + fmt::Debug {
     fn recv(&self, into: &mut Tensor, from: usize) -> Result<()>;
 }
 
-/// Checks that a group knows its ranks, which others count on.
-pub(crate) fn check_ranks(group: &dyn ProcessGroup) -> Result<()> {
-    if group.rank() < group.size() {
-        return Ok(());
+/// What a group has said of its ranks, once: the trait is safe, and may say something else the next time (I7).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ranks {
+    /// Below the size.
+    pub(crate) own: usize,
+    /// 1 to [`MAX_RANKS`].
+    pub(crate) size: usize,
+}
+
+/// More than any job has. A part is described for each.
+const MAX_RANKS: usize = 1 << 20;
+
+impl Ranks {
+    /// Asks a group.
+    ///
+    /// # Errors
+    /// When it does not know its ranks.
+    pub(crate) fn of(group: &dyn ProcessGroup) -> Result<Self> {
+        let (own, size) = (group.rank(), group.size());
+        if own < size && size <= MAX_RANKS {
+            return Ok(Self { own, size });
+        }
+        Err(Error::Group {
+            operation: "know the ranks",
+            rank: own,
+            size,
+            detail: format!("expected a rank below the size, and a size of 1 to {MAX_RANKS}"),
+            remedy: "correct the group's implementation",
+        })
     }
-    let detail = "expected a rank below the size, which is at least 1";
-    Err(refused(group, "know the ranks", detail, "correct the group's implementation"))
 }
 
 /// The error of a group that cannot do as asked.

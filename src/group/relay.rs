@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tensorhold_allocator::Pool;
 
 use super::memory::Place;
-use super::{ProcessGroup, refused};
+use super::{ProcessGroup, Ranks, refused};
 use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::{Tensor, TensorInfo};
@@ -29,7 +29,7 @@ impl<I: Iterator<Item = Result<Tensor>>> Relay<I> {
     /// over the device's memory.
     ///
     /// # Errors
-    /// When an owner is no rank, or the pool is over other memory.
+    /// When an info's bytes are not those of its type and shape, an owner is no rank, or the pool is over other memory.
     pub fn new(
         group: Arc<dyn ProcessGroup>,
         device: &Device,
@@ -37,8 +37,9 @@ impl<I: Iterator<Item = Result<Tensor>>> Relay<I> {
         order: Vec<(TensorInfo, usize)>,
         local: I,
     ) -> Result<Self> {
-        let place = Place::new(&*group, device, pool)?;
-        if let Some((info, owner)) = order.iter().find(|(_, owner)| *owner >= group.size()) {
+        let place = Place::new(&*group, Ranks::of(&*group)?, device, pool)?;
+        order.iter().try_for_each(|(info, _)| info.check("relay"))?;
+        if let Some((info, owner)) = order.iter().find(|(_, owner)| *owner >= place.ranks.size) {
             let detail = format!("tensor {:?} is said to be on rank {owner}, which there is not", info.name);
             return Err(refused(&*group, "relay tensors", detail, "count ranks from 0"));
         }
@@ -72,14 +73,12 @@ impl<I: Iterator<Item = Result<Tensor>>> Relay<I> {
     }
 
     fn give(&mut self, info: TensorInfo, owner: usize) -> Result<Tensor> {
-        if owner == self.group.rank() {
+        if owner == self.place.own() {
             let tensor = self.own(&info)?;
             self.group.broadcast(&tensor)?;
             return Ok(tensor);
         }
-        let mut tensor = self.place.blank(info)?;
-        self.group.recv_broadcast(&mut tensor, owner)?;
-        Ok(tensor)
+        self.place.receive(&*self.group, info, |tensor| self.group.recv_broadcast(tensor, owner))
     }
 }
 

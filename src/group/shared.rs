@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tensorhold_allocator::Pool;
 
 use super::memory::{Part, Place};
-use super::{ProcessGroup, Relay, chunk, refused};
+use super::{ProcessGroup, Ranks, Relay, chunk, refused};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorInfo};
@@ -52,7 +52,7 @@ impl Shared {
     /// from others is placed in the pool, which is over the device's memory.
     ///
     /// # Errors
-    /// When an owner is no rank, a name comes twice, or this rank's tensors are not those that it is said to have, or not in the device's memory.
+    /// When an info's bytes are not those of its type and shape, an owner is no rank, a name comes twice, or this rank's tensors are not those that it is said to have, or not in the device's memory.
     pub fn new(
         group: Arc<dyn ProcessGroup>,
         device: &Device,
@@ -60,11 +60,12 @@ impl Shared {
         tensors: impl IntoIterator<Item = (TensorInfo, usize)>,
         local: impl IntoIterator<Item = Tensor>,
     ) -> Result<Self> {
-        let place = Place::new(&*group, device, pool)?;
+        let place = Place::new(&*group, Ranks::of(&*group)?, device, pool)?;
         let wrong = |detail: String, remedy| Err(refused(&*group, "share tensors", detail, remedy));
         let (mut entries, mut by_name) = (Vec::new(), HashMap::new());
         for (info, owner) in tensors {
-            if owner >= group.size() {
+            info.check("share")?;
+            if owner >= place.ranks.size {
                 let detail =
                     format!("tensor {:?} is said to be on rank {owner}, which there is not", info.name);
                 return wrong(detail, "count ranks from 0");
@@ -78,7 +79,7 @@ impl Shared {
         for tensor in local {
             place.check(tensor.view(), "share tensors", &*group)?;
             let entry = by_name.get(tensor.name()).map(|&number: &usize| &mut entries[number]);
-            let expected = |entry: &Entry| entry.owner == group.rank() && entry.info.is_like(tensor.info());
+            let expected = |entry: &Entry| entry.owner == place.own() && entry.info.is_like(tensor.info());
             match entry {
                 Some(entry) if expected(entry) => entry.tensor = Some(tensor),
                 _ => {
@@ -88,8 +89,7 @@ impl Shared {
                 }
             }
         }
-        if let Some(entry) =
-            entries.iter().find(|entry| entry.owner == group.rank() && entry.tensor.is_none())
+        if let Some(entry) = entries.iter().find(|entry| entry.owner == place.own() && entry.tensor.is_none())
         {
             let detail = format!("this rank is said to have {:?}, and has not", entry.info.name);
             return wrong(detail, "give every rank the same list of tensors and owners");
@@ -131,14 +131,12 @@ impl Shared {
     /// When there is none of that name, its memory cannot be had, or the group fails.
     pub fn broadcast(&self, name: &str) -> Result<Tensor> {
         let entry = self.entry(name)?;
-        if entry.owner == self.group.rank() {
+        if entry.owner == self.place.own() {
             let tensor = entry.here()?;
             self.group.broadcast(tensor)?;
             return Ok(tensor.clone());
         }
-        let mut tensor = self.place.blank(entry.info.clone())?;
-        self.group.recv_broadcast(&mut tensor, entry.owner)?;
-        Ok(tensor)
+        self.receive(&entry.info, |tensor| self.group.recv_broadcast(tensor, entry.owner))
     }
 
     /// This rank's part of the tensor, of as many as there are ranks, along dimension `dim`, as [`chunk`] cuts it: the last parts may be shorter, or have
@@ -149,38 +147,29 @@ impl Shared {
     pub fn shard(&self, name: &str, dim: usize) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let parts = self.parts(&entry.info, dim)?;
-        let own = self.group.rank();
+        let Ranks { own, size } = self.place.ranks;
+        // There is a part for each rank, and so for this one.
+        let missing =
+            || refused(&*self.group, "share tensors", "this rank has no part", "report this as a bug");
         if entry.owner != own {
-            let Some(part) = parts.get(own) else {
-                let detail = format!("got rank {own}, expected one of {}", parts.len());
-                return Err(refused(
-                    &*self.group,
-                    "share tensors",
-                    detail,
-                    "correct the group's implementation",
-                ));
-            };
-            let mut tensor = self.place.blank(part.info.clone())?;
-            self.group.recv_scatter(&mut tensor, entry.owner)?;
-            return Ok(tensor);
+            let part = parts.get(own).ok_or_else(missing)?;
+            return self.receive(&part.info, |tensor| self.group.recv_scatter(tensor, entry.owner));
         }
         let whole = entry.here()?;
-        if self.group.size() == 1 {
+        if size == 1 {
             return Ok(whole.clone());
         }
         // What is one run is sent from where it is; what this rank keeps is a copy, so that it does not keep the whole.
         let cut = |(rank, part): (usize, &Part)| match part.runs {
-            1 if rank != own => whole.narrow(
-                dim,
-                part_range(&entry.info, dim, rank, self.group.size()).start,
-                part.info.shape[dim],
-            ),
+            1 if rank != own => {
+                whole.narrow(dim, part_range(&entry.info, dim, rank, size).start, part.info.shape[dim])
+            }
             _ if rank != own && part.is_whole() => Ok(whole.clone()),
             _ => self.place.copy(whole.view(), part),
         };
         let parts = parts.iter().enumerate().map(cut).collect::<Result<Vec<_>>>()?;
         self.group.scatter(&parts)?;
-        Ok(parts[own].clone())
+        parts.get(own).cloned().ok_or_else(missing)
     }
 
     /// This rank's [parts](Self::shard) of several tensors, side by side along dimension `dim`: as the columns of a fused projection are had. The
@@ -228,7 +217,8 @@ impl Shared {
             return Err(Error::Tensor { operation: "join", name, got, expected, remedy });
         };
         joined.shape[dim] = extent;
-        joined.nbytes = shards.iter().map(Tensor::nbytes).sum();
+        joined.nbytes = shards.iter().fold(0, |sum, shard| shard.nbytes().saturating_add(sum));
+        joined.check("join")?;
         let mut start = 0;
         let place = |shard: Tensor| {
             let range = start..start + shard.shape()[dim];
@@ -244,8 +234,8 @@ impl Shared {
     /// # Errors
     /// When there is none of that name, or no rank `to`; its memory cannot be had, or the group fails.
     pub fn push(&self, name: &str, to: usize) -> Result<Option<Tensor>> {
-        let (entry, own) = (self.entry(name)?, self.group.rank());
-        if to >= self.group.size() {
+        let (entry, Ranks { own, size }) = (self.entry(name)?, self.place.ranks);
+        if to >= size {
             let detail = format!("got rank {to}, expected one that there is");
             return Err(refused(&*self.group, "push a tensor", detail, "count ranks from 0"));
         }
@@ -258,9 +248,7 @@ impl Shared {
         if to != own {
             return Ok(None);
         }
-        let mut tensor = self.place.blank(entry.info.clone())?;
-        self.group.recv(&mut tensor, entry.owner)?;
-        Ok(Some(tensor))
+        self.receive(&entry.info, |tensor| self.group.recv(tensor, entry.owner)).map(Some)
     }
 
     /// Every tensor in the order of [`names`](Self::names), [broadcast](Self::broadcast) when its turn comes. This rank gives up its own hold of a
@@ -275,9 +263,14 @@ impl Shared {
         Relay::of(group, place, order, local.into_iter())
     }
 
+    /// A tensor that the group receives.
+    fn receive(&self, info: &TensorInfo, receive: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<Tensor> {
+        self.place.receive(&*self.group, info.clone(), receive)
+    }
+
     /// The parts of all ranks.
     fn parts(&self, info: &TensorInfo, dim: usize) -> Result<Vec<Part>> {
-        let size = self.group.size();
+        let size = self.place.ranks.size;
         (0..size).map(|rank| Part::new(info, dim, part_range(info, dim, rank, size))).collect()
     }
 

@@ -10,11 +10,12 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tensorhold_allocator::{Bytes, Fragment, Memory, Pool};
+use tensorhold_allocator::{Bytes, Fragment, Pool};
 
 use super::fill::{Fill, queue_refused};
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
+use super::prepare::check_pool;
 use super::staging::{self, Budget};
 use crate::device::{ContextGuard, DeviceKind};
 use crate::error::{Error, Result};
@@ -171,13 +172,10 @@ impl Readers {
 fn scratch_pool(fill: &Fill<'_>, cufile: &Arc<CuFile>) -> Result<Pool> {
     let memory = Registered::new(fill.device, cufile);
     match fill.scratch {
-        Some(pool) if pool.memory().name() != memory.name() => Err(Error::Option {
-            option: "scratch",
-            got: format!("a pool over {}", pool.memory().name()),
-            expected: format!("one over {}", memory.name()),
-            remedy: "make it over gds_memory of the device",
-        }),
-        Some(pool) => Ok(pool.clone()),
+        Some(pool) => {
+            check_pool("scratch", pool, &memory, "make it over gds_memory of the device")?;
+            Ok(pool.clone())
+        }
         // A region for just the slots: it is registered whole.
         None => Ok(Pool::builder(Arc::new(memory))
             .name(format!("scratch for {}", fill.device))

@@ -199,10 +199,14 @@ fn scratch_of_a_pool_is_registered_once_for_many_loads() {
         registered.push(fakes.fake.get("buffer_bytes"));
     }
     assert!(registered[0] > 0 && registered[2] == registered[0], "{registered:?}");
-    let other = pool_for(&device);
-    let loader = Loader::new(device).files([&path]).backend(REQUIRED).scratch(&other).engines(engines);
-    let message = loader.load().unwrap_err().to_string();
-    assert!(message.contains("option scratch") && message.contains("gds_memory"), "{message}");
+    // Neither the device's memory does, nor what another library has registered of it, by the same name.
+    let elsewhere = Arc::new(Registered::new(&device, &Fakes::new(Fake::new()).open().unwrap()));
+    assert_eq!(elsewhere.name(), scratch.memory().name());
+    for other in [pool_for(&device), Pool::builder(elsewhere).build().unwrap()] {
+        let loader = Loader::new(device.clone()).files([&path]).backend(REQUIRED).scratch(&other);
+        let message = loader.engines(engines.clone()).load().unwrap_err().to_string();
+        assert!(message.contains("option scratch") && message.contains("gds_memory"), "{message}");
+    }
     scratch.trim_to(0);
     fakes.fake.assert_nothing_left();
 }
@@ -361,7 +365,7 @@ fn no_room_is_lost_where_cufile_gets_no_scratch() {
     for (fails, staging) in [(false, 2 << 20), (true, 2 << 20), (false, 8 << 20), (true, 8 << 20)] {
         let fakes = if fails { direct() } else { Fakes::new(Fake::new()) };
         let device = staged_host::device();
-        let memory: Arc<dyn Memory> = Arc::new(Registered::new(&device, &fakes.fake.open().unwrap()));
+        let memory: Arc<dyn Memory> = Arc::new(Registered::new(&device, &fakes.open().unwrap()));
         let scratch = Pool::builder(memory).limit_bytes(4096).build().unwrap();
         let uring = Faults { queue: Some(libc::ENOSYS), ..Faults::default() };
         let (engines, _fakes) = engines(fakes);

@@ -7,9 +7,9 @@
 //! pins little.
 //!
 //! # Invariants
-//! - **L1** The event with a slot's number is recorded after each copy out of the slot, and has passed before the slot
-//!   is handed out again.
-//! - The slots are fragments of a pool, so that they too go back only when the memory has been synchronized (I1),
+//! - **L1** The event with a slot's number is recorded after each copy out of the slot, and has passed (T3) before the slot
+//!   is handed out again. A slot of which something failed is not handed out again.
+//! - The slots are fragments of a pool, so that they too go back only when the memory has been synchronized (I1, Q3),
 //!   whatever else fails.
 
 use std::collections::VecDeque;

@@ -13,7 +13,7 @@ use super::headers::Opened;
 use super::options::{Cores, Options, Readers};
 use super::run::Run;
 use super::staging::StagingMemory;
-use crate::device::Device;
+use crate::device::{Device, check_same};
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind};
 use crate::report::Times;
@@ -144,12 +144,28 @@ fn open_pool(device: &Device, options: &Options) -> Result<Pool> {
 /// A pool that is not the load's own, if it is over that memory.
 pub(super) fn shared(option: &'static str, pool: Option<&Pool>, memory: &dyn Memory) -> Result<Option<Pool>> {
     match pool {
-        Some(pool) if pool.memory().name() != memory.name() => Err(Error::Option {
-            option,
-            got: format!("a pool over {}", pool.memory().name()),
-            expected: format!("one over {}", memory.name()),
-            remedy: "make it over device.memory() or, for staging, device.staging_memory()",
-        }),
-        pool => Ok(pool.cloned()),
+        Some(pool) => {
+            let remedy = "make it over device.memory() or, for staging, device.staging_memory()";
+            check_pool(option, pool, memory, remedy).map(|()| Some(pool.clone()))
+        }
+        None => Ok(None),
     }
+}
+
+/// Checks that a pool is over that memory (M4).
+///
+/// # Errors
+/// When it is not, whatever the names are.
+pub(super) fn check_pool(
+    option: &'static str,
+    pool: &Pool,
+    memory: &dyn Memory,
+    remedy: &'static str,
+) -> Result<()> {
+    check_same(&**pool.memory(), memory).map_err(|(got, expected)| Error::Option {
+        option,
+        got: format!("a pool over {got}"),
+        expected: format!("one over {expected}"),
+        remedy,
+    })
 }

@@ -8,10 +8,11 @@
 //!
 //! # Invariants
 //! - **G1** A slot is one group's at a time. It is free when the event with its number, recorded after the last copy out of
-//!   it, has passed, or when nothing was copied out of it. What is left to others is free, and not used here again.
+//!   it, has passed (T3), or when nothing was copied out of it. What is left to others is free, and not used here again. A slot of which something
+//!   failed is never free.
 //! - **G2** A job's place in a slot is written by the reader that claimed the job, before it counts the job as done; the
 //!   copy is submitted by the reader that counts the last one, after it has seen all others' counts.
-//! - The slots are fragments of a pool, so that they too go back only when the memory has been synchronized (I1),
+//! - The slots are fragments of a pool, so that they too go back only when the memory has been synchronized (I1, Q3),
 //!   whatever else fails.
 
 use std::collections::VecDeque;

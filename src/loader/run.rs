@@ -140,11 +140,12 @@ impl Run {
         let check = || described.check(&self.batch.files);
         let place = || self.batch.place(reserved, labels);
         let (names, placed) = beside(self.batch.len(), "tensorhold-check", check, place);
-        let tensors = placed.map(|fragments| {
+        let tensors = placed.and_then(|fragments| {
             let mut tensors = Vec::with_capacity(fragments.len());
-            let described = fragments.into_iter().zip(described.into_descriptions());
-            tensors.extend(described.map(|(bytes, description)| Tensor::new(bytes, description)));
-            tensors
+            for (bytes, description) in fragments.into_iter().zip(described.into_descriptions()) {
+                tensors.push(Tensor::new(bytes, description)?);
+            }
+            Ok(tensors)
         });
         Made { tensors, metadata, names }
     }

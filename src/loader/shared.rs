@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Loader;
 use crate::error::{Error, Result};
-use crate::group::{ProcessGroup, Shared, check_ranks};
+use crate::group::{ProcessGroup, Ranks, Shared};
 use crate::tensor::TensorInfo;
 
 impl Loader {
@@ -21,7 +21,7 @@ impl Loader {
     /// # Errors
     /// As [`load`](Self::load), and when tensors are cut, or the group does not know its ranks.
     pub fn load_shared(mut self, group: Arc<dyn ProcessGroup>) -> Result<Shared> {
-        check_ranks(&*group)?;
+        let Ranks { own: rank, size } = Ranks::of(&*group)?;
         if !self.options.asked.cuts.is_empty() {
             let (got, expected) = ("parts of tensors".into(), "whole tensors".into());
             return Err(Error::Option {
@@ -33,11 +33,11 @@ impl Loader {
         }
         let callback = self.callback.take();
         let checkpoint = self.open()?;
-        let rank_of = |(n, file): (usize, &Path)| (file.to_path_buf(), n % group.size());
+        let rank_of = |(n, file): (usize, &Path)| (file.to_path_buf(), n % size);
         let owners: HashMap<_, _> = checkpoint.files().enumerate().map(rank_of).collect();
         let owner = move |info: &TensorInfo| owners.get(&*info.file).copied().unwrap_or(0);
         let tensors: Vec<_> = checkpoint.tensors().map(|info| (info.clone(), owner(info))).collect();
-        let (device, rank) = (checkpoint.device().clone(), group.rank());
+        let device = checkpoint.device().clone();
         let mut loader = checkpoint.loader().select(move |info| owner(info) == rank);
         loader.callback = callback;
         let weights = loader.load()?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tensorhold_allocator::{Fragment, Pool, Request};
 
 use super::change::Changes;
-use crate::device::{Device, Stream};
+use crate::device::Device;
 use crate::error::Result;
 use crate::report::Converted;
 
@@ -71,37 +71,22 @@ impl OnDevice {
         let request = Request::new((count * size_of::<u64>()) as u64, 256);
         let opened =
             Self { device: device.clone(), counters: pool.place("counters of conversions", request)? };
-        let zeroes = vec![0_u64; count];
-        opened.with_stream(|stream| {
-            // SAFETY: both are as long, and no one else's; they stay until the stream has been synchronized.
-            unsafe {
-                stream.copy_to_device(
-                    opened.counters.as_ptr().cast_mut(),
-                    zeroes.as_ptr().cast(),
-                    opened.counters.len(),
-                )
-            }
+        device.run(vec![0_u64; count], |stream, zeroes| {
+            let to = opened.counters.as_ptr().cast_mut();
+            // SAFETY: Q1: the target is in the device's memory. Both are as long, and no one else's; `run` keeps the source until the copy has ended, and the
+            // target's pool synchronizes it before it is used again (Q3).
+            unsafe { stream.copy_to_device(to, zeroes.as_ptr().cast(), opened.counters.len()) }
         })?;
         Ok(opened)
     }
 
     fn read(&self) -> Result<Vec<u64>> {
-        let mut counters = vec![0_u64; self.counters.len() as usize / size_of::<u64>()];
-        self.with_stream(|stream| {
-            // SAFETY: as above; what added to the counters has ended.
+        let counters = vec![0_u64; self.counters.len() as usize / size_of::<u64>()];
+        self.device.run(counters, |stream, counters| {
+            // SAFETY: as above, the other way round; what added to the counters has ended.
             unsafe {
                 stream.copy_to_host(counters.as_mut_ptr().cast(), self.counters.as_ptr(), self.counters.len())
             }
-        })?;
-        Ok(counters)
-    }
-
-    /// Copies, and waits for it, after an error too.
-    fn with_stream(&self, copy: impl FnOnce(&dyn Stream) -> Result<()>) -> Result<()> {
-        let stream = self.device.take_stream()?;
-        let copied = copy(&*stream);
-        stream.synchronize().and(copied)?;
-        self.device.keep_stream(stream);
-        Ok(())
+        })
     }
 }

@@ -1,9 +1,8 @@
 //! Writing the bytes of a draft, by several threads.
 
 use std::ops::Range;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tensorhold_allocator::{Fragment, Pool, Request};
@@ -106,7 +105,7 @@ impl Pools {
 }
 
 fn is_same(a: &Device, b: &Device) -> bool {
-    ptr::addr_eq(a.driver(), b.driver())
+    Arc::ptr_eq(a.driver(), b.driver())
 }
 
 /// One thread's way from a device to files.
@@ -134,9 +133,12 @@ impl Writer<'_> {
             Source::Tensor(tensor) => match tensor.as_bytes() {
                 Ok(all) => self.draft.write_at(part.shard, at, slice(all, offset, end)),
                 Err(_) => {
-                    let draft = self.draft;
-                    let bytes = self.lane(tensor.device())?.read(tensor, offset, bytes)?;
-                    draft.write_at(part.shard, at, bytes)
+                    // One on which something failed is not used again.
+                    let mut lane = self.take_lane(tensor.device())?;
+                    let bytes = lane.read(tensor, offset, bytes)?;
+                    self.draft.write_at(part.shard, at, bytes)?;
+                    self.lanes.push(lane);
+                    Ok(())
                 }
             },
             Source::Fill(fill) => {
@@ -154,25 +156,17 @@ impl Writer<'_> {
     }
 
     /// The lane from a device.
-    fn lane(&mut self, device: &Device) -> Result<&mut Lane> {
-        let place = match self.lanes.iter().position(|lane| is_same(&lane.device, device)) {
-            Some(place) => place,
-            None => {
-                let (stream, buffer) = (device.take_stream()?, self.pools.buffer(device)?);
-                self.lanes.push(Lane { device: device.clone(), stream, buffer });
-                self.lanes.len() - 1
-            }
-        };
-        Ok(&mut self.lanes[place])
+    fn take_lane(&mut self, device: &Device) -> Result<Lane> {
+        if let Some(place) = self.lanes.iter().position(|lane| is_same(&lane.device, device)) {
+            return Ok(self.lanes.swap_remove(place));
+        }
+        Ok(Lane { device: device.clone(), stream: device.take_stream()?, buffer: self.pools.buffer(device)? })
     }
 
-    /// Keeps the streams for others.
+    /// Keeps the streams for others: each was synchronized after its last copy, and none has failed.
     fn end(self) {
         for Lane { device, stream, .. } in self.lanes {
-            // One on which something failed is not kept.
-            if stream.synchronize().is_ok() {
-                device.keep_stream(stream);
-            }
+            device.keep_stream(stream);
         }
     }
 }
@@ -182,8 +176,9 @@ impl Lane {
     fn read(&mut self, tensor: &TensorView<'_>, offset: u64, bytes: u64) -> Result<&[u8]> {
         let from = tensor.as_ptr().wrapping_add(offset as usize);
         let to = self.buffer.as_ptr().cast_mut();
-        // SAFETY: I1: the view keeps the source, and the chunk lies within it. The buffer is this lane's alone and at least as long; it stays until the
-        // stream has been synchronized below or, should that fail, until its pool has synchronized the memory.
+        // SAFETY: Q1, Y1: the source is in the device's memory, and Q2: the buffer in its staging memory. I1: the view keeps the source, and the chunk lies within
+        // it (Y2). The buffer is this lane's alone and at least as long; it stays until the stream has been synchronized below (T2) or, should
+        // that fail or a stream panic, until its pool has synchronized the memory (Q3).
         let copied = unsafe { self.stream.copy_to_host(to, from, bytes) };
         self.stream.synchronize().and(copied)?;
         let Some(whole) = self.buffer.as_bytes() else {

@@ -55,7 +55,9 @@ impl TensorView<'_> {
     pub fn dlpack_device(&self) -> Result<DLDevice> {
         let device = |device_type, device_id| Ok(DLDevice { device_type, device_id });
         match self.device().kind() {
-            DeviceKind::Host | DeviceKind::Pinned => device(DLDeviceType::CPU, 0),
+            DeviceKind::Host | DeviceKind::Pinned if self.device().is_host_accessible() => {
+                device(DLDeviceType::CPU, 0)
+            }
             DeviceKind::Cuda(ordinal) if i32::try_from(ordinal).is_ok() => {
                 device(DLDeviceType::CUDA, ordinal as i32)
             }
@@ -78,12 +80,17 @@ impl Tensor {
         self.clone().managed(DlpackFlags::READ_ONLY)
     }
 
-    /// Hands the tensor over, as DLPack's structure of version 1: for reading and writing if this is its only owner, else flagged as read-only.
+    /// Hands the tensor over, as DLPack's structure of version 1: for reading and writing if this is its only owner and every recorded use on
+    /// a stream has ended, else flagged as read-only.
     ///
     /// # Errors
     /// When DLPack has no number for the device.
-    pub fn into_dlpack(self) -> Result<versioned::Dlpack> {
-        let flags = if self.is_shared() { DlpackFlags::READ_ONLY } else { DlpackFlags::empty() };
+    pub fn into_dlpack(mut self) -> Result<versioned::Dlpack> {
+        // `get_mut` sees all that former owners have done, and refuses while a use on a stream may be under way.
+        let flags = match self.get_mut() {
+            Some(_) => DlpackFlags::empty(),
+            None => DlpackFlags::READ_ONLY,
+        };
         self.managed(flags)
     }
 
@@ -112,7 +119,8 @@ impl Tensor {
         // SAFETY: the only flag that promises something of ours is READ_ONLY, which is always right to set.
         unsafe { managed.set_flags_unchecked(flags) };
         // SAFETY: shape and strides are of the allocation; the tensor in it keeps the bytes alive (I1) until the deleter drops it, and has as many as shape
-        // and type say. Only who was handed the sole owner is told that it may write, and no view of it is left then, since those borrow.
+        // and type say (Y2), at addresses that a device of that kind and number has (Y1, Q4). Only who was handed the sole owner, of which no use is under way, is
+        // told that it may write, and no view of it is left then, since those borrow.
         Ok(unsafe { managed.finish() })
     }
 }

@@ -42,7 +42,7 @@ impl<'a> TensorView<'a> {
     /// is one of the tensor's device.
     ///
     /// # Errors
-    /// When the tensor is not on a CUDA device, the stream is another device's, the dtype is not that of `T`, or the driver refuses.
+    /// When the tensor is not on a CUDA device or the CPU shares its memory, the stream is another device's, the dtype is not that of `T`, or the driver refuses.
     pub fn lend<T: Element>(&self, stream: &Arc<CudaStream>) -> Result<Lent<'a, T>> {
         self.check_element::<T>()?;
         self.lend_as(stream, size_of::<T>())
@@ -67,6 +67,15 @@ impl<'a> TensorView<'a> {
                 remedy,
             ));
         }
+        if self.device().is_host_accessible() {
+            // What is lent may be written to after it has been given back, by work that is still enqueued; the CPU would read it meanwhile.
+            return Err(self.error(
+                "lend to cudarc",
+                format!("memory of {} that the CPU shares", self.device()),
+                "memory that only the device uses",
+                "give kernels its address, and synchronize the stream before the CPU reads it",
+            ));
+        }
         let refused = |error| {
             self.error(
                 "lend to cudarc",
@@ -80,7 +89,7 @@ impl<'a> TensorView<'a> {
             stream.context().new_event(None).map_err(refused)?;
         }
         let (address, elements) = (self.as_ptr() as u64, self.nbytes() as usize / element_bytes);
-        // SAFETY: I1: the view borrows the tensor for 'a, and its memory is as long. Every bit pattern of its bytes is an element, for
+        // SAFETY: I1: the view borrows the tensor for 'a, and its memory is as long (Y2). Q4: its address is one of the stream's device. Every bit pattern of its bytes is an element, for
         // `Element` types and bytes. The slice does not free it: see `Drop`.
         let slice = unsafe { stream.upgrade_device_ptr::<T>(address, elements) };
         Ok(Lent { slice: ManuallyDrop::new(slice), view: *self })
@@ -88,7 +97,8 @@ impl<'a> TensorView<'a> {
 }
 
 impl TensorViewMut<'_> {
-    /// Lends the tensor to cudarc for writing; see [`TensorView::lend`].
+    /// Lends the tensor to cudarc for writing; see [`TensorView::lend`]. Work that is enqueued on the stream may write after the slice has gone: synchronize the
+    /// stream before the tensor is read on another, by [`to_host`](TensorView::to_host) for one.
     ///
     /// # Errors
     /// As [`TensorView::lend`].

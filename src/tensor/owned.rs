@@ -7,7 +7,8 @@ use tensorhold_allocator::{Fragment, OrderedStream, StreamUse};
 use super::{Description, TensorInfo, TensorView, TensorViewMut};
 use crate::device::Device;
 use crate::dtype::{DType, Element};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::shape::elements;
 
 /// A tensor that keeps its own bytes alive, and nothing else's: `'static`, `Send` and `Sync`, four words.
 ///
@@ -20,9 +21,24 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// `bytes` is memory of the description's device and as long as its `nbytes`.
-    pub(crate) fn new(bytes: Fragment, description: Arc<Description>) -> Self {
-        Self { bytes, description }
+    /// A tensor of memory that was placed for it.
+    ///
+    /// # Errors
+    /// When the memory is not that of the description's device (Y1), or not as long as the description says (Y2).
+    pub(crate) fn new(bytes: Fragment, description: Arc<Description>) -> Result<Self> {
+        let (info, device) = (&description.info, &description.device);
+        info.check("make a tensor")?;
+        if bytes.memory_id() != device.memory_id() || bytes.len() != info.nbytes {
+            let (id, length) = (bytes.memory_id(), bytes.len());
+            return Err(Error::Tensor {
+                operation: "make a tensor",
+                name: info.name.to_string(),
+                got: format!("{length} bytes of memory {id}"),
+                expected: format!("{} bytes of memory {}, that of {device}", info.nbytes, device.memory_id()),
+                remedy: "place it in a pool over device.memory()",
+            });
+        }
+        Ok(Self { bytes, description })
     }
 
     /// Borrows the tensor.
@@ -62,9 +78,11 @@ impl Tensor {
             let got = format!("dimension {dimension} of shape {:?}", info.shape);
             return error(got, "one run of bytes".into(), "narrow dimension 0, or copy what you need");
         }
-        // The size of one index in bits: fits, since the whole tensor's size in bits was checked when it was parsed.
-        let inner = info.shape[dimension + 1..].iter().product::<usize>() as u64;
-        let bits = inner * u64::from(info.dtype.bits());
+        // By Y2 the whole tensor's size in bits fits, and so does that of an index of one that has elements. Others have no bits.
+        let bits = match info.nbytes {
+            0 => 0,
+            _ => elements(&info.shape[dimension + 1..]).unwrap_or(0) * u64::from(info.dtype.bits()),
+        };
         let (first, total) = (start as u64 * bits, length as u64 * bits);
         if !first.is_multiple_of(8) || !total.is_multiple_of(8) {
             let got = format!("bits {first}..{}", first + total);
@@ -81,7 +99,7 @@ impl Tensor {
         shape[dimension] = length;
         let info = TensorInfo { shape, nbytes: total / 8, ..info.clone() };
         let device = Arc::clone(&self.description.device);
-        Ok(Self { bytes, description: Arc::new(Description { info, device }) })
+        Self::new(bytes, Arc::new(Description { info, device }))
     }
 
     /// Uses the tensor on a stream: what is enqueued there until the guard ends is waited for before the memory is used
@@ -94,9 +112,12 @@ impl Tensor {
         Ok(self.bytes.use_on(stream)?)
     }
 
-    /// Another owner of the same bytes, described otherwise. The description says as many bytes.
-    pub(super) fn with(&self, description: Description) -> Self {
-        Self { bytes: self.bytes.clone(), description: Arc::new(description) }
+    /// Another owner of the same bytes, described otherwise.
+    ///
+    /// # Errors
+    /// When the description says more or fewer bytes.
+    pub(super) fn with(&self, description: Description) -> Result<Self> {
+        Self::new(self.bytes.clone(), Arc::new(description))
     }
 
     /// Says that what brought the bytes has ended.
@@ -108,7 +129,8 @@ impl Tensor {
         unsafe { self.bytes.assume_unused() };
     }
 
-    /// Whether there are other owners. If not, none can come but through this one.
+    /// Whether there are other owners. If not, none can come but through this one. What they have done with the tensor may still be under way:
+    /// whoever is to write asks [`get_mut`](Self::get_mut).
     pub(crate) fn is_shared(&self) -> bool {
         self.bytes.owners() > 1
     }
@@ -117,6 +139,11 @@ impl Tensor {
     pub(crate) fn release(self) -> Option<Arc<Description>> {
         let Self { bytes, description } = self;
         (!bytes.release()).then_some(description)
+    }
+
+    /// What it shares with its clones, and with no other tensor.
+    pub(crate) fn description(&self) -> &Arc<Description> {
+        &self.description
     }
 
     /// The description.
@@ -182,5 +209,39 @@ impl Tensor {
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.view().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tensorhold_allocator::{Pool, Request};
+
+    use super::*;
+    use crate::shape::Shape;
+
+    fn made(pool: &Pool, placed: u64, dtype: DType, shape: &[usize], nbytes: u64) -> Result<Tensor> {
+        let bytes = pool.place("t", Request::new(placed, 256)).unwrap();
+        let shape = Shape::from(shape);
+        let info = TensorInfo { name: "t".into(), dtype, shape, nbytes, file: Path::new("f").into() };
+        Tensor::new(bytes, Arc::new(Description { info, device: Arc::new(Device::host()) }))
+    }
+
+    #[test]
+    fn a_tensor_is_as_long_as_its_type_and_shape_say() {
+        let pool = Pool::builder(Device::host().memory()).build().unwrap();
+        assert!(made(&pool, 24, DType::F32, &[2, 3], 24).is_ok());
+        assert!(made(&pool, 0, DType::F32, &[0, usize::MAX, usize::MAX], 0).is_ok());
+        for (placed, dtype, shape, nbytes) in [
+            (24, DType::F32, &[2, 4][..], 24),
+            (24, DType::F32, &[2, 3], 20),
+            (20, DType::F32, &[2, 3], 24),
+            (24, DType::F4, &[3], 1),
+            (4, DType::F32, &[usize::MAX, usize::MAX], 4),
+        ] {
+            let error = made(&pool, placed, dtype, shape, nbytes).unwrap_err();
+            assert!(matches!(error, Error::Tensor { operation: "make a tensor", .. }), "{error}");
+        }
     }
 }

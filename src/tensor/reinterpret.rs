@@ -59,7 +59,7 @@ impl Tensor {
             );
         }
         let info = TensorInfo { dtype, shape, ..info.clone() };
-        Ok(self.with(Description { info, device: Arc::clone(&self.description.device) }))
+        self.with(Description { info, device: Arc::clone(&self.description.device) })
     }
 }
 

@@ -16,8 +16,8 @@ pub struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// `bytes` is memory of the description's device and as long as its `nbytes`.
-    pub(crate) fn new(bytes: FragmentView<'a>, description: &'a Description) -> Self {
+    /// Of a tensor's own memory and description (Y1, Y2).
+    pub(super) fn new(bytes: FragmentView<'a>, description: &'a Description) -> Self {
         debug_assert_eq!(bytes.len(), description.info.nbytes);
         Self { bytes, description }
     }
@@ -75,7 +75,8 @@ impl<'a> TensorView<'a> {
                 remedy,
             ));
         }
-        // SAFETY: M2: the tensor lies in its device's memory, which is host-accessible.
+        // SAFETY: M2: by Y1 it lies in memory with the id of its device's, which is host-accessible, so by M4 it is so itself. No one writes: not on the CPU,
+        // since writers borrow the only owner mutably, and by Y3 no device.
         Ok(unsafe { self.bytes.as_bytes() })
     }
 
@@ -101,14 +102,11 @@ impl<'a> TensorView<'a> {
         if let Ok(bytes) = self.as_bytes() {
             return Ok(bytes.to_vec());
         }
-        let mut copy = vec![0; self.nbytes() as usize];
-        let stream = self.device().take_stream()?;
-        // SAFETY: I1: the view keeps the source; `copy` has just as many bytes and stays until the stream has been
-        // synchronized below, on the error path too.
-        let copied = unsafe { stream.copy_to_host(copy.as_mut_ptr(), self.as_ptr(), self.nbytes()) };
-        stream.synchronize().and(copied)?;
-        self.device().keep_stream(stream);
-        Ok(copy)
+        self.device().run(vec![0; self.nbytes() as usize], |stream, copy| {
+            // SAFETY: Q1, Y1: the source is the device's memory. I1: the view keeps it, and the pool synchronizes it before it is used again, whatever
+            // fails. Y2: `copy` has as many bytes, and `run` keeps it until the copy has ended (T1, T2).
+            unsafe { stream.copy_to_host(copy.as_mut_ptr(), self.as_ptr(), self.nbytes()) }
+        })
     }
 
     pub(super) fn check_element<T: Element>(&self) -> Result<()> {
@@ -150,7 +148,7 @@ pub struct TensorViewMut<'a> {
 }
 
 impl<'a> TensorViewMut<'a> {
-    pub(crate) fn new(bytes: FragmentViewMut<'a>, description: &'a Description) -> Self {
+    pub(super) fn new(bytes: FragmentViewMut<'a>, description: &'a Description) -> Self {
         Self { bytes, description }
     }
 

@@ -1,8 +1,9 @@
 //! A device that shares memory with the CPU, for which page-locked and mapped memory stands in where there is none such.
 
-use cudarc::driver::sys;
+use cudarc::driver::{CudaContext, sys};
 use libtest_mimic::Failed;
-use tensorhold::{Device, DeviceKind, Loader};
+use tensorhold::allocator::Pool;
+use tensorhold::{Device, DeviceKind, HandleTypes, Loader};
 
 use crate::driver::check;
 use crate::support::{assert_all_back, assert_holds, on_disk};
@@ -44,5 +45,36 @@ pub(crate) fn unified_memory_is_filled_in_place_and_read_by_the_device() -> Resu
     let pool = weights.pool().clone();
     weights.close();
     assert_all_back(&pool);
+    Ok(())
+}
+
+/// The two have one name, and are one device's: no pool over the one takes the tensors of the other.
+pub(crate) fn the_devices_own_memory_and_what_it_shares_are_two() -> Result<(), Failed> {
+    let (own, unified) = (Device::cuda(0)?, Device::cuda_unified(0)?);
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    assert_eq!(own.name(), unified.name());
+    if !own.is_host_accessible() {
+        for (device, other) in [(&own, &unified), (&unified, &own)] {
+            let pool = Pool::builder(other.memory()).build()?;
+            let loaded = Loader::new(device.clone()).files([&path]).pool(&pool).load();
+            let message = loaded.map(|_| ()).unwrap_err().to_string();
+            assert!(message.contains("option pool") && message.contains("cannot access"), "{message}");
+        }
+        // Work that is enqueued through cudarc may write for longer than the slice lives, while the CPU reads.
+        let weights = Loader::new(unified.clone()).files([&path]).load()?;
+        let stream = CudaContext::new(0)?.new_stream()?;
+        let name = weights.names().next().ok_or("no tensor")?;
+        let message = weights.view(name)?.lend_bytes(&stream).map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains("that the CPU shares"), "{message}");
+    }
+    // Another handle on the device, and memory of it that can be exported, are the same.
+    let posix = own.memory_with(HandleTypes::default().with_posix_fd());
+    for memory in [Device::cuda(0)?.memory(), posix.unwrap_or_else(|_| own.memory())] {
+        let pool = Pool::builder(memory).build()?;
+        assert_holds(&Loader::new(own.clone()).files([&path]).pool(&pool).load()?, &tensors);
+    }
+    let pinned = [Device::pinned()?, Device::pinned()?].map(|device| device.memory().id());
+    assert!(pinned[0] == pinned[1] && pinned[0] != own.staging_memory().id());
     Ok(())
 }

@@ -5,12 +5,13 @@ use std::thread;
 
 use tensorhold::allocator::{Fragment, Pool, Request, conformance};
 use tensorhold::kernels::{Block, Conversion, Type};
-use tensorhold::{Device, Transform};
+use tensorhold::{Device, DeviceKind, Transform};
 
 /// Runs all checks against one device. Needs room for about 200 MiB of its memory.
 pub fn conforms(device: &Device) {
     conformance::memory(device.memory());
     conformance::memory(device.staging_memory());
+    memories_stay_what_they_are(device);
     bytes_make_the_round_trip(device);
     an_event_never_recorded_has_passed(device);
     slots_are_reused_behind_events(device);
@@ -24,6 +25,17 @@ pub fn conforms(device: &Device) {
     }
     the_context_can_be_made_current_and_nests(device);
     assert!(device.enable_peer_access(device).is_err(), "a device is not its own peer");
+}
+
+/// Q1, Q2 and Q4, as far as they can be seen.
+fn memories_stay_what_they_are(device: &Device) {
+    let driver = device.driver();
+    assert_eq!(driver.memory().id(), device.memory().id());
+    assert_eq!(driver.staging_memory().id(), device.staging_memory().id());
+    assert!(device.staging_memory().is_host_accessible());
+    assert_eq!(driver.memory().is_host_accessible(), device.is_host_accessible());
+    let on_host = matches!(device.kind(), DeviceKind::Host | DeviceKind::Pinned);
+    assert!(device.is_host_accessible() || !on_host);
 }
 
 /// A fragment of the device's memory and one of its staging memory.

@@ -5,18 +5,23 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use tensorhold::allocator::{HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
+use tensorhold::allocator::{HostMemory, Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 use tensorhold::kernels::{Launch, Span};
 use tensorhold::{Device, DeviceKind, Driver, Error, Result, Stream, Transform};
 
 /// Host memory that says it is a device's.
 #[derive(Debug)]
-struct Opaque(HostMemory);
+struct Opaque(HostMemory, MemoryId);
 
 // SAFETY: M1 as HostMemory's; M2 is not claimed; M3: the streams below copy at once, so nothing is ever in flight.
+// M4: each device has an id of its own.
 unsafe impl Memory for Opaque {
     fn name(&self) -> &str {
         "staged-host"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.1
     }
 
     fn is_host_accessible(&self) -> bool {
@@ -44,6 +49,7 @@ unsafe impl Memory for Opaque {
 /// Host memory that gives no regions larger than this, and no more of them.
 #[derive(Debug)]
 struct Frugal {
+    id: MemoryId,
     memory: HostMemory,
     largest: u64,
     left: AtomicI64,
@@ -53,6 +59,10 @@ struct Frugal {
 unsafe impl Memory for Frugal {
     fn name(&self) -> &str {
         "frugal"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.id
     }
 
     fn is_host_accessible(&self) -> bool {
@@ -143,15 +153,21 @@ fn with(copies: i64, pieces: (u64, i64), transforms: Transforms) -> Device {
 
 fn driver(copies: i64, (largest, pieces): (u64, i64), transforms: Transforms) -> StagedHost {
     StagedHost {
-        memory: Arc::new(Opaque(HostMemory::new())),
-        staging: Arc::new(Frugal { memory: HostMemory::new(), largest, left: AtomicI64::new(pieces) }),
+        memory: Arc::new(Opaque(HostMemory::new(), MemoryId::new())),
+        staging: Arc::new(Frugal {
+            id: MemoryId::new(),
+            memory: HostMemory::new(),
+            largest,
+            left: AtomicI64::new(pieces),
+        }),
         copies: Arc::new(AtomicI64::new(copies)),
         reads: Arc::new(AtomicI64::new(i64::MAX)),
         transforms,
     }
 }
 
-impl Driver for StagedHost {
+// SAFETY: Q1, Q2: all of it is host memory, and its streams copy plainly. Q3: copies end before they return. Q4: its kind promises nothing.
+unsafe impl Driver for StagedHost {
     fn name(&self) -> &str {
         "staged-host"
     }
@@ -212,7 +228,8 @@ impl Copies {
 /// Transforms, too.
 struct Transforming(Copies);
 
-impl Stream for Transforming {
+// SAFETY: T1 to T3: as `Copies`; transforms are checked against their ranges, and made at once.
+unsafe impl Stream for Transforming {
     unsafe fn transform(&self, transform: &Transform) -> Result<()> {
         self.0.take()?;
         // What a kernel's launch checks, too.
@@ -261,7 +278,8 @@ impl Stream for Transforming {
     }
 }
 
-impl Stream for Copies {
+// SAFETY: T1: plain copies of the ranges that are given. T2, T3: they end before they return.
+unsafe impl Stream for Copies {
     unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         self.take()?;
         // SAFETY: as the caller promises.

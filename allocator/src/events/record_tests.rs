@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::{Event, EventLog, Log, recorder};
 use crate::replay::{self, Policy, Room};
-use crate::{Fragment, HostMemory, Memory, MemoryError, Pool, PoolBuilder, RawRegion, Request, offsets};
+use crate::{
+    Fragment, HostMemory, Memory, MemoryError, MemoryId, Pool, PoolBuilder, RawRegion, Request, offsets,
+};
 
 fn builder() -> (PoolBuilder, EventLog) {
     let (recorder, log) = recorder(10_000);
@@ -171,6 +173,10 @@ struct Unsure(HostMemory, AtomicBool);
 unsafe impl Memory for Unsure {
     fn name(&self) -> &str {
         "unsure"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.0.id()
     }
 
     fn is_host_accessible(&self) -> bool {

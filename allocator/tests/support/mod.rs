@@ -4,9 +4,9 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, mpsc};
 
-use tensorhold_allocator::{Fence, HostMemory, Memory, MemoryError, OrderedStream, RawRegion};
+use tensorhold_allocator::{Fence, HostMemory, Memory, MemoryError, MemoryId, OrderedStream, RawRegion};
 
 /// Memory that the CPU is told not to touch, and that counts how often it is synchronized.
 #[derive(Default)]
@@ -23,6 +23,11 @@ pub struct DeviceMemory {
 unsafe impl Memory for DeviceMemory {
     fn name(&self) -> &str {
         "device"
+    }
+
+    fn id(&self) -> MemoryId {
+        static ID: LazyLock<MemoryId> = LazyLock::new(MemoryId::new);
+        *ID
     }
 
     fn is_host_accessible(&self) -> bool {

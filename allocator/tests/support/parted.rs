@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 
-use tensorhold_allocator::{HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
+use tensorhold_allocator::{HostMemory, Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 
 pub const UNIT: u64 = 64 << 10;
 
@@ -87,6 +87,10 @@ fn protect(part: RawRegion, protection: i32) -> Result<(), MemoryError> {
 unsafe impl Memory for Parted {
     fn name(&self) -> &str {
         "parted"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.host.id()
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -5,6 +5,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUresult};
+use tensorhold_allocator::MemoryId;
 
 use super::events::Events;
 use super::kernels::Functions;
@@ -18,6 +19,26 @@ use crate::error::{Error, Result};
 /// The oldest architecture that serves: Turing.
 const MIN_CAPABILITY: (i32, i32) = (7, 5);
 
+/// The ids of the memories that belong to a context: one each, however often the device is opened.
+#[derive(Debug)]
+pub(super) struct MemoryIds {
+    /// What the driver allocates on the device, and maps there.
+    pub(super) device: MemoryId,
+    /// Pinned for copies.
+    pub(super) staging: MemoryId,
+    /// Pinned, for kernels to use in the place of the device's own.
+    pub(super) mapped: MemoryId,
+    /// The system's, which the device reaches by the host's page tables.
+    pub(super) shared: MemoryId,
+}
+
+impl MemoryIds {
+    fn new() -> Self {
+        let [device, staging, mapped, shared] = [(); 4].map(|()| MemoryId::new());
+        Self { device, staging, mapped, shared }
+    }
+}
+
 /// A device's primary context.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -29,6 +50,8 @@ pub(super) struct Context {
     pub(super) idle: Arc<IdleStreams>,
     /// Events that fences leave (C2).
     pub(super) events: Events,
+    /// Which memory is whose (M4).
+    pub(super) memory: MemoryIds,
     /// Kernels that have been loaded (C2).
     pub(super) functions: Functions,
     device: CUdevice,
@@ -92,6 +115,7 @@ impl Context {
             node,
             idle: Arc::default(),
             events: Events::default(),
+            memory: MemoryIds::new(),
             functions: Functions::default(),
             device,
             raw,

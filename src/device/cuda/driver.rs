@@ -74,7 +74,10 @@ impl fmt::Debug for CudaDriver {
     }
 }
 
-impl Driver for CudaDriver {
+// SAFETY: Q1: device addresses are the driver's in one context; memory that the CPU shares is copied by plain copies. `memory_with` makes
+// `DeviceMemory` of the same context, which has the same id. Q2: staging memory is pinned. Q3: both memories wait for the context, which the
+// streams are of. Q4: the context is the primary one of that ordinal, and shared memory has one address for both.
+unsafe impl Driver for CudaDriver {
     fn name(&self) -> &str {
         &self.context.name
     }
@@ -162,7 +165,9 @@ impl PinnedDriver {
     }
 }
 
-impl Driver for PinnedDriver {
+// SAFETY: Q1, Q2: all of it is pinned host memory, and plain copies take its addresses. Q3: copies end before they return. Q4: it is
+// host-accessible.
+unsafe impl Driver for PinnedDriver {
     fn name(&self) -> &str {
         self.memory.name()
     }

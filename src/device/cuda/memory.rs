@@ -2,15 +2,15 @@
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::thread;
 
 use cudarc::driver::sys::{
     self, CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUresult,
 };
 use rustix::mm::{Advice, madvise};
-use tensorhold_allocator::{Bytes, HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
+use tensorhold_allocator::{Bytes, HostMemory, Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 
 use super::context::Context;
 use super::library::Library;
@@ -84,11 +84,15 @@ impl DeviceMemory {
 }
 
 // SAFETY: M1: the driver's allocations do not overlap, stay until freed, and their alignment is checked below. M2 is
-// not claimed. M3: cuCtxSynchronize waits for all work of the context, and peers and other contexts may not outlast
+// not claimed. M4: all of a context's, however its parts can be exported, is one memory. M3: cuCtxSynchronize waits for all work of the context, and peers and other contexts may not outlast
 // what their streams were given: work on this memory from another device is the user's to wait for.
 unsafe impl Memory for DeviceMemory {
     fn name(&self) -> &str {
         &self.context.name
+    }
+
+    fn id(&self) -> MemoryId {
+        self.context.memory.device
     }
 
     fn is_host_accessible(&self) -> bool {
@@ -133,6 +137,7 @@ unsafe impl Memory for DeviceMemory {
 #[derive(Debug)]
 pub(super) struct PinnedMemory {
     name: String,
+    id: MemoryId,
     context: &'static Context,
     pages: HostMemory,
     /// The node that the pages are to come from, if not just any.
@@ -145,18 +150,21 @@ impl PinnedMemory {
     /// Memory that one device copies from and to.
     pub(super) fn staging(context: &'static Context) -> Self {
         let name = format!("pinned for {}", context.name);
-        Self { name, context, pages: HostMemory::new(), node: context.node.as_ref(), all_devices: None }
+        let (id, node) = (context.memory.staging, context.node.as_ref());
+        Self { name, id, context, pages: HostMemory::new(), node, all_devices: None }
     }
 
     /// Memory that the device's kernels use at the CPU's addresses, as its own: so it has the device's name.
     pub(super) fn mapped(context: &'static Context) -> Self {
-        Self { name: context.name.clone(), ..Self::staging(context) }
+        Self { name: context.name.clone(), id: context.memory.mapped, ..Self::staging(context) }
     }
 
     /// Memory that any device may copy from and to.
     pub(super) fn portable(library: Library, context: &'static Context) -> Self {
+        static ID: LazyLock<MemoryId> = LazyLock::new(MemoryId::new);
         Self {
             name: "pinned".into(),
+            id: *ID,
             context,
             pages: HostMemory::new(),
             node: None,
@@ -198,10 +206,15 @@ impl PinnedMemory {
     }
 }
 
-// SAFETY: M1, M2: as HostMemory's. M3: the contexts of all devices that may copy are waited for.
+// SAFETY: M1, M2: as HostMemory's. M3: the contexts of all devices that may copy are waited for. M4: each kind has an id of its own, and one for each
+// context where it belongs to one.
 unsafe impl Memory for PinnedMemory {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn id(&self) -> MemoryId {
+        self.id
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -59,7 +59,9 @@ impl CudaStream {
     }
 }
 
-impl Stream for CudaStream {
+// SAFETY: T1: the driver copies just those ranges, and launches are checked against theirs. T2, T3: the driver's streams are ordered, and an event
+// has passed when all before it has ended; what cannot be asked is an error.
+unsafe impl Stream for CudaStream {
     unsafe fn copy_to_device(&self, to: *mut u8, from: *const u8, bytes: u64) -> Result<()> {
         let _current = self.context.enter()?;
         // SAFETY: C1, C3; the caller promises that both ranges stay valid until an event behind this has passed.

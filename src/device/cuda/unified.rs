@@ -17,7 +17,7 @@
 //! No such machine was there to test on. On any other device page-locked and mapped memory can stand in (`Device::cuda_unified`).
 
 use cudarc::driver::sys::CUdevice_attribute;
-use tensorhold_allocator::{HostMemory, Memory, MemoryError, PartedMemory, RawRegion};
+use tensorhold_allocator::{HostMemory, Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 
 use super::context::Context;
 use crate::device::numa::Node;
@@ -94,10 +94,14 @@ impl SharedMemory {
     }
 }
 
-// SAFETY: M1, M2: as HostMemory's. M3: the device's context is waited for.
+// SAFETY: M1, M2: as HostMemory's. M3: the device's context is waited for. M4: one id for each context.
 unsafe impl Memory for SharedMemory {
     fn name(&self) -> &str {
         &self.context.name
+    }
+
+    fn id(&self) -> MemoryId {
+        self.context.memory.shared
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char, c_long};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use libloading::Library;
@@ -100,17 +100,19 @@ pub(crate) struct Fakes {
     pub(crate) likely: bool,
     /// Whether it reads directly whatever the tests' files are on.
     pub(crate) direct: bool,
+    /// As the process has one cuFile.
+    pub(crate) opened: OnceLock<Result<Arc<CuFile>, Missing>>,
 }
 
 impl Fakes {
     pub(crate) fn new(fake: Fake) -> Self {
-        Self { fake, faults: Faults::default(), likely: false, direct: false }
+        Self { fake, faults: Faults::default(), likely: false, direct: false, opened: OnceLock::new() }
     }
 }
 
 impl Provider for Fakes {
     fn open(&self) -> Result<Arc<CuFile>, Missing> {
-        self.fake.open()
+        self.opened.get_or_init(|| self.fake.open()).clone()
     }
 
     fn serves(&self, device: &Device) -> bool {

@@ -1,6 +1,6 @@
 //! The library: where it is, and the few of its functions that are called.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_int, c_uint, c_void};
 use std::mem::offset_of;
 use std::os::fd::RawFd;
@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use std::{fmt, fs, ptr};
 
 use libloading::Library;
+use tensorhold_allocator::MemoryId;
 
 use super::direct::Mode;
 use super::status::Status;
@@ -142,6 +143,8 @@ pub(crate) struct CuFile {
     refusal: Mutex<Option<String>>,
     /// First addresses and lengths of what is registered (D3).
     registered: RwLock<BTreeMap<usize, usize>>,
+    /// By the id of a device's memory, the id of what of it is registered here.
+    ids: Mutex<HashMap<MemoryId, MemoryId>>,
 }
 
 /// The oldest that serves: 1.7, of CUDA 12.2, the first that takes files that are open for cached reads.
@@ -220,6 +223,7 @@ impl Found {
             lost: AtomicBool::new(false),
             refusal: Mutex::default(),
             registered: RwLock::default(),
+            ids: Mutex::default(),
         })
     }
 }
@@ -261,6 +265,12 @@ impl CuFile {
 
     pub(super) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
+    }
+
+    /// Which memory a device's is when it is registered here (M4).
+    pub(super) fn id_of(&self, memory: MemoryId) -> MemoryId {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        *ids.entry(memory).or_insert_with(MemoryId::new)
     }
 
     /// Notes what has been registered.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tensorhold_allocator::{Memory, MemoryError, RawRegion};
+use tensorhold_allocator::{Memory, MemoryError, MemoryId, RawRegion};
 
 use super::library::CuFile;
 use super::{Missing, Provider, System};
@@ -13,6 +13,7 @@ use crate::error::Error;
 /// A device's memory whose regions are registered for as long as they are reserved (D3).
 pub(crate) struct Registered {
     name: String,
+    id: MemoryId,
     device: Device,
     memory: Arc<dyn Memory>,
     cufile: Arc<CuFile>,
@@ -41,10 +42,12 @@ const PAGE_BYTES: u64 = 64 << 10;
 
 impl Registered {
     pub(crate) fn new(device: &Device, cufile: &Arc<CuFile>) -> Self {
+        let memory = device.memory();
         Self {
             name: format!("{device} for cuFile"),
+            id: cufile.id_of(memory.id()),
             device: device.clone(),
-            memory: device.memory(),
+            memory,
             cufile: Arc::clone(cufile),
         }
     }
@@ -77,10 +80,14 @@ impl Registered {
 }
 
 // SAFETY: M1 to M3 as the device's memory, which does the work; a region keeps it until its registration is gone (D3), and where
-// a read may be under way (D4) `synchronize` fails, so that no range is used again and no region released.
+// a read may be under way (D4) `synchronize` fails, so that no range is used again and no region released. M4: one id for each memory and library.
 unsafe impl Memory for Registered {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn id(&self) -> MemoryId {
+        self.id
     }
 
     fn is_host_accessible(&self) -> bool {

@@ -4,11 +4,11 @@
 
 use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use tensorhold_allocator::{Fragment, Memory, MemoryError, RawRegion, Request};
+use tensorhold_allocator::{Fragment, Memory, MemoryError, MemoryId, RawRegion, Request};
 
 use super::{GRANULE, Shared};
 use crate::cases::median_of_times;
@@ -87,6 +87,11 @@ struct Addresses<const DEVICE: bool>;
 unsafe impl<const DEVICE: bool> Memory for Addresses<DEVICE> {
     fn name(&self) -> &str {
         "addresses"
+    }
+
+    fn id(&self) -> MemoryId {
+        static ID: LazyLock<MemoryId> = LazyLock::new(MemoryId::new);
+        *ID
     }
 
     fn is_host_accessible(&self) -> bool {
