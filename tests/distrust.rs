@@ -232,6 +232,18 @@ fn what_a_group_puts_in_the_place_of_a_tensor_is_found_out() {
 }
 
 #[test]
+fn a_relay_gives_tensors_of_the_devices_memory_alone() {
+    let (_folder, path) = single(&[tensor("t", "F32", &[4, 6], 96)]);
+    let weights = Loader::new(Device::host()).files([&path]).load().unwrap();
+    let order = vec![(weights.info("t").unwrap().clone(), 0)];
+    let (device, local) = (staged_host::device(), weights.into_tensors().map(Ok));
+    let pool = Pool::builder(device.memory()).build().unwrap();
+    let mut relay = Relay::new(Arc::<Liar>::default(), &device, &pool, order, local).unwrap();
+    let message = relay.next().unwrap().map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("memory of host") && message.contains("staged-host"), "{message}");
+}
+
+#[test]
 fn a_group_whose_size_changes_makes_errors_and_no_panic() {
     let (_folder, path) = single(&[tensor("t", "F32", &[4, 6], 96)]);
     // Whatever a call is told: sizes of 0, 1 and many, one after the other.

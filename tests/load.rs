@@ -327,7 +327,7 @@ fn a_pool_over_another_memory_is_refused() {
     let (_folder, path) = single(&[bytes_tensor("t", 1)]);
     let pool: Pool = pool_for(&support::staged_host::device());
     let message = Loader::new(Device::host()).files([path]).pool(&pool).load().unwrap_err().to_string();
-    assert!(message.contains("a pool over staged-host"), "{message}");
+    assert!(message.contains("a pool over memory of staged-host"), "{message}");
 }
 
 #[test]

@@ -59,7 +59,10 @@ impl<I: Iterator<Item = Result<Tensor>>> Relay<I> {
     fn own(&mut self, info: &TensorInfo) -> Result<Tensor> {
         let found = self.local.next().transpose()?;
         match found {
-            Some(tensor) if tensor.info().is_like(info) => Ok(tensor),
+            Some(tensor) if tensor.info().is_like(info) => {
+                self.place.check(tensor.view(), "relay tensors", &*self.group)?;
+                Ok(tensor)
+            }
             found => {
                 let found = found.map_or("none".into(), |tensor| format!("{:?}", tensor.view()));
                 let detail = format!(
