@@ -24,6 +24,7 @@
 //! A [`Bases`](crate::Bases) that outlives the region finds each part `Gone`, so by T1 it commits nothing.
 
 use std::fmt;
+use std::mem;
 use std::ptr::NonNull;
 use std::sync::{Arc, PoisonError};
 
@@ -44,6 +45,15 @@ pub(crate) struct Backing {
     state: Mutex<State>,
     moved: Condvar,
     process: Process,
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if self.is_forked_child() {
+            // It may be the last reference, and the memory's drop would call a driver.
+            mem::forget(Arc::clone(&self.memory));
+        }
+    }
 }
 
 impl fmt::Debug for Backing {
@@ -187,7 +197,7 @@ impl Backing {
         while state.stage[part] == Stage::Coming {
             state = self.wait(state);
         }
-        let stage = std::mem::replace(&mut state.stage[part], Stage::Gone);
+        let stage = mem::replace(&mut state.stage[part], Stage::Gone);
         drop(state);
         // Those who wait for it are told.
         self.moved.notify_all();
@@ -205,9 +215,14 @@ impl Backing {
         decommitted
     }
 
+    /// Whether this is a forked child of the process that reserved the range: nothing of it is to be called then.
+    pub(crate) fn is_forked_child(&self) -> bool {
+        !self.process.is_current()
+    }
+
     /// Puts memory behind all parts in their order, until `stop` says so or one is refused. What another thread is committing is waited for.
     pub(crate) fn bring_up(&self, stop: &dyn Fn() -> bool) {
-        if !self.process.is_current() {
+        if self.is_forked_child() {
             return;
         }
         for index in 0..self.parts.len() {
@@ -233,7 +248,7 @@ impl Backing {
                     // released before it is gone.
                     unsafe { parted.commit(self.raw(index)) }
                 });
-                std::mem::forget(panicked);
+                mem::forget(panicked);
                 if !self.came(index, committed) {
                     return;
                 }
@@ -274,9 +289,6 @@ impl Backing {
 
     /// Bytes of the parts that there is memory behind.
     pub(crate) fn present_bytes(&self) -> u64 {
-        if !self.process.is_current() {
-            return 0;
-        }
         let state = self.state();
         let parts = self.parts.iter().zip(&state.stage);
         parts.filter(|(_, stage)| **stage == Stage::Present).map(|(part, _)| part.bytes).sum()
@@ -284,9 +296,6 @@ impl Backing {
 
     /// Waits until memory has been put behind everything before `end` that fragments lie in.
     pub(crate) fn wait_for(&self, end: u64) -> Result<(), Arc<str>> {
-        if !self.process.is_current() {
-            return Err("this is a forked child, in which no memory comes".into());
-        }
         let parts = self.parts.partition_point(|part| part.offset < end);
         let mut state = self.state();
         loop {
