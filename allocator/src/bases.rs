@@ -65,6 +65,9 @@ impl Bases {
     /// more; in a forked child.
     pub fn wait_for(&self, region: usize, end: u64) -> Result<()> {
         let Some(Some(backing)) = self.backing.get(region) else { return Ok(()) };
+        if backing.is_forked_child() {
+            return Err(Error::Forked { pool: self.pool.to_string(), operation: "wait for memory" });
+        }
         backing.wait_for(end).map_err(|reason| Error::OutOfMemory {
             pool: self.pool.to_string(),
             label: self.label.to_string(),

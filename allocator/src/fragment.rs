@@ -12,6 +12,7 @@ use std::process;
 use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 
+use crate::error::Result;
 use crate::memory::MemoryId;
 use crate::shared::Shared;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
@@ -167,7 +168,7 @@ impl Fragment {
 
     /// Borrows the range for writing, if this fragment is its only owner and every recorded use has ended.
     pub fn get_mut(&mut self) -> Option<FragmentViewMut<'_>> {
-        if !self.is_only_owner() || !self.uses().have_ended() {
+        if !self.is_only_owner() || !self.uses().have_ended(|| self.can_ask()) {
             return None;
         }
         self.uses().expose();
@@ -177,7 +178,16 @@ impl Fragment {
     /// Whether a use through [`use_mut_on`](Self::use_mut_on) has not ended on its stream, or is not known to have. While the fragment is
     /// borrowed, no other such use can begin.
     pub fn has_pending_writes(&self) -> bool {
-        !self.uses().writes_have_ended()
+        !self.uses().writes_have_ended(|| self.can_ask())
+    }
+
+    /// Whether fences can be asked: a driver does not work in a forked child.
+    fn can_ask(&self) -> bool {
+        !self.pool().is_forked_child()
+    }
+
+    pub(crate) fn check_process(&self, operation: &'static str) -> Result<()> {
+        self.pool().check_process(operation)
     }
 
     /// The bytes, where the CPU can read them and no recorded use is writing to them.

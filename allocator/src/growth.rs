@@ -80,6 +80,9 @@ impl Shared {
     /// Whether there may be room that there was not: something was freed, if only for another, or a region that others were
     /// reserving has come. Waits for those regions.
     fn has_made_room(&self, before: u64) -> bool {
+        if self.is_forked_child() {
+            return false;
+        }
         let mut books = self.books();
         while books.growing > 0 && books.made_room == before {
             books = self.passed.wait(books).unwrap_or_else(PoisonError::into_inner);
@@ -100,6 +103,7 @@ impl<'a> Attempt<'a, '_> {
             };
             // Where that made room, or others did, there is no need to wait.
             shared.dissolve_shards();
+            shared.check_process("place")?;
             if shared.shards.get().is_some() && shared.books().made_room != self.seen.get() {
                 continue;
             }

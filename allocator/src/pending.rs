@@ -144,7 +144,7 @@ impl Shared {
     /// As [`take_back`](Self::take_back), before a placement: what it gives back by itself it can use at once, and the reaper is no
     /// bottleneck.
     pub(crate) fn take_back_to_place(&self, books: &mut Books) {
-        if self.is_forked_child() || !self.take_back(books) {
+        if !self.take_back(books) {
             return;
         }
         books.taken_back = true;

@@ -25,6 +25,9 @@ use crate::uses::Uses;
 ///
 /// A cheap handle: clones are the same pool. When the last handle goes, the pool closes; its regions go back when
 /// their last fragments do.
+///
+/// In a child forked from the process that made it, a pool places nothing ([`Error::Forked`]), and what it placed can be read and
+/// dropped, which gives nothing back.
 #[derive(Debug, Clone)]
 pub struct Pool {
     owner: Arc<Owner>,
@@ -38,10 +41,13 @@ struct Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if !self.shared.is_forked_child() {
-            self.shared.closing.store(true, Ordering::Release);
-            self.shared.wake_reaper();
+        if self.shared.is_forked_child() {
+            // The reaper's reference stays; if it had ended before the fork this one does, so that no memory is dropped here.
+            mem::forget(Arc::clone(&self.shared));
+            return;
         }
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.wake_reaper();
     }
 }
 
@@ -251,7 +257,7 @@ impl Pool {
     }
 
     /// Waits until everything dropped before this call has been given back, and every empty region with it: for the work that
-    /// uses it, too.
+    /// uses it, too. Does nothing in a forked child, and when a memory or a fence calls it on the pool's own thread.
     pub fn trim(&self) {
         self.shared().settle(Fences::Wait);
     }
@@ -261,12 +267,12 @@ impl Pool {
         self.shared().settle_and_keep(Fences::Wait, bytes);
     }
 
-    /// The pool's numbers.
+    /// The pool's numbers; all 0 in a forked child, where the books may be locked for good.
     pub fn stats(&self) -> Stats {
         self.shared().stats()
     }
 
-    /// The pool's regions and fragments.
+    /// The pool's regions and fragments; none in a forked child, as for [`stats`](Self::stats).
     pub fn snapshot(&self) -> Snapshot {
         Snapshot { whole_because: self.whole_because(), ..self.shared().snapshot() }
     }
@@ -343,6 +349,9 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let shared = self.pool.shared();
+        if shared.is_forked_child() {
+            return;
+        }
         for (block, bytes) in mem::take(&mut self.blocks) {
             // The way that fragments go, since the memory may be in use still (I1).
             let mut books = shared.books();

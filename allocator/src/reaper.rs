@@ -165,7 +165,7 @@ fn give_back_parts(shared: &Shared) {
         let mut books = shared.books();
         books.reserved -= bytes;
         books.made_room += 1;
-        // It is there, since it is not released before its parts are gone (T2).
+        // It is there, since it is not released before its parts are gone (J2).
         if let Some(region) = books.regions.get_mut(index) {
             region.reserved -= bytes;
         }
@@ -194,7 +194,7 @@ fn release_empty_regions(shared: &Shared, asked: u64) {
     for Region { raw, reserved, backing, .. } in empty {
         let released = match backing {
             Some(backing) if backing.is_lost() => Err("a part of it was not given back".into()),
-            // SAFETY: the range came from this memory and is in the books no more. I1: it holds no live fragment. T2: its parts are gone,
+            // SAFETY: the range came from this memory and is in the books no more. I1: it holds no live fragment. J2: its parts are gone,
             // and none is lost.
             Some(_) => shared.memory.parted().and_then(|parted| unsafe { parted.release_range(raw) }),
             // SAFETY: the region came from this memory and is in the books no more. I1: it holds no live fragment, and

@@ -20,6 +20,7 @@ impl Shared {
         request: Request,
         stream: &dyn OrderedStream,
     ) -> Result<Fragment> {
+        self.check_process("place")?;
         stream.check().map_err(|source| self.refused(request, source))?;
         // Asked before the books are locked: streams are others' code.
         let id = stream.id();

@@ -155,6 +155,7 @@ impl Shared {
         if request.size > self.span_bytes() / 4 || request.align > self.options.granule {
             return Ok(None);
         }
+        self.check_process("place")?;
         let (number, shard, mut local) = self.seat(shards);
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed { pool: self.name.clone(), label: label.into() });
@@ -194,9 +195,6 @@ impl Shared {
     pub(crate) fn take_back_in(&self, shard: &Shard, local: &mut Local) -> bool {
         let mut any = false;
         let mut books = None;
-        if self.is_forked_child() {
-            return false;
-        }
         for record in shard.retired.take_all() {
             any = true;
             let Some(entry) = local.fragments.try_remove(record.slot) else { continue };
@@ -264,6 +262,9 @@ impl Shared {
     /// Makes all that lies in the shards' spans blocks of the books, and what was dropped there goes back, or waits. For a placement that
     /// has found no room, and for whoever wants to see all that waits.
     pub(crate) fn dissolve_shards(&self) {
+        if self.is_forked_child() {
+            return;
+        }
         for (number, shard) in self.shards() {
             let mut local = shard.local();
             local.taken_back |= self.take_back_in(shard, &mut local);

@@ -81,7 +81,8 @@ pub(crate) struct Shared {
     /// Set once: no new placements, and the reaper ends when nothing is left (R2).
     pub(crate) closing: AtomicBool,
     pub(crate) reaper: Arc<Parker>,
-    process: Process,
+    /// That in which the reaper runs.
+    pub(crate) process: Process,
 }
 
 /// In lines of the cache of its own: what all threads read is not beside what some write.
@@ -231,10 +232,22 @@ impl Shared {
         self.books.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this is a forked child of the process that made the pool: there is no reaper, so nothing is waited for
-    /// and nothing is given back.
+    /// Whether this is a forked child of the process that made the pool: there is no reaper, and locks may stay locked, so nothing is
+    /// locked, waited for or given back.
+    #[inline]
     pub(crate) fn is_forked_child(&self) -> bool {
         !self.process.is_current()
+    }
+
+    /// Refuses an operation in a forked child.
+    #[inline]
+    pub(crate) fn check_process(&self, operation: &'static str) -> Result<()> {
+        if self.is_forked_child() { Err(self.forked(operation)) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn forked(&self, operation: &'static str) -> Error {
+        Error::Forked { pool: self.name.clone(), operation }
     }
 
     /// Leaves a record of a pool to be given back, in the queue of the shard in whose books it is (H1). The pool may be gone while
@@ -290,6 +303,7 @@ impl Shared {
 
     /// Locks the books for a placement, unless the pool is closed. While the lock is held the pool cannot end.
     pub(crate) fn open_books(&self, label: &str) -> Result<MutexGuard<'_, Books>> {
+        self.check_process("place")?;
         let books = self.books();
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed { pool: self.name.clone(), label: label.into() });
@@ -299,6 +313,7 @@ impl Shared {
 
     /// As [`open_books`](Self::open_books), for a single placement: where threads keep meeting here, there are shards from then on.
     pub(crate) fn open_books_to_place(&self, label: &str) -> Result<MutexGuard<'_, Books>> {
+        self.check_process("place")?;
         let free = self.books.0.try_lock().ok();
         let waited = free.is_none();
         let mut books = free.unwrap_or_else(|| self.books());

@@ -15,7 +15,7 @@ impl Fragment {
     /// stream, and elsewhere as soon as the work has ended.
     ///
     /// # Errors
-    /// When uses on the stream cannot be recorded, as while it is captured.
+    /// When uses on the stream cannot be recorded, as while it is captured, or in a forked child.
     pub fn use_on<'a>(&'a self, stream: &'a dyn OrderedStream) -> Result<StreamUse<'a>> {
         StreamUse::new(self, stream, Access::Read)
     }
@@ -25,7 +25,7 @@ impl Fragment {
     /// [read](Self::as_bytes) the range.
     ///
     /// # Errors
-    /// When uses on the stream cannot be recorded, as while it is captured.
+    /// When uses on the stream cannot be recorded, as while it is captured, or in a forked child.
     pub fn use_mut_on<'a>(&'a mut self, stream: &'a dyn OrderedStream) -> Result<Option<StreamUseMut<'a>>> {
         if !self.is_only_owner() {
             return Ok(None);
@@ -33,6 +33,9 @@ impl Fragment {
         StreamUseMut::new(self, stream).map(Some)
     }
 }
+
+/// What the guards are for, in errors.
+const USE: &str = "use a fragment on a stream";
 
 /// A fragment in use on a stream; see [`Fragment::use_on`].
 #[must_use = "the use ends with the guard: keep it until the work has been enqueued"]
@@ -44,6 +47,7 @@ pub struct StreamUse<'a> {
 
 impl<'a> StreamUse<'a> {
     fn new(fragment: &'a Fragment, stream: &'a dyn OrderedStream, access: Access) -> Result<Self> {
+        fragment.check_process(USE)?;
         match stream.check() {
             Ok(()) => {
                 fragment.uses().begin(access);
@@ -73,12 +77,14 @@ impl<'a> StreamUse<'a> {
     ///
     /// # Errors
     /// When the stream records no event, as while it is captured. Its uses cannot be known then, and the range is never
-    /// given back.
+    /// given back. In a forked child, where nothing is recorded.
     pub fn end(self) -> Result<()> {
         mem::ManuallyDrop::new(self).record()
     }
 
     fn record(&self) -> Result<()> {
+        // The child gives nothing back, so nothing needs to be known.
+        self.fragment.check_process(USE)?;
         match self.stream.record() {
             Ok(fence) => {
                 let uses = self.fragment.uses();
@@ -97,7 +103,9 @@ impl<'a> StreamUse<'a> {
 
 impl Drop for StreamUse<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.record() {
+        if let Err(error) = self.record()
+            && !matches!(error, Error::Forked { .. })
+        {
             tracing::error!(%error, "a use was not recorded: its memory is never given back");
         }
     }

@@ -122,20 +122,23 @@ impl Uses {
         drop(earlier);
     }
 
-    /// Whether all uses through guards are known to have ended.
-    pub(crate) fn have_ended(&self) -> bool {
-        !self.open.any() && self.have_passed(|_| true)
+    /// Whether all uses through guards are known to have ended. Fences that cannot be asked are not known to have passed.
+    pub(crate) fn have_ended(&self, can_ask: impl FnOnce() -> bool) -> bool {
+        !self.open.any() && self.have_passed(|_| true, can_ask)
     }
 
-    /// Whether those that write are known to have ended.
-    pub(crate) fn writes_have_ended(&self) -> bool {
-        !self.writing.any() && self.have_passed(|use_| use_.writes)
+    /// As [`have_ended`](Self::have_ended), of those that write.
+    pub(crate) fn writes_have_ended(&self, can_ask: impl FnOnce() -> bool) -> bool {
+        !self.writing.any() && self.have_passed(|use_| use_.writes, can_ask)
     }
 
     /// Whether the fences of these uses have passed.
-    fn have_passed(&self, which: impl Fn(&Recorded) -> bool) -> bool {
+    fn have_passed(&self, which: impl Fn(&Recorded) -> bool, can_ask: impl FnOnce() -> bool) -> bool {
         if self.recorded.get().is_none() {
             return true;
+        }
+        if !can_ask() {
+            return false;
         }
         // Fences are asked, and dropped, without the lock: they are others' code.
         let uses: Vec<Recorded> = self.recorded().iter().filter(|use_| which(use_)).cloned().collect();
@@ -169,10 +172,10 @@ mod tests {
             uses.open.0.store(u32::MAX - 1, Ordering::Relaxed);
             uses.writing.0.store(u32::MAX - 1, Ordering::Relaxed);
             (0..3).for_each(|_| uses.begin(access));
-            assert!(!uses.have_ended());
+            assert!(!uses.have_ended(|| true));
             // That these end says nothing of those.
             (0..3).for_each(|_| uses.end(access));
-            assert!(!uses.have_ended() && uses.into_parts().0);
+            assert!(!uses.have_ended(|| true) && uses.into_parts().0);
         }
     }
 
@@ -181,10 +184,10 @@ mod tests {
         let uses = Uses::default();
         uses.begin(Access::Read);
         uses.begin(Access::Write);
-        assert!(!uses.have_ended() && !uses.writes_have_ended());
+        assert!(!uses.have_ended(|| true) && !uses.writes_have_ended(|| true));
         uses.end(Access::Write);
-        assert!(!uses.have_ended() && uses.writes_have_ended());
+        assert!(!uses.have_ended(|| true) && uses.writes_have_ended(|| true));
         uses.end(Access::Read);
-        assert!(uses.have_ended() && !uses.into_parts().0);
+        assert!(uses.have_ended(|| true) && !uses.into_parts().0);
     }
 }

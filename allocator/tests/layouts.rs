@@ -384,3 +384,46 @@ proptest! {
         prop_assert!(read.is_ok(), "{:?}", read.err());
     }
 }
+
+/// Numbers at which sums and roundings break.
+fn edge() -> impl Strategy<Value = u64> {
+    let near =
+        (0..64_u32, 0..3_u64).prop_map(|(shift, off)| (1_u64 << shift).wrapping_add(off).wrapping_sub(1));
+    prop_oneof![3 => 0..1000_u64, 3 => near, 1 => (0..4_u64).prop_map(|off| u64::MAX - off)]
+}
+
+fn any_layout() -> impl Strategy<Value = Layout> {
+    let align = prop_oneof![4 => (0..64_u32).prop_map(|shift| 1 << shift), 1 => edge()];
+    let regions = prop::collection::vec((edge(), align), 0..4);
+    let placements = prop::collection::vec((0..5_u32, prop_oneof![1 => Just(0), 1 => edge()], edge()), 0..6);
+    (regions, placements).prop_map(|(regions, placements)| {
+        let regions: Vec<_> = regions.into_iter().map(|(size, align)| shape(size, align)).collect();
+        let placements: Vec<_> =
+            placements.into_iter().map(|(region, offset, bytes)| placement(region, offset, bytes)).collect();
+        layout(&regions, &placements)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_layout_is_placed_or_refused_and_leaves_nothing(layout in any_layout(), in_parts in any::<bool>()) {
+        let (memory, pool) = match in_parts {
+            true => parted(),
+            false => (Arc::default(), Pool::new(HostMemory::new()).unwrap()),
+        };
+        // Without touching it: some are larger than the machine's memory.
+        if let Ok(mut reserved) = pool.reserve_planned(&layout, "t") {
+            let placed = reserved.place(&layout, labels(&layout)).unwrap();
+            for (fragment, &Placement { region, offset, bytes }) in placed.fragments.iter().zip(&layout.placements) {
+                prop_assert_eq!(fragment.len(), bytes);
+                let start = (bytes > 0).then(|| placed.bases[region as usize].as_ptr() as u64 + offset);
+                prop_assert!(start.is_none_or(|start| start == fragment.as_ptr() as u64));
+            }
+        }
+        pool.trim();
+        prop_assert_eq!((pool.stats().reserved_bytes, pool.stats().live_bytes, pool.stats().regions), (0, 0, 0));
+        prop_assert_eq!((memory.violations(), memory.ranges()), (Vec::new(), 0));
+    }
+}

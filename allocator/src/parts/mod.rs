@@ -15,15 +15,16 @@
 //! those that they need.
 //!
 //! # Invariants
-//! - **T1** The stage of a part changes under the lock of its region's state, and only so: `Absent` to `Coming` by the one that then commits
+//! - **J1** The stage of a part changes under the lock of its region's state, and only so: `Absent` to `Coming` by the one that then commits
 //!   it; `Coming` to `Present` or `Absent` by the same, after that; `Absent` or `Present` to `Gone` by the one that then decommits what was
 //!   present. So a part is committed at most once at a time, decommitted at most once, and never committed again once it is `Gone`.
-//! - **T2** The range is released after each part is `Gone` and was decommitted if it was `Present`. A range with a part that could not be
+//! - **J2** The range is released after each part is `Gone` and was decommitted if it was `Present`. A range with a part that could not be
 //!   decommitted is never released.
 //!
-//! A [`Bases`](crate::Bases) that outlives the region finds each part `Gone`, so by T1 it commits nothing.
+//! A [`Bases`](crate::Bases) that outlives the region finds each part `Gone`, so by J1 it commits nothing.
 
 use std::fmt;
+use std::mem;
 use std::ptr::NonNull;
 use std::sync::{Arc, PoisonError};
 
@@ -46,6 +47,15 @@ pub(crate) struct Backing {
     process: Process,
 }
 
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if self.is_forked_child() {
+            // It may be the last reference, and the memory's drop would call a driver.
+            mem::forget(Arc::clone(&self.memory));
+        }
+    }
+}
+
 impl fmt::Debug for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Backing").field("parts", &self.parts.len()).finish_non_exhaustive()
@@ -63,7 +73,7 @@ struct State {
     users: Vec<usize>,
     /// By part.
     stage: Vec<Stage>,
-    /// Parts that are not `Gone`, or were `Present` and could not be decommitted (T2).
+    /// Parts that are not `Gone`, or were `Present` and could not be decommitted (J2).
     kept: usize,
     /// Parts before this one have been brought up, or need not be.
     next: usize,
@@ -71,7 +81,7 @@ struct State {
     failed: Option<Arc<str>>,
 }
 
-/// See T1.
+/// See J1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Absent,
@@ -166,12 +176,12 @@ impl Backing {
         self.parts_of(offset, bytes).filter(last).collect()
     }
 
-    /// Whether the range can be released (T2): each part is gone.
+    /// Whether the range can be released (J2): each part is gone.
     pub(crate) fn is_gone(&self) -> bool {
         self.state().stage.iter().all(|stage| *stage == Stage::Gone)
     }
 
-    /// Whether a part could not be decommitted, so that the range stays reserved (T2). For a region that is gone.
+    /// Whether a part could not be decommitted, so that the range stays reserved (J2). For a region that is gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.state().kept > 0
     }
@@ -187,13 +197,13 @@ impl Backing {
         while state.stage[part] == Stage::Coming {
             state = self.wait(state);
         }
-        let stage = std::mem::replace(&mut state.stage[part], Stage::Gone);
+        let stage = mem::replace(&mut state.stage[part], Stage::Gone);
         drop(state);
         // Those who wait for it are told.
         self.moved.notify_all();
         let decommitted = match stage {
             Stage::Present => self.memory.parted().and_then(|parted| {
-                // SAFETY: T1: it was committed as just this part, and is decommitted once, here. The caller answers for the rest.
+                // SAFETY: J1: it was committed as just this part, and is decommitted once, here. The caller answers for the rest.
                 unsafe { parted.decommit(self.raw(part)) }
             }),
             Stage::Absent | Stage::Coming => Ok(()),
@@ -205,9 +215,14 @@ impl Backing {
         decommitted
     }
 
+    /// Whether this is a forked child of the process that reserved the range: nothing of it is to be called then.
+    pub(crate) fn is_forked_child(&self) -> bool {
+        !self.process.is_current()
+    }
+
     /// Puts memory behind all parts in their order, until `stop` says so or one is refused. What another thread is committing is waited for.
     pub(crate) fn bring_up(&self, stop: &dyn Fn() -> bool) {
-        if !self.process.is_current() {
+        if self.is_forked_child() {
             return;
         }
         for index in 0..self.parts.len() {
@@ -229,11 +244,11 @@ impl Backing {
                 drop(state);
                 let panicked = Uncommitted { backing: self, part: index };
                 let committed = self.memory.parted().and_then(|parted| {
-                    // SAFETY: V1: the part is whole units of the range. T1: it was absent, and no one else commits it. T2: the range is not
+                    // SAFETY: V1: the part is whole units of the range. J1: it was absent, and no one else commits it. J2: the range is not
                     // released before it is gone.
                     unsafe { parted.commit(self.raw(index)) }
                 });
-                std::mem::forget(panicked);
+                mem::forget(panicked);
                 if !self.came(index, committed) {
                     return;
                 }
@@ -274,9 +289,6 @@ impl Backing {
 
     /// Bytes of the parts that there is memory behind.
     pub(crate) fn present_bytes(&self) -> u64 {
-        if !self.process.is_current() {
-            return 0;
-        }
         let state = self.state();
         let parts = self.parts.iter().zip(&state.stage);
         parts.filter(|(_, stage)| **stage == Stage::Present).map(|(part, _)| part.bytes).sum()
@@ -284,9 +296,6 @@ impl Backing {
 
     /// Waits until memory has been put behind everything before `end` that fragments lie in.
     pub(crate) fn wait_for(&self, end: u64) -> Result<(), Arc<str>> {
-        if !self.process.is_current() {
-            return Err("this is a forked child, in which no memory comes".into());
-        }
         let parts = self.parts.partition_point(|part| part.offset < end);
         let mut state = self.state();
         loop {

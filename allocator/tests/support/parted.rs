@@ -1,5 +1,5 @@
 //! Memory in parts that checks what is done with it, and that cannot be touched where nothing is committed.
-#![allow(unreachable_pub, reason = "each test program uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
 use std::ptr::{self, NonNull};
