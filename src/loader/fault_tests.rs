@@ -10,7 +10,7 @@ use super::{Batching, Loader};
 use crate::error::Error;
 use crate::io::faulty::{Fault, Faults, Faulty, Gate};
 use crate::io::residency::{Probe, pages};
-use crate::io::{Backend, BackendKind, Buffered, Direct, Engine, FileSource, FileSystem, Uring};
+use crate::io::{Backend, BackendKind, Buffered, Direct, Engine, Uring};
 use crate::report::Report;
 
 #[path = "../../tests/support/mod.rs"]
@@ -18,7 +18,7 @@ pub(super) mod support;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, on_disk, pool_for};
 
-fn tensors() -> Vec<Spec> {
+pub(super) fn tensors() -> Vec<Spec> {
     let sizes = [5_000_000, 100, 0, 3_000_017, 77_777, 1, 4096, 2_000_000];
     sizes.iter().enumerate().map(|(n, &size)| bytes_tensor(&format!("t{n}"), size)).collect()
 }
@@ -27,7 +27,7 @@ fn reads(faults: impl IntoIterator<Item = (u64, Fault)>) -> Faults {
     Faults { reads: faults.into_iter().collect(), ..Faults::default() }
 }
 
-fn every(fault: Fault) -> Faults {
+pub(super) fn every(fault: Fault) -> Faults {
     Faults { every_read: Some(fault), ..Faults::default() }
 }
 
@@ -36,20 +36,23 @@ fn errno(errno: i32) -> Faults {
 }
 
 /// Engines of which those past the page cache are faulty.
-fn past<E: Engine + 'static>(engine: impl Fn() -> E, faults: &Faults) -> (Engines, Arc<Faulty<E>>) {
+pub(super) fn past<E: Engine + 'static>(
+    engine: impl Fn() -> E,
+    faults: &Faults,
+) -> (Engines, Arc<Faulty<E>>) {
     let faulty = Arc::new(Faulty::new(engine(), faults.clone()));
     let engines =
         Engines { direct: Arc::clone(&faulty) as _, uring: Arc::clone(&faulty) as _, ..Engines::default() };
     (engines, faulty)
 }
 
-fn buffered(faults: &Faults) -> (Engines, Arc<Faulty<Buffered>>) {
+pub(super) fn buffered(faults: &Faults) -> (Engines, Arc<Faulty<Buffered>>) {
     let faulty = Arc::new(Faulty::new(Buffered, faults.clone()));
     (Engines { buffered: Arc::clone(&faulty) as _, ..Engines::default() }, faulty)
 }
 
 /// Loads with these engines onto each device, and hands the outcome on; whatever it is, the pool is empty after it.
-fn with<E: Engine>(
+pub(super) fn with<E: Engine>(
     path: &Path,
     backend: Backend,
     (engines, faulty): &(Engines, Arc<Faulty<E>>),
@@ -210,58 +213,6 @@ fn a_read_that_would_have_to_wait_for_ever_is_an_error_after_few_trials() {
                 + through.map_or(0, |(_, faulty)| faulty.reads());
             // Several jobs may have been in flight.
             assert!((most..=(most + 1) * 16).contains(&reads), "{kind}: {reads}");
-        }
-    }
-}
-
-#[test]
-fn a_read_that_is_said_to_have_brought_more_than_was_asked_for_is_an_error() {
-    let tensors = tensors();
-    let (_folder, path) = on_disk(&tensors);
-    let fails = |loaded: Result<Report, Error>| match loaded {
-        Err(Error::Read { source, .. }) => {
-            assert!(source.to_string().contains("is said to have brought"), "{source}")
-        }
-        other => panic!("{other:?}"),
-    };
-    let long = every(Fault::Long);
-    with(&path, Backend::Auto, &buffered(&long), fails, &tensors);
-    with(&path, Backend::Require(BackendKind::Buffered), &buffered(&long), fails, &tensors);
-    with(&path, Backend::Require(BackendKind::Direct), &past(|| Direct, &long), fails, &tensors);
-    with(&path, Backend::Require(BackendKind::IoUring), &past(Uring::default, &long), fails, &tensors);
-}
-
-/// Engines whose ring makes up what reads do not bring, on a file system of this kind.
-fn stitching(file_system: fn(&FileSource) -> FileSystem) -> Engines {
-    let uring = Faulty::new(Uring::on(file_system), every(Fault::Stitched(8192)));
-    Engines { uring: Arc::new(uring), ..uncached() }
-}
-
-#[test]
-fn a_ring_is_not_believed_where_it_may_make_up_what_reads_do_not_bring() {
-    let tensors = tensors();
-    let (_folder, path) = on_disk(&tensors);
-    for device in devices() {
-        // It does so here: no completion tells.
-        let loader = Loader::new(device.clone()).files([&path]).engines(stitching(|_| FileSystem::EXT4));
-        let weights = loader.load().unwrap();
-        assert!(weights.view("t0").unwrap().to_host().unwrap() != tensors[0].bytes);
-        for file_system in [|_: &FileSource| FileSystem::FUSE, |_: &FileSource| FileSystem::UNKNOWN] {
-            let loader = Loader::new(device.clone()).files([&path]).engines(stitching(file_system));
-            let weights = loader.load().unwrap();
-            assert_holds(&weights, &tensors);
-            let report = weights.report();
-            assert_eq!(report.direct_bytes, report.bytes);
-            let choice = report.choices.iter().find(|choice| choice.about == "backend").unwrap();
-            assert!(
-                choice.picked == "direct" && choice.why.contains("io_uring is not used for"),
-                "{choice:?}"
-            );
-            let loader = Loader::new(device.clone()).files([&path]).engines(stitching(file_system));
-            let error = loader.backend(Backend::Require(BackendKind::IoUring)).load().unwrap_err();
-            assert!(matches!(error, Error::Backend { .. }), "{error:?}");
-            let message = error.to_string();
-            assert!(message.contains("io_uring may report bytes that it did not read"), "{message}");
         }
     }
 }
@@ -485,6 +436,6 @@ fn after_a_read_that_fails_a_checkpoint_loads_again() {
 }
 
 /// Nothing is cached.
-fn uncached() -> Engines {
+pub(super) fn uncached() -> Engines {
     Engines { probe: || Probe::counting(|_, _, _| Ok(0)), ..Engines::default() }
 }

@@ -23,15 +23,15 @@ const UNCACHED: Duration = Duration::ZERO;
 
 /// What is wrong with reads of the byte at an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
-    pub at: u64,
-    pub kind: FaultKind,
+pub(crate) struct Fault {
+    pub(crate) at: u64,
+    pub(crate) kind: FaultKind,
     /// How many reads meet it.
-    pub times: u64,
+    pub(crate) times: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultKind {
+pub(crate) enum FaultKind {
     /// They fail with this error of the system.
     Errno(i32),
     /// They end before that byte.
@@ -40,11 +40,11 @@ pub enum FaultKind {
 
 /// How the file system talks to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mode {
+pub(crate) struct Mode {
     /// Reads go past the page cache, whatever the program that opens the file says.
-    pub direct_io: bool,
+    pub(crate) direct_io: bool,
     /// The kernel sends the parts of a direct read all at once.
-    pub async_dio: bool,
+    pub(crate) async_dio: bool,
 }
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ struct Served {
 }
 
 /// A mount of it, which goes when this is dropped.
-pub struct FaultyMount {
+pub(crate) struct FaultyMount {
     served: Arc<Served>,
     folder: TempDir,
     session: Option<BackgroundSession>,
@@ -68,7 +68,7 @@ impl FaultyMount {
     ///
     /// # Errors
     /// Where FUSE is missing or not allowed.
-    pub fn new(bytes: Vec<u8>, mode: Mode) -> io::Result<Self> {
+    pub(crate) fn new(bytes: Vec<u8>, mode: Mode) -> io::Result<Self> {
         let served = Arc::new(Served { bytes, mode, fault: Mutex::default(), met: AtomicU64::new(0) });
         let folder = tempfile::tempdir()?;
         let mut config = Config::default();
@@ -78,18 +78,18 @@ impl FaultyMount {
         Ok(Self { served, folder, session: Some(session) })
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join(NAME)
     }
 
     /// Reads meet this fault from now on.
-    pub fn set_fault(&self, fault: Option<Fault>) {
+    pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         *self.served.fault.lock().unwrap() = fault;
         self.served.met.store(0, Ordering::Relaxed);
     }
 
     /// How many reads have met the fault.
-    pub fn met(&self) -> u64 {
+    pub(crate) fn met(&self) -> u64 {
         self.served.met.load(Ordering::Relaxed)
     }
 }
@@ -113,7 +113,7 @@ fn detach(path: &Path) {
 ///
 /// # Errors
 /// Where the process may not do that: it then may not mount either.
-pub fn keep_mounts_private() -> io::Result<()> {
+pub(crate) fn keep_mounts_private() -> io::Result<()> {
     // SAFETY: the calls take no memory but strings that end with a zero.
     let status = unsafe {
         match libc::unshare(libc::CLONE_NEWNS) {
