@@ -45,6 +45,7 @@ pub mod group;
 mod io;
 mod loader;
 mod names;
+mod regular;
 mod report;
 pub mod save;
 pub mod settings;

@@ -1,14 +1,17 @@
 //! The index of a checkpoint in several files, `model.safetensors.index.json`.
 
-use std::fs;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
+use rustix::fs::OFlags;
+use tensorhold_allocator::Bytes;
 
 use super::catalog::{Catalog, Found};
 use super::json::for_each_pair_of;
 use crate::error::{Error, Result};
+use crate::regular::{self, NotOpened};
 
 /// An index: which tensor is in which file.
 ///
@@ -22,18 +25,47 @@ pub(crate) struct Index {
     files: IndexMap<String, String, RandomState>,
 }
 
+/// No index is longer: that of a million tensors takes a third of it.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// Reads the text of an index.
+///
+/// # Errors
+/// When it cannot be read, is not a regular file, or is longer than [`MAX_BYTES`].
+fn read_text(path: &Path) -> Result<Vec<u8>> {
+    let (file, metadata) = regular::open(path, OFlags::empty()).map_err(|error| match error {
+        NotOpened::System(source) => Error::Io { operation: "read index", path: path.into(), source },
+        NotOpened::NotRegular(what) => {
+            let problem = format!("it is {what}, expected a file; name an index, or the files without one");
+            Error::Index { path: path.into(), problem }
+        }
+    })?;
+    let limited = |length: u64, bytes: String| match length <= MAX_BYTES {
+        true => Ok(()),
+        false => {
+            let problem = format!(
+                "it has {bytes}, expected at most {}; fetch it again, or load the files by name",
+                Bytes(MAX_BYTES)
+            );
+            Err(Error::Index { path: path.into(), problem })
+        }
+    };
+    limited(metadata.len(), Bytes(metadata.len()).to_string())?;
+    // Some files have more bytes than the system says before they are read: the kernel's own, or one that is being written.
+    let mut text = Vec::with_capacity(metadata.len() as usize);
+    let read = file.take(MAX_BYTES + 1).read_to_end(&mut text);
+    read.map_err(|source| Error::Io { operation: "read index", path: path.into(), source })?;
+    limited(text.len() as u64, format!("more than {}", Bytes(MAX_BYTES)))?;
+    Ok(text)
+}
+
 /// Where the names are.
 const WEIGHT_MAP: &str = "weight_map";
 
 impl Index {
     /// Reads an index and checks that the files it names are there.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|source| Error::Io {
-            operation: "read index",
-            path: path.into(),
-            source,
-        })?;
-        let index = Self::parse(path, bytes)?;
+        let index = Self::parse(path, read_text(path)?)?;
         for (file, tensor) in &index.files {
             let shard = index.path_of(file);
             if !shard.exists() {

@@ -184,12 +184,12 @@ fn direct_reads_conform() {
 
 #[test]
 fn io_uring_conforms() {
-    conforms(&Uring, true);
+    conforms(&Uring::default(), true);
 }
 
 #[test]
 fn an_engine_with_faults_that_never_happen_conforms() {
-    conforms(&super::faulty::Faulty::new(Uring, super::faulty::Faults::default()), true);
+    conforms(&super::faulty::Faulty::new(Uring::default(), super::faulty::Faults::default()), true);
 }
 
 #[test]

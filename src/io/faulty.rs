@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use super::{Access, Completion, Engine, FileSource, Queue, Read};
+use super::{Access, Completion, Engine, FileSource, Queue, Read, address};
 
 /// What is wrong with a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,11 @@ pub(crate) enum Fault {
     Short(usize),
     /// It fails with this error of the system.
     Errno(i32),
+    /// It is said to be whole, and has bytes of its own start behind the first so many, as `io_uring` makes them of a read on
+    /// FUSE that ends there.
+    Stitched(usize),
+    /// It is said to have brought a byte more than there is room for.
+    Long,
 }
 
 /// Keeps reads from ending until it is opened.
@@ -82,6 +87,10 @@ impl<E: Engine> Engine for Faulty<E> {
         self.engine.open(file)
     }
 
+    fn check_trust(&self, file: &FileSource) -> io::Result<()> {
+        self.engine.check_trust(file)
+    }
+
     fn queue(&self, depth: usize) -> io::Result<Box<dyn Queue>> {
         fails(self.faults.queue)?;
         let queue = self.engine.queue(depth)?;
@@ -90,7 +99,7 @@ impl<E: Engine> Engine for Faulty<E> {
             faults: Arc::clone(&self.faults),
             reads: Arc::clone(&self.reads),
             in_flight: Arc::clone(&self.in_flight),
-            numbers: Mutex::default(),
+            flights: Mutex::default(),
         }))
     }
 }
@@ -100,8 +109,21 @@ struct FaultyQueue {
     faults: Arc<Faults>,
     reads: Arc<AtomicU64>,
     in_flight: Arc<AtomicU64>,
-    /// By ticket: the number of the read, and whether it must not wait.
-    numbers: Mutex<BTreeMap<usize, (u64, bool)>>,
+    /// By ticket.
+    flights: Mutex<BTreeMap<usize, Flight>>,
+}
+
+/// A read in flight.
+struct Flight {
+    /// Counted over all queues.
+    number: u64,
+    /// It must not wait.
+    cached_only: bool,
+    /// Where its first buffer is, as a number, and how long.
+    start: usize,
+    first_bytes: usize,
+    /// Bytes of all its buffers.
+    bytes: usize,
 }
 
 impl Queue for FaultyQueue {
@@ -116,7 +138,11 @@ impl Queue for FaultyQueue {
 
     unsafe fn submit(&mut self, read: Read<'_, '_>) -> io::Result<()> {
         let number = self.reads.fetch_add(1, Ordering::Relaxed);
-        self.numbers.lock().unwrap().insert(read.ticket, (number, read.cached_only));
+        let (start, first_bytes) = read.buffers.first().map_or((std::ptr::null_mut(), 0), address);
+        let bytes = read.buffers.iter().map(|buffer| address(buffer).1).sum();
+        let cached_only = read.cached_only;
+        let flight = Flight { number, cached_only, start: start.expose_provenance(), first_bytes, bytes };
+        self.flights.lock().unwrap().insert(read.ticket, flight);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         // SAFETY: passed on.
         unsafe { self.queue.submit(read) }
@@ -126,12 +152,21 @@ impl Queue for FaultyQueue {
         let mut completion = self.queue.complete()?;
         self.faults.gate.iter().for_each(|gate| gate.pass());
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let (number, cached_only) = self.numbers.lock().unwrap().remove(&completion.ticket).unwrap();
-        if cached_only && self.faults.nothing_cached {
+        let flight = self.flights.lock().unwrap().remove(&completion.ticket).unwrap();
+        if flight.cached_only && self.faults.nothing_cached {
             completion.result = Err(io::ErrorKind::WouldBlock.into());
         }
-        match self.faults.reads.get(&number).copied().or(self.faults.every_read) {
+        match self.faults.reads.get(&flight.number).copied().or(self.faults.every_read) {
             Some(Fault::Short(most)) => completion.result = completion.result.map(|bytes| bytes.min(most)),
+            Some(Fault::Stitched(at)) => {
+                let end = completion.result.as_ref().map_or(0, |&bytes| bytes.min(flight.first_bytes));
+                let start: *mut u8 = std::ptr::with_exposed_provenance_mut(flight.start);
+                for place in at..end {
+                    // SAFETY: the read has ended, and its submitter still lends the buffer, which is longer and the CPU's.
+                    unsafe { start.add(place).write(start.add(place - at).read()) };
+                }
+            }
+            Some(Fault::Long) => completion.result = Ok(flight.bytes + 1),
             Some(Fault::Errno(errno)) => completion.result = Err(io::Error::from_raw_os_error(errno)),
             None => {}
         }
@@ -142,7 +177,7 @@ impl Queue for FaultyQueue {
 impl Drop for FaultyQueue {
     fn drop(&mut self) {
         // What is in flight ends with the inner queue.
-        let left = self.numbers.lock().unwrap().len() as u64;
+        let left = self.flights.lock().unwrap().len() as u64;
         self.in_flight.fetch_sub(left, Ordering::Relaxed);
     }
 }

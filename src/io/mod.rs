@@ -19,8 +19,10 @@ mod direct;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod file;
+mod file_system;
 pub(crate) mod gds;
 pub(crate) mod residency;
+pub(crate) mod retries;
 mod uring;
 
 use std::fmt;
@@ -34,7 +36,8 @@ use serde::Serialize;
 
 pub(crate) use buffered::Buffered;
 pub(crate) use direct::Direct;
-pub(crate) use file::{FileSource, is_in_memory};
+pub(crate) use file::FileSource;
+pub(crate) use file_system::{FileSystem, is_in_memory};
 pub(crate) use uring::Uring;
 
 /// How files are read.
@@ -92,6 +95,14 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// When the file, or its file system, cannot be read this way.
     fn open(&self, file: &FileSource) -> io::Result<Access>;
 
+    /// Whether the lengths that its queues report can be believed for a file, whichever engine opened it.
+    ///
+    /// # Errors
+    /// Why they cannot: the file must not be read by these queues.
+    fn check_trust(&self, _file: &FileSource) -> io::Result<()> {
+        Ok(())
+    }
+
     /// A queue of up to `depth` reads (1 at least; the queue says how many it takes).
     ///
     /// # Errors
@@ -132,6 +143,14 @@ pub(crate) fn address(buffer: &IoSliceMut<'_>) -> (*mut u8, usize) {
     // SAFETY: as above; the reference is valid for the read.
     let vector = unsafe { ptr::from_ref(buffer).cast::<libc::iovec>().read() };
     (vector.iov_base.cast(), vector.iov_len)
+}
+
+/// The error for a read that is said to have brought more bytes than there was room for: no one knows what it has written.
+pub(crate) fn too_many(got: usize, asked: usize) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("a read of {asked} bytes is said to have brought {got}"),
+    )
 }
 
 /// A read for a queue.

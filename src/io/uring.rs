@@ -12,11 +12,37 @@ use std::thread;
 
 use io_uring::{IoUring, opcode, types};
 
-use super::{Access, Completion, Direct, Engine, FileSource, Queue, Read};
+use super::retries::Retries;
+use super::{Access, Completion, Direct, Engine, FileSource, FileSystem, Queue, Read};
 
-/// `io_uring` over files opened for direct reads.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Uring;
+/// `io_uring` over files opened for direct reads, on file systems where it tells the truth.
+///
+/// When a read ends early, `io_uring` reads the rest by itself and reports the sum. For that it relies on the file system to
+/// move the read's position by what was read. Where FUSE reads past the page cache, it does not: the rest is then filled with
+/// bytes from the read's start, and a full length reported (seen in Linux 6.18). Nothing in a completion tells. So only file
+/// systems are read that are known to move the position.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uring {
+    file_system: fn(&FileSource) -> FileSystem,
+}
+
+/// Those whose direct reads move the position by what was read: all go through the kernel's `iomap` or its page cache.
+const TRUSTED: [FileSystem; 5] =
+    [FileSystem::EXT4, FileSystem::XFS, FileSystem::BTRFS, FileSystem::F2FS, FileSystem::TMPFS];
+
+impl Default for Uring {
+    fn default() -> Self {
+        Self { file_system: FileSource::file_system }
+    }
+}
+
+impl Uring {
+    /// One that takes all files to be on this file system.
+    #[cfg(test)]
+    pub(crate) fn on(file_system: fn(&FileSource) -> FileSystem) -> Self {
+        Self { file_system }
+    }
+}
 
 /// More files than this are read without having been registered.
 const MAX_FILES: u32 = 256;
@@ -24,9 +50,25 @@ const MAX_FILES: u32 = 256;
 /// Deeper queues gain nothing on disks and take locked memory.
 const MAX_DEPTH: usize = 128;
 
+/// A kernel that is short of something so often in a row will not wait for reads.
+const MOST_REFUSALS: u32 = 10_000;
+
 impl Engine for Uring {
     fn open(&self, file: &FileSource) -> io::Result<Access> {
+        self.check_trust(file)?;
         Direct.open(file)
+    }
+
+    fn check_trust(&self, file: &FileSource) -> io::Result<()> {
+        let system = (self.file_system)(file);
+        if TRUSTED.contains(&system) {
+            return Ok(());
+        }
+        let trusted = TRUSTED.map(|system| system.to_string()).join(", ");
+        let problem = format!(
+            "it is on {system}, where io_uring may report bytes that it did not read; it is used on {trusted}"
+        );
+        Err(io::Error::new(io::ErrorKind::Unsupported, problem))
     }
 
     fn queue(&self, depth: usize) -> io::Result<Box<dyn Queue>> {
@@ -37,7 +79,8 @@ impl Engine for Uring {
 struct Ring {
     ring: IoUring,
     depth: usize,
-    in_flight: usize,
+    /// Tickets of the reads in flight (U1).
+    in_flight: Vec<usize>,
     /// Whether buffers can be registered.
     registers: bool,
     /// By ticket: whether its buffer is registered.
@@ -52,7 +95,8 @@ impl Ring {
         let mut builder = IoUring::builder();
         // A forked child shall not share the ring.
         builder.dontfork();
-        let ring = builder.build(depth as u32)?;
+        let mut ring = builder.build(depth as u32)?;
+        try_out(&mut ring)?;
         let buffers = ring.submitter().register_buffers_sparse(depth as u32);
         if let Err(error) = &buffers {
             // Kernels before 5.19, or no locked memory left: reads work without.
@@ -60,7 +104,7 @@ impl Ring {
         }
         let (registers, prepared) = (buffers.is_ok(), vec![false; depth]);
         let files = ring.submitter().register_files_sparse(MAX_FILES).is_ok().then(Vec::new);
-        Ok(Self { ring, depth, in_flight: 0, registers, prepared, files })
+        Ok(Self { ring, depth, in_flight: Vec::with_capacity(depth), registers, prepared, files })
     }
 
     /// The place of a registered file; registers it, if it can.
@@ -83,15 +127,45 @@ impl Ring {
         Some(types::Fixed(place))
     }
 
-    /// Takes a completion that is there.
+    /// Takes a completion that is there, of a read that is in flight.
     fn take(&mut self) -> Option<Completion> {
-        let entry = self.ring.completion().next()?;
-        self.in_flight -= 1;
-        let result = match entry.result() {
-            code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
-            bytes => Ok(bytes as usize),
+        loop {
+            let entry = self.ring.completion().next()?;
+            let ticket = entry.user_data() as usize;
+            let Some(place) = self.in_flight.iter().position(|&submitted| submitted == ticket) else {
+                tracing::warn!(ticket, "io_uring reports a read that is not in flight");
+                continue;
+            };
+            self.in_flight.swap_remove(place);
+            let result = match entry.result() {
+                code if code < 0 => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                bytes => Ok(bytes as usize),
+            };
+            return Some(Completion { ticket, result });
+        }
+    }
+}
+
+/// Submits what does nothing, and waits for it: a filter of system calls may let rings be made, and not entered.
+fn try_out(ring: &mut IoUring) -> io::Result<()> {
+    // SAFETY: it neither reads nor writes memory.
+    if unsafe { ring.submission().push(&opcode::Nop::new().build()) }.is_err() {
+        return Err(io::Error::other("a new ring is full"));
+    }
+    let mut retries = Retries::default();
+    loop {
+        match ring.submit_and_wait(1) {
+            Ok(_) => {}
+            Err(error) if retries.allow(&error) => continue,
+            Err(error) => return Err(retries.explain(error)),
+        }
+        return match ring.completion().next() {
+            Some(entry) if entry.result() < 0 => {
+                Err(io::Error::from_raw_os_error(entry.result().saturating_neg()))
+            }
+            Some(_) => Ok(()),
+            None => Err(io::Error::other("a new ring does not complete what was submitted")),
         };
-        Some(Completion { ticket: entry.user_data() as usize, result })
     }
 }
 
@@ -137,7 +211,7 @@ impl Queue for Ring {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the ring is full"));
         }
         // From here on the kernel may have the read, whatever `submit` says: the drop waits for it.
-        self.in_flight += 1;
+        self.in_flight.push(read.ticket);
         loop {
             match self.ring.submit() {
                 Ok(_) => return Ok(()),
@@ -152,17 +226,24 @@ impl Queue for Ring {
     }
 
     fn complete(&mut self) -> io::Result<Completion> {
+        let mut refusals = 0;
         loop {
             if let Some(completion) = self.take() {
                 return Ok(completion);
             }
-            if self.in_flight == 0 {
+            if self.in_flight.is_empty() {
                 return Err(io::Error::other("no read is in flight"));
             }
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {}
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+                        && refusals < MOST_REFUSALS =>
+                {
+                    refusals += 1;
+                    thread::yield_now();
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -171,12 +252,12 @@ impl Queue for Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        while self.in_flight > 0 {
+        while !self.in_flight.is_empty() {
             if let Err(error) = self.complete() {
-                tracing::error!(%error, reads = self.in_flight, "io_uring refuses to wait for its reads");
+                tracing::error!(%error, reads = self.in_flight.len(), "io_uring refuses to wait for its reads");
                 // What it has not taken never begins. The rest ends without a call, too; closing the ring would not wait for that (U1).
                 let waiting = self.ring.submission().len();
-                while self.in_flight > waiting {
+                while self.in_flight.len() > waiting {
                     if self.take().is_none() {
                         thread::yield_now();
                     }
@@ -222,5 +303,42 @@ mod tests {
             dropped.recv().unwrap();
         });
         assert_eq!(&bytes, b"late");
+    }
+    #[test]
+    fn a_completion_of_no_read_is_not_counted() {
+        let Ok(mut queue) = Ring::open(2) else { return };
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"here").unwrap();
+        for ticket in [1, 7, usize::MAX] {
+            let none = opcode::Nop::new().build().user_data(ticket as u64);
+            // SAFETY: it neither reads nor writes memory.
+            unsafe { queue.ring.submission().push(&none) }.unwrap();
+            queue.ring.submit().unwrap();
+            let mut bytes = [0_u8; 4];
+            // SAFETY: the buffer stays until the completion has been taken below, and no one else touches it.
+            let buffers = &mut [unsafe { buffer_at(bytes.as_mut_ptr(), bytes.len()) }];
+            let read = Read { ticket: 0, file: file.as_fd(), offset: 0, buffers, cached_only: false };
+            // SAFETY: as above; the file is closed after the queue.
+            unsafe { queue.submit(read) }.unwrap();
+            let completion = queue.complete().unwrap();
+            assert_eq!((completion.ticket, completion.result.unwrap(), &bytes), (0, 4, b"here"));
+            assert!(queue.complete().is_err(), "nothing is in flight");
+        }
+    }
+
+    #[test]
+    fn files_are_read_on_file_systems_that_are_known_and_on_no_others() {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let source = FileSource::open(file.path()).unwrap();
+        Uring::on(|_| FileSystem::EXT4).check_trust(&source).unwrap();
+        let refused = Uring::on(|_| FileSystem::FUSE).open(&source).unwrap_err();
+        assert!(
+            refused.kind() == io::ErrorKind::Unsupported && refused.to_string().contains("on FUSE"),
+            "{refused}"
+        );
+        // One that the library does not know: a network's, or one that is laid over others.
+        for unknown in [|_: &FileSource| FileSystem::NFS, |_: &FileSource| FileSystem::UNKNOWN] {
+            assert!(Uring::on(unknown).check_trust(&source).is_err());
+        }
     }
 }

@@ -66,7 +66,7 @@ fn short_and_interrupted_reads_end_in_the_right_elements() {
     let buffered = Engines { buffered: Arc::new(Faulty::new(Buffered, halting(700))), ..Engines::default() };
     let past = Engines {
         direct: Arc::new(Faulty::new(Direct, halting(8192))),
-        uring: Arc::new(Faulty::new(Uring, halting(8192))),
+        uring: Arc::new(Faulty::new(Uring::default(), halting(8192))),
         ..Engines::default()
     };
     loads(&path, Backend::Require(BackendKind::Buffered), &buffered, || (), |_| ());
@@ -100,7 +100,7 @@ fn where_reads_past_the_cache_are_refused_the_cache_brings_the_same() {
     ] {
         let engines = || Engines {
             direct: Arc::new(Faulty::new(Direct, faults.clone())),
-            uring: Arc::new(Faulty::new(Uring, faults.clone())),
+            uring: Arc::new(Faulty::new(Uring::default(), faults.clone())),
             ..Engines::default()
         };
         let before = || drop_cached(&path, 0, 0);

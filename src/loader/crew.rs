@@ -166,7 +166,15 @@ fn past_queues(fill: &Fill<'_>) -> Result<(Vec<Box<dyn Queue>>, BackendKind, Str
     };
     let slots = fill.readers.past_slots;
     let mut why = "what is not cached comes quickest past the cache".to_owned();
-    if fill.readers.backend != Backend::Require(BackendKind::Direct) {
+    let distrust = match fill.readers.backend {
+        Backend::Auto => fill.routes.distrust(),
+        // A file that must not be read is an error when it is opened.
+        Backend::Require(_) => None,
+    };
+    if let Some(reason) = distrust {
+        tracing::debug!(reason);
+        why = reason;
+    } else if fill.readers.backend != Backend::Require(BackendKind::Direct) {
         let rings = room(fill.readers.rings);
         let depth = (slots / rings).max(FIRST_SLOTS);
         let queues: io::Result<Vec<_>> = (0..rings).map(|_| fill.engines.uring.queue(depth)).collect();

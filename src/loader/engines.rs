@@ -22,7 +22,7 @@ impl Default for Engines {
         Self {
             buffered: Arc::new(Buffered),
             direct: Arc::new(Direct),
-            uring: Arc::new(Uring),
+            uring: Arc::new(Uring::default()),
             gds: Arc::new(gds::System),
             probe: Probe::default,
         }

@@ -18,7 +18,7 @@ pub(super) mod support;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, on_disk, pool_for};
 
-fn tensors() -> Vec<Spec> {
+pub(super) fn tensors() -> Vec<Spec> {
     let sizes = [5_000_000, 100, 0, 3_000_017, 77_777, 1, 4096, 2_000_000];
     sizes.iter().enumerate().map(|(n, &size)| bytes_tensor(&format!("t{n}"), size)).collect()
 }
@@ -27,25 +27,32 @@ fn reads(faults: impl IntoIterator<Item = (u64, Fault)>) -> Faults {
     Faults { reads: faults.into_iter().collect(), ..Faults::default() }
 }
 
+pub(super) fn every(fault: Fault) -> Faults {
+    Faults { every_read: Some(fault), ..Faults::default() }
+}
+
 fn errno(errno: i32) -> Faults {
-    Faults { every_read: Some(Fault::Errno(errno)), ..Faults::default() }
+    every(Fault::Errno(errno))
 }
 
 /// Engines of which those past the page cache are faulty.
-fn past<E: Engine + 'static>(engine: impl Fn() -> E, faults: &Faults) -> (Engines, Arc<Faulty<E>>) {
+pub(super) fn past<E: Engine + 'static>(
+    engine: impl Fn() -> E,
+    faults: &Faults,
+) -> (Engines, Arc<Faulty<E>>) {
     let faulty = Arc::new(Faulty::new(engine(), faults.clone()));
     let engines =
         Engines { direct: Arc::clone(&faulty) as _, uring: Arc::clone(&faulty) as _, ..Engines::default() };
     (engines, faulty)
 }
 
-fn buffered(faults: &Faults) -> (Engines, Arc<Faulty<Buffered>>) {
+pub(super) fn buffered(faults: &Faults) -> (Engines, Arc<Faulty<Buffered>>) {
     let faulty = Arc::new(Faulty::new(Buffered, faults.clone()));
     (Engines { buffered: Arc::clone(&faulty) as _, ..Engines::default() }, faulty)
 }
 
 /// Loads with these engines onto each device, and hands the outcome on; whatever it is, the pool is empty after it.
-fn with<E: Engine>(
+pub(super) fn with<E: Engine>(
     path: &Path,
     backend: Backend,
     (engines, faulty): &(Engines, Arc<Faulty<E>>),
@@ -83,7 +90,7 @@ fn short_and_interrupted_reads_end_in_the_right_bytes() {
     with(&path, required(BackendKind::Buffered), &buffered(&halting(1000)), arrives, &tensors);
     with(&path, Backend::Auto, &buffered(&halting(1000)), arrives, &tensors);
     with(&path, required(BackendKind::Direct), &past(|| Direct, &halting(8192)), arrives, &tensors);
-    with(&path, required(BackendKind::IoUring), &past(|| Uring, &halting(8192)), arrives, &tensors);
+    with(&path, required(BackendKind::IoUring), &past(Uring::default, &halting(8192)), arrives, &tensors);
 }
 
 #[test]
@@ -99,9 +106,10 @@ fn a_read_that_fails_is_an_error_that_says_where() {
             // The fault comes once, and another device or number of threads has met it.
             other => assert!(other.is_ok(), "{other:?}"),
         };
-        for (backend, engines) in
-            [(BackendKind::Direct, past(|| Uring, &faults)), (BackendKind::IoUring, past(|| Uring, &faults))]
-        {
+        for (backend, engines) in [
+            (BackendKind::Direct, past(Uring::default, &faults)),
+            (BackendKind::IoUring, past(Uring::default, &faults)),
+        ] {
             with(&path, Backend::Require(backend), &engines, fails, &tensors);
         }
         with(&path, Backend::Auto, &buffered(&faults), fails, &tensors);
@@ -109,12 +117,18 @@ fn a_read_that_fails_is_an_error_that_says_where() {
     let always =
         |loaded: Result<Report, Error>| assert!(matches!(loaded, Err(Error::Read { .. })), "{loaded:?}");
     with(&path, Backend::Auto, &buffered(&errno(libc::EIO)), always, &tensors);
-    with(&path, Backend::Require(BackendKind::IoUring), &past(|| Uring, &errno(libc::EIO)), always, &tensors);
+    with(
+        &path,
+        Backend::Require(BackendKind::IoUring),
+        &past(Uring::default, &errno(libc::EIO)),
+        always,
+        &tensors,
+    );
     // Interrupted for ever is a failure too, not a hang.
     with(
         &path,
         Backend::Require(BackendKind::IoUring),
-        &past(|| Uring, &errno(libc::EINTR)),
+        &past(Uring::default, &errno(libc::EINTR)),
         always,
         &tensors,
     );
@@ -129,12 +143,77 @@ fn a_file_that_ends_early_was_cut_short() {
         Err(Error::FileChanged { change, .. }) => assert!(change.contains("cut short"), "{change}"),
         other => panic!("{other:?}"),
     };
-    let nothing = Faults { every_read: Some(Fault::Short(0)), ..Faults::default() };
-    let part = Faults { every_read: Some(Fault::Short(100)), ..Faults::default() };
+    let nothing = every(Fault::Short(0));
     with(&path, Backend::Require(BackendKind::Buffered), &buffered(&nothing), cut, &tensors);
-    for faults in [nothing, part] {
-        with(&path, Backend::Require(BackendKind::Direct), &past(|| Direct, &faults), cut, &tensors);
-        with(&path, Backend::Require(BackendKind::IoUring), &past(|| Uring, &faults), cut, &tensors);
+    with(&path, Backend::Require(BackendKind::Direct), &past(|| Direct, &nothing), cut, &tensors);
+    with(&path, Backend::Require(BackendKind::IoUring), &past(Uring::default, &nothing), cut, &tensors);
+}
+
+#[test]
+fn direct_reads_that_end_within_a_block_go_on_where_it_begins() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let arrives = |loaded: Result<Report, Error>| drop(loaded.unwrap());
+    for kind in [BackendKind::Direct, BackendKind::IoUring] {
+        for short in [4097, 70_000] {
+            let engines = past(Uring::default, &every(Fault::Short(short)));
+            with(&path, Backend::Require(kind), &engines, arrives, &tensors);
+        }
+        // One that brings no whole block is tried again.
+        let first = reads([(0, Fault::Short(100))]);
+        with(&path, Backend::Require(kind), &past(Uring::default, &first), arrives, &tensors);
+    }
+}
+
+#[test]
+fn direct_reads_that_always_end_within_a_block_are_no_change_of_the_file() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    let fails = |loaded: Result<Report, Error>| match loaded {
+        Err(Error::Read { source, .. }) => {
+            let why = source.to_string();
+            assert!(why.contains("within a block") && why.contains("tried again 16 times"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    };
+    for kind in [BackendKind::Direct, BackendKind::IoUring] {
+        let engines = past(Uring::default, &every(Fault::Short(100)));
+        with(&path, Backend::Require(kind), &engines, fails, &tensors);
+    }
+    for device in devices() {
+        let (engines, _) = past(Uring::default, &every(Fault::Short(100)));
+        let engines = Engines { probe: uncached().probe, ..engines };
+        let weights = Loader::new(device).files([&path]).engines(engines).load().unwrap();
+        assert_holds(&weights, &tensors);
+        assert_eq!(weights.report().direct_bytes, 0);
+    }
+}
+
+#[test]
+fn a_read_that_would_have_to_wait_for_ever_is_an_error_after_few_trials() {
+    let tensors = tensors();
+    let (_folder, path) = on_disk(&tensors);
+    for (wrong, most) in [(libc::EAGAIN, 16), (libc::EINTR, 256)] {
+        let engines = [
+            (BackendKind::Buffered, None, Some(buffered(&errno(wrong)))),
+            (BackendKind::Direct, Some(past(Uring::default, &errno(wrong))), None),
+            (BackendKind::IoUring, Some(past(Uring::default, &errno(wrong))), None),
+        ];
+        for (kind, past, through) in engines {
+            let engines =
+                past.iter().map(|(engines, _)| engines).chain(through.iter().map(|(engines, _)| engines));
+            for engines in engines {
+                let loader =
+                    Loader::new(crate::Device::host()).files([&path]).backend(Backend::Require(kind));
+                let error = loader.threads(1).engines(engines.clone()).load().unwrap_err();
+                let Error::Read { source, .. } = error else { panic!("{error:?}") };
+                assert!(source.to_string().contains(&format!("tried again {most} times")), "{source}");
+            }
+            let reads = past.map_or(0, |(_, faulty)| faulty.reads())
+                + through.map_or(0, |(_, faulty)| faulty.reads());
+            // Several jobs may have been in flight.
+            assert!((most..=(most + 1) * 16).contains(&reads), "{kind}: {reads}");
+        }
     }
 }
 
@@ -157,14 +236,14 @@ fn where_reads_past_the_cache_are_refused_auto_reads_through_it_and_require_is_a
         support::drop_cached(&path, 0, 0);
         for device in devices() {
             support::drop_cached(&path, 0, 0);
-            let engines = past(|| Uring, &faults).0;
+            let engines = past(Uring::default, &faults).0;
             let loaded = Loader::new(device).files([&path]).engines(engines).load().unwrap();
             assert_holds(&loaded, &tensors);
             falls_back(Ok(loaded.report().clone()));
         }
         for device in devices() {
             for kind in [BackendKind::Direct, BackendKind::IoUring] {
-                let (engines, pool) = (past(|| Uring, &faults).0, pool_for(&device));
+                let (engines, pool) = (past(Uring::default, &faults).0, pool_for(&device));
                 let loader = Loader::new(device.clone()).files([&path]).backend(Backend::Require(kind));
                 refused(loader.pool(&pool).engines(engines).load().map(|weights| weights.report().clone()));
                 assert_all_back(&pool);
@@ -181,8 +260,10 @@ fn where_io_uring_is_refused_auto_reads_directly_and_require_is_an_error() {
         let refused = Faults { queue: Some(errno), ..Faults::default() };
         for device in devices() {
             support::drop_cached(&path, 0, 0);
-            let engines =
-                || Engines { uring: Arc::new(Faulty::new(Uring, refused.clone())), ..Engines::default() };
+            let engines = || Engines {
+                uring: Arc::new(Faulty::new(Uring::default(), refused.clone())),
+                ..Engines::default()
+            };
             let weights = Loader::new(device.clone()).files([&path]).engines(engines()).load().unwrap();
             assert_holds(&weights, &tensors);
             let report = weights.report();
@@ -238,7 +319,8 @@ fn what_is_cached_does_not_wait_for_what_is_not() {
     // Where files are read in place, a read is as long as two of these tensors.
     for device in devices().into_iter().filter(|device| !device.is_host_accessible()) {
         let gate = Arc::new(Gate::default());
-        let (engines, _) = past(|| Uring, &Faults { gate: Some(Arc::clone(&gate)), ..Faults::default() });
+        let (engines, _) =
+            past(Uring::default, &Faults { gate: Some(Arc::clone(&gate)), ..Faults::default() });
         let front_cached = || {
             Probe::counting(|_, offset, bytes| {
                 Ok(pages(offset, bytes) * u64::from(offset + bytes <= 14 << 20))
@@ -354,6 +436,6 @@ fn after_a_read_that_fails_a_checkpoint_loads_again() {
 }
 
 /// Nothing is cached.
-fn uncached() -> Engines {
+pub(super) fn uncached() -> Engines {
     Engines { probe: || Probe::counting(|_, _, _| Ok(0)), ..Engines::default() }
 }

@@ -16,6 +16,7 @@ use super::fill::{Fill, queue_refused};
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
 use super::prepare::check_pool;
+use super::route::refusal;
 use super::staging::{self, Budget};
 use crate::device::{ContextGuard, DeviceKind};
 use crate::error::{Error, Result};
@@ -123,7 +124,7 @@ impl Readers {
             let directly = if required { Ok(()) } else { provider.check_directness(&cufile, &file.source) };
             directly
                 .and_then(|()| engine.open(&file.source))
-                .map_err(|error| refusal(file.source.path(), &error))
+                .map_err(|error| refusal(BackendKind::Gds, &file.source, &error))
         };
         let accesses = fill.files.iter().map(open).collect::<Result<Vec<_>>>()?;
         let pool = scratch_pool(fill, &cufile)?;
@@ -343,9 +344,4 @@ impl Drop for ByCuFile {
             self.pool.trim();
         }
     }
-}
-
-/// The error for a file that cuFile does not read.
-pub(super) fn refusal(path: &std::path::Path, error: &io::Error) -> Error {
-    Error::Backend { backend: BackendKind::Gds.name(), path: path.to_path_buf(), detail: error.to_string() }
 }

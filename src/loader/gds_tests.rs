@@ -371,7 +371,7 @@ fn no_room_is_lost_where_cufile_gets_no_scratch() {
         let (engines, _fakes) = engines(fakes);
         let engines = Engines {
             probe: || Probe::counting(|_, _, _| Ok(0)),
-            uring: Arc::new(Faulty::new(Uring, uring)),
+            uring: Arc::new(Faulty::new(Uring::default(), uring)),
             ..engines
         };
         let loader = Loader::new(device).files([&path]).engines(engines).threads(16);

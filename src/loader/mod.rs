@@ -57,6 +57,8 @@ mod stream;
 mod strided;
 mod tally;
 mod through;
+#[cfg(test)]
+mod trust_tests;
 mod work;
 
 use std::path::Path;

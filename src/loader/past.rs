@@ -9,17 +9,18 @@ use std::time::Instant;
 
 use super::depth::Depth;
 use super::fill::{Fill, queue_refused};
-use super::gds::{self, ByCuFile};
+use super::gds::ByCuFile;
 use super::landing::{Form, PartForm};
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
 use super::remake;
-use super::route::Way;
+use super::route::{Way, refusal};
 use super::stopwatch::{Stage, Stopwatch};
-use super::through::{self, MAX_RETRIES, read_error};
+use super::through::{self, read_error};
 use super::work::Work;
 use crate::error::{Error, Result};
-use crate::io::{Access, Backend, BackendKind, Completion, Queue, Read, buffer_at};
+use crate::io::retries::Retries;
+use crate::io::{Access, Backend, BackendKind, Completion, Queue, Read, buffer_at, too_many};
 
 /// A job whose blocks are being read.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +29,7 @@ struct Flight {
     slot: usize,
     /// Bytes read, from the first block's start on; a multiple of the alignment.
     done: u64,
-    retries: u32,
+    retries: Retries,
 }
 
 struct Reader<'a> {
@@ -90,7 +91,7 @@ impl<'a> Reader<'a> {
                     break;
                 };
                 self.watch.lap(Stage::Wait);
-                self.begin(Flight { index, slot, done: 0, retries: 0 })?;
+                self.begin(Flight { index, slot, done: 0, retries: Retries::default() })?;
             }
             if self.in_flight > 0 {
                 let completion = self.queue.complete().map_err(|error| self.queue_failed(&error))?;
@@ -163,26 +164,51 @@ impl<'a> Reader<'a> {
         let access = self.access(job)?;
         let blocks = Blocks::of(job, access);
         match completion.result {
+            Ok(bytes) if bytes as u64 > blocks.bytes - flight.done => {
+                let asked = (blocks.bytes - flight.done) as usize;
+                Err(read_error(self.fill, job, too_many(bytes, asked)))
+            }
             Ok(bytes) => {
                 self.depth.ended(bytes as u64, Instant::now());
                 let done = flight.done + bytes as u64;
                 if done >= blocks.head + job.file_bytes {
                     return self.arrived(flight, job, blocks.head);
                 }
-                // A part of a block is read only at the end of the file.
-                if !(bytes as u64).is_multiple_of(access.alignment) || bytes == 0 {
+                if bytes == 0 {
                     return Err(self.fill.cut_short(job, blocks.start + done));
                 }
-                self.begin(Flight { done, ..flight })
+                // The next read has to begin where a block does.
+                let whole = done - done % access.alignment;
+                match whole > flight.done {
+                    true => self.begin(Flight { done: whole, retries: Retries::default(), ..flight }),
+                    false => self.ended_within_a_block(flight, job, blocks.start + done),
+                }
             }
             Err(error) if self.is_refusal(&error) => self.refused(flight, job, &error),
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
-                    && flight.retries < MAX_RETRIES =>
-            {
-                self.begin(Flight { retries: flight.retries + 1, ..flight })
+            Err(error) => {
+                let Flight { mut retries, .. } = flight;
+                match retries.allow(&error) {
+                    true => self.begin(Flight { retries, ..flight }),
+                    false => Err(read_error(self.fill, job, retries.explain(error))),
+                }
             }
-            Err(error) => Err(read_error(self.fill, job, error)),
+        }
+    }
+
+    /// A read brought a part of a block, though the job has more bytes behind it. A file that was cut short ends like that, and
+    /// then it is another; else the rest is read once more and, where that does not help, through the page cache.
+    fn ended_within_a_block(&mut self, flight: Flight, job: &Job, end: u64) -> Result<()> {
+        self.fill.files[job.file].source.check_unchanged()?;
+        let Flight { mut retries, .. } = flight;
+        if retries.allow_part() {
+            return self.begin(Flight { retries, ..flight });
+        }
+        let problem =
+            format!("reads past the page cache end at {end}, within a block and before the file does");
+        let error = retries.explain(io::Error::other(problem));
+        match self.gds {
+            Some(_) => self.refused(flight, job, &error),
+            None => self.without(flight, job, read_error(self.fill, job, error)),
         }
     }
 
@@ -204,7 +230,7 @@ impl<'a> Reader<'a> {
             return self.without(flight, job, refused);
         };
         if self.fill.readers.backend != Backend::Auto {
-            return Err(gds::refusal(self.fill.files[job.file].source.path(), error));
+            return Err(refusal(BackendKind::Gds, &self.fill.files[job.file].source, error));
         }
         tracing::debug!(%error, "cuFile refuses a read, and is left");
         gds.refuse();

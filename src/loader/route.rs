@@ -104,10 +104,14 @@ impl<'a> Routes<'a> {
     pub(super) fn buffered(&self, file: usize) -> Result<&Access> {
         let routes = &self.files[file];
         let opened = routes.buffered.get_or_init(|| self.engines.buffered.open(routes.source));
-        opened.as_ref().map_err(|error| Error::Backend {
-            backend: BackendKind::Buffered.name(),
-            path: routes.source.path().to_path_buf(),
-            detail: error.to_string(),
+        opened.as_ref().map_err(|error| refusal(BackendKind::Buffered, routes.source, error))
+    }
+
+    /// Why an `io_uring` must not read some file of the load, if it must not.
+    pub(super) fn distrust(&self) -> Option<String> {
+        self.files.iter().find_map(|file| {
+            let error = self.engines.uring.check_trust(file.source).err()?;
+            Some(format!("io_uring is not used for {:?}: {error}", file.source.path()))
         })
     }
 
@@ -178,10 +182,19 @@ impl<'a> Routes<'a> {
 
     /// The error for a file that cannot be read past the page cache.
     pub(super) fn refused(&self, file: usize, error: &std::io::Error) -> Error {
-        Error::Backend {
-            backend: self.past_kind().name(),
-            path: self.files[file].source.path().to_path_buf(),
-            detail: error.to_string(),
-        }
+        refusal(self.past_kind(), self.files[file].source, error)
     }
+}
+
+/// The error for a file that a backend does not read: the backend is the reason only where the file is still there, unchanged,
+/// and may be read.
+pub(super) fn refusal(kind: BackendKind, source: &FileSource, error: &std::io::Error) -> Error {
+    let path = source.path().to_path_buf();
+    source.failure(match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
+            let source = std::io::Error::new(error.kind(), error.to_string());
+            Error::Io { operation: "open", path, source }
+        }
+        _ => Error::Backend { backend: kind.name(), path, detail: error.to_string() },
+    })
 }

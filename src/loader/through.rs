@@ -11,10 +11,8 @@ use super::route::Way;
 use super::stopwatch::Stage;
 use super::work::Work;
 use crate::error::{Error, Result};
-use crate::io::{Access, BackendKind, Queue, Read};
-
-/// A read that was interrupted so often will not come to an end.
-pub(super) const MAX_RETRIES: u32 = 1000;
+use crate::io::retries::Retries;
+use crate::io::{Access, BackendKind, Queue, Read, address, too_many};
 
 /// What became of a read that relies on the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,12 +96,12 @@ fn into_ring(
 pub(super) struct Reads {
     /// Only what is cached, so far.
     cached_only: bool,
-    retries: u32,
+    retries: Retries,
 }
 
 impl Reads {
     pub(super) fn new(way: Way) -> Self {
-        Self { cached_only: way == Way::Cached, retries: 0 }
+        Self { cached_only: way == Way::Cached, retries: Retries::default() }
     }
 }
 
@@ -145,32 +143,35 @@ pub(super) unsafe fn read_range<'b, B: AsMut<[IoSliceMut<'b>]>>(
     while done < bytes {
         let mut buffers = buffers(done);
         let (file, offset) = (access.file.as_fd(), start + done);
+        let asked: usize = buffers.as_mut().iter().map(|buffer| address(buffer).1).sum();
         let read = Read { ticket: 0, file, offset, buffers: buffers.as_mut(), cached_only: *cached_only };
         // SAFETY: the buffers are as the caller promises, and the completion is taken below; the file is lent for
         // as long.
         let ended = unsafe { queue.submit(read) }.and_then(|()| queue.complete());
         match ended.and_then(|completion| completion.result) {
-            Ok(read) if done + read as u64 >= bytes => return Ok(Outcome::Complete),
+            Ok(read) if read > asked => return Err(read_error(fill, job, too_many(read, asked))),
+            Ok(read) if done + read as u64 >= bytes => {
+                *retries = Retries::default();
+                return Ok(Outcome::Complete);
+            }
             // The system also stops short for reasons of its own.
             Ok(read) if *cached_only => match fill.routes.way_again(job) {
                 Way::Past => return Ok(Outcome::NotCached),
                 _ => (done, *cached_only) = (done + read as u64, false),
             },
             Ok(0) => return Err(fill.cut_short(job, start + done)),
-            Ok(read) => done += read as u64,
+            Ok(read) => (done, *retries) = (done + read as u64, Retries::default()),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock if *cached_only => match fill.routes.way_again(job) {
                     Way::Past => return Ok(Outcome::NotCached),
                     _ => *cached_only = false,
                 },
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock if *retries < MAX_RETRIES => {
-                    *retries += 1;
-                }
+                _ if retries.allow(&error) => {}
                 io::ErrorKind::Unsupported if *cached_only => {
                     fill.routes.refuse_cached(job.file);
                     *cached_only = false;
                 }
-                _ => return Err(read_error(fill, job, error)),
+                _ => return Err(read_error(fill, job, retries.explain(error))),
             },
         }
     }

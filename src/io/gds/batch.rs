@@ -16,7 +16,7 @@ use super::Files;
 use super::library::{BatchEvent, BatchRead, RawBatch};
 use super::queue::{one_buffer, read_all};
 use super::status::{CuFileError, read_result};
-use crate::io::{Completion, Queue, Read};
+use crate::io::{Completion, Queue, Read, too_many};
 
 /// How a read of a batch stands.
 mod state {
@@ -169,7 +169,8 @@ impl Batches {
     fn outcome(&self, flight: Flight, event: BatchEvent) -> io::Result<usize> {
         let done = read_result(event.returned, || CuFileError::of_a_read().into())?;
         match event.status {
-            state::COMPLETE if done >= flight.bytes => Ok(flight.bytes),
+            state::COMPLETE if done > flight.bytes => Err(too_many(done, flight.bytes)),
+            state::COMPLETE if done == flight.bytes => Ok(done),
             state::COMPLETE if done == 0 => Ok(0),
             state::COMPLETE => {
                 let rest = (flight.start.wrapping_add(done), flight.bytes - done);

@@ -5,10 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::fstatfs;
-
 use super::library::{CuFile, Properties};
-use crate::io::FileSource;
+use crate::io::{FileSource, FileSystem};
 use crate::settings;
 
 /// How cuFile reads.
@@ -31,16 +29,6 @@ mod bit {
     pub(super) const NVME_OF: u32 = 5;
     pub(super) const BEEGFS: u32 = 9;
     pub(super) const NVME_P2P: u32 = 11;
-}
-
-/// The numbers by which the kernel knows file systems.
-mod magic {
-    pub(super) const EXT4: i64 = 0xEF53;
-    pub(super) const XFS: i64 = 0x5846_5342;
-    pub(super) const NFS: i64 = 0x6969;
-    pub(super) const LUSTRE: i64 = 0x0BD0_0BD0;
-    pub(super) const GPFS: i64 = 0x4750_4653;
-    pub(super) const BEEGFS: i64 = 0x1983_0326;
 }
 
 impl Mode {
@@ -87,20 +75,19 @@ pub(super) fn check_file(cufile: &CuFile, file: &FileSource) -> io::Result<()> {
     if cufile.mode() == Mode::Compatible {
         return unsupported(format!("{} reads {}", cufile.describe(), Mode::Compatible.describe()));
     }
-    let system = fstatfs(file.file())?.f_type as i64;
     let says = |bits: &[u32]| bits.iter().any(|bit| cufile.storage() & 1 << bit != 0);
-    let (known, direct) = match system {
-        magic::EXT4 | magic::XFS => {
+    let (known, direct) = match file.file_system() {
+        FileSystem::EXT4 | FileSystem::XFS => {
             let device = file.file().metadata()?.dev();
             let disk = says(&[bit::NVME, bit::NVME_OF, bit::NVME_P2P]) && is_nvme(Path::new("/sys"), device);
             ("ext4 or xfs on NVMe", disk)
         }
-        magic::NFS => ("NFS", says(&[bit::NFS])),
-        magic::LUSTRE => ("Lustre", says(&[bit::LUSTRE])),
-        magic::GPFS => ("GPFS", says(&[bit::GPFS])),
-        magic::BEEGFS => ("BeeGFS", says(&[bit::BEEGFS])),
+        FileSystem::NFS => ("NFS", says(&[bit::NFS])),
+        FileSystem::LUSTRE => ("Lustre", says(&[bit::LUSTRE])),
+        FileSystem::GPFS => ("GPFS", says(&[bit::GPFS])),
+        FileSystem::BEEGFS => ("BeeGFS", says(&[bit::BEEGFS])),
         other => {
-            return unsupported(format!("the file system {other:#x} is none that cuFile reads directly"));
+            return unsupported(format!("{other} is none that cuFile reads directly"));
         }
     };
     match direct {

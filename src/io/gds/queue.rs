@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Files;
 use super::status::read_result;
-use crate::io::{Completion, Queue, Read, address};
+use crate::io::{Completion, Queue, Read, address, too_many};
 
 /// A read has ended when `submit` returns.
 pub(super) struct Single {
@@ -73,7 +73,8 @@ pub(super) unsafe fn read_all(
         };
         match read_result(returned, io::Error::last_os_error) {
             Ok(0) => break,
-            Ok(more) => done += more.min(bytes - done),
+            Ok(more) if more > bytes - done => return Err(too_many(more, bytes - done)),
+            Ok(more) => done += more,
             // What has been read is told first; whoever reads on meets the error again.
             Err(_) if done > 0 && done.is_multiple_of(super::BLOCK_BYTES as usize) => break,
             Err(error) => return Err(error),
