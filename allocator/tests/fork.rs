@@ -11,8 +11,8 @@ use std::thread;
 use memory::Parted;
 use tensorhold_allocator::events::{self, EventLog};
 use tensorhold_allocator::{
-    Bases, Closed, Error, Fence, Fragment, HostMemory, Memory, MemoryError, OrderedStream, Pool, RawRegion,
-    RegionParts, Request, Reserved, Stats,
+    Bases, Closed, Error, Fence, Fragment, HostMemory, Memory, MemoryError, MemoryId, OrderedStream, Pool,
+    RawRegion, RegionParts, Request, Reserved, Stats,
 };
 
 /// Ends this process with a signal if it is still there after so many seconds: a child that hangs.
@@ -127,6 +127,10 @@ impl Drop for Device {
 unsafe impl Memory for Device {
     fn name(&self) -> &str {
         "device"
+    }
+
+    fn id(&self) -> MemoryId {
+        self.host.id()
     }
 
     fn is_host_accessible(&self) -> bool {
