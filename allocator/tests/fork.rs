@@ -130,7 +130,7 @@ unsafe impl Memory for Device {
     }
 
     fn id(&self) -> MemoryId {
-        self.host.id()
+        self.0.id()
     }
 
     fn is_host_accessible(&self) -> bool {
