@@ -174,13 +174,12 @@ impl Fragment {
         Some(FragmentViewMut { address: self.address, bytes: self.bytes, owner: PhantomData })
     }
 
-    /// The bytes, where the CPU can read them and no stream may be writing to them ([`use_mut_on`](Self::use_mut_on)).
+    /// The bytes, where the CPU can read them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        if !self.is_host_accessible() || self.uses().may_be_written() {
+        if !self.is_host_accessible() {
             return None;
         }
-        // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive. No use that writes is under way (O1),
-        // and none begins while this owner is borrowed.
+        // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive.
         Some(unsafe { self.view().as_bytes() })
     }
 
@@ -291,11 +290,10 @@ impl<'a> FragmentView<'a> {
     /// The bytes.
     ///
     /// # Safety
-    /// The view is of a fragment that [is host-accessible](Fragment::is_host_accessible), and no [use for writing](Fragment::use_mut_on) is under
-    /// way on a stream.
+    /// The view is of a fragment that [is host-accessible](Fragment::is_host_accessible).
     pub unsafe fn as_bytes(self) -> &'a [u8] {
-        // SAFETY: the caller says that M2 holds, and that no device writes; I1: the owner is borrowed for 'a. Writers on the CPU hold
-        // `&mut Fragment` of the only owner, so there is none.
+        // SAFETY: the caller says that M2 holds; I1: the owner is borrowed for 'a. Writers hold `&mut Fragment` of
+        // the only owner, so there is none.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.bytes as usize) }
     }
 }

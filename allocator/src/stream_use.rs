@@ -20,8 +20,7 @@ impl Fragment {
     }
 
     /// Uses the range on a stream for writing, if this fragment is its only owner; `None` otherwise. As [`use_on`](Self::use_on); that
-    /// the writing comes after earlier uses on other streams is for the caller to see to. Until the use is known to have ended, the CPU does not
-    /// [read](Self::as_bytes) the range.
+    /// the writing comes after earlier uses on other streams is for the caller to see to.
     ///
     /// # Errors
     /// When uses on the stream cannot be recorded, as while it is captured.
@@ -77,15 +76,15 @@ impl<'a> StreamUse<'a> {
     }
 
     fn record(&self) -> Result<()> {
-        match self.stream.record() {
+        let recorded = self.stream.record();
+        self.fragment.uses().end();
+        match recorded {
             Ok(fence) => {
-                let uses = self.fragment.uses();
-                uses.add(self.stream.id(), fence);
-                uses.end();
+                self.fragment.uses().add(self.stream.id(), fence);
                 Ok(())
             }
             Err(source) => {
-                // I1: what uses it, and for how long, is not known: the use does not end.
+                // I1: what uses it, and for how long, is not known.
                 self.fragment.keep_for_good();
                 Err(failed(self.fragment, source))
             }
@@ -117,9 +116,7 @@ pub struct StreamUseMut<'a>(StreamUse<'a>);
 
 impl<'a> StreamUseMut<'a> {
     fn new(fragment: &'a mut Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
-        let guard = StreamUse::new(fragment, stream)?;
-        guard.fragment.uses().may_write();
-        Ok(Self(guard))
+        StreamUse::new(fragment, stream).map(Self)
     }
 
     /// First address, for work that is enqueued on the stream before the guard ends.

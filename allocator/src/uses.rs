@@ -29,8 +29,6 @@ pub(crate) struct Uses {
     exposed: AtomicBool,
     /// Guards of uses that have not ended. Those of a range without owners were forgotten, and their uses are not known.
     open: AtomicU32,
-    /// A use that writes began, and not all uses are known to have ended since.
-    writes: AtomicBool,
     /// The latest use on each stream. Most ranges have none, and a load makes very many ranges.
     recorded: OnceLock<Box<Mutex<Vec<Recorded>>>>,
 }
@@ -64,24 +62,6 @@ impl Uses {
 
     pub(crate) fn end(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// A use that has begun writes. The only owner is borrowed mutably.
-    pub(crate) fn may_write(&self) {
-        self.writes.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a device may be writing to the range. Where none ever was to, that is a look.
-    pub(crate) fn may_be_written(&self) -> bool {
-        if !self.writes.load(Ordering::Relaxed) {
-            return false;
-        }
-        if !self.have_ended() {
-            return true;
-        }
-        // No other begins meanwhile: it would need the only owner, and someone who looks borrows one.
-        self.writes.store(false, Ordering::Relaxed);
-        false
     }
 
     /// A use on a stream that ends with the fence.
