@@ -57,7 +57,7 @@ impl<T> StillHeld<T> {
 
 impl<T> fmt::Display for StillHeld<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = Bytes(self.held.iter().map(|held| held.bytes).sum());
+        let bytes = Bytes(self.held.iter().fold(0, |sum, held| sum.saturating_add(held.bytes)));
         write!(f, "close: {} of {bytes} are still held", self.held.len())?;
         if let Some(first) = self.held.first() {
             write!(f, ", {:?} for one", first.name)?;
@@ -142,4 +142,15 @@ impl Whole<'_> {
 
 fn wait<'a>(shared: &Shared, books: MutexGuard<'a, Books>, patience: Duration) -> MutexGuard<'a, Books> {
     shared.passed.wait_timeout(books, patience).unwrap_or_else(PoisonError::into_inner).0
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_can_be_told_however_much_it_is() {
+        let held = vec![Held { name: "t".into(), bytes: u64::MAX }; 2];
+        assert!(StillHeld::new((), held, 0).to_string().starts_with("close: 2 of "));
+    }
 }

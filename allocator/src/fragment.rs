@@ -174,12 +174,19 @@ impl Fragment {
         Some(FragmentViewMut { address: self.address, bytes: self.bytes, owner: PhantomData })
     }
 
-    /// The bytes, where the CPU can read them.
+    /// Whether a use through [`use_mut_on`](Self::use_mut_on) has not ended on its stream, or is not known to have. While the fragment is
+    /// borrowed, no other such use can begin.
+    pub fn has_pending_writes(&self) -> bool {
+        !self.uses().writes_have_ended()
+    }
+
+    /// The bytes, where the CPU can read them and no recorded use is writing to them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        if !self.is_host_accessible() {
+        if !self.is_host_accessible() || self.has_pending_writes() {
             return None;
         }
-        // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive.
+        // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive. No recorded use writes to
+        // it: by O1 those before have ended, and another would need the only owner, mutably.
         Some(unsafe { self.view().as_bytes() })
     }
 
@@ -290,10 +297,11 @@ impl<'a> FragmentView<'a> {
     /// The bytes.
     ///
     /// # Safety
-    /// The view is of a fragment that [is host-accessible](Fragment::is_host_accessible).
+    /// The view is of a fragment that [is host-accessible](Fragment::is_host_accessible) and [has no pending
+    /// writes](Fragment::has_pending_writes).
     pub unsafe fn as_bytes(self) -> &'a [u8] {
         // SAFETY: the caller says that M2 holds; I1: the owner is borrowed for 'a. Writers hold `&mut Fragment` of
-        // the only owner, so there is none.
+        // the only owner, so there is none, and by the caller's promise no earlier one is at work still.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.bytes as usize) }
     }
 }

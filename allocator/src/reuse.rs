@@ -91,7 +91,7 @@ impl Shared {
             stream.wait_for(&use_.fence).map_err(refused)?;
         }
         // By O3 and O2 it passes after all of them.
-        Ok(vec![Recorded { stream: id, fence: stream.record().map_err(refused)? }])
+        Ok(vec![Recorded { stream: id, fence: stream.record().map_err(refused)?, writes: true }])
     }
 
     fn refused(&self, request: Request, source: MemoryError) -> Error {

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::MemoryError;
+use crate::uses::Access;
 
 impl Fragment {
     /// Uses the range on a stream: what is enqueued there until the guard ends is waited for before the range is used again or given
@@ -16,7 +17,7 @@ impl Fragment {
     /// # Errors
     /// When uses on the stream cannot be recorded, as while it is captured.
     pub fn use_on<'a>(&'a self, stream: &'a dyn OrderedStream) -> Result<StreamUse<'a>> {
-        StreamUse::new(self, stream)
+        StreamUse::new(self, stream, Access::Read)
     }
 
     /// Uses the range on a stream for writing, if this fragment is its only owner; `None` otherwise. As [`use_on`](Self::use_on); that
@@ -37,14 +38,15 @@ impl Fragment {
 pub struct StreamUse<'a> {
     fragment: &'a Fragment,
     stream: &'a dyn OrderedStream,
+    access: Access,
 }
 
 impl<'a> StreamUse<'a> {
-    fn new(fragment: &'a Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
+    fn new(fragment: &'a Fragment, stream: &'a dyn OrderedStream, access: Access) -> Result<Self> {
         match stream.check() {
             Ok(()) => {
-                fragment.uses().begin();
-                Ok(Self { fragment, stream })
+                fragment.uses().begin(access);
+                Ok(Self { fragment, stream, access })
             }
             Err(source) => Err(failed(fragment, source)),
         }
@@ -77,10 +79,10 @@ impl<'a> StreamUse<'a> {
 
     fn record(&self) -> Result<()> {
         let recorded = self.stream.record();
-        self.fragment.uses().end();
+        self.fragment.uses().end(self.access);
         match recorded {
             Ok(fence) => {
-                self.fragment.uses().add(self.stream.id(), fence);
+                self.fragment.uses().add(self.stream.id(), fence, self.access);
                 Ok(())
             }
             Err(source) => {
@@ -116,7 +118,7 @@ pub struct StreamUseMut<'a>(StreamUse<'a>);
 
 impl<'a> StreamUseMut<'a> {
     fn new(fragment: &'a mut Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
-        StreamUse::new(fragment, stream).map(Self)
+        StreamUse::new(fragment, stream, Access::Write).map(Self)
     }
 
     /// First address, for work that is enqueued on the stream before the guard ends.
