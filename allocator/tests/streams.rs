@@ -422,38 +422,6 @@ proptest! {
 }
 
 #[test]
-fn what_a_stream_may_be_writing_is_not_read_by_the_cpu() {
-    // Memory that the CPU and a device share, as pinned memory is.
-    let pool = Pool::new(HostMemory::new()).unwrap();
-    let [stream, other] = streams();
-    let mut fragment = place(&pool, 256);
-    let guard = fragment.use_mut_on(&stream).unwrap().expect("it is the only owner");
-    stream.0.enqueue();
-    guard.end().unwrap();
-    let part = fragment.slice(0, 16).unwrap();
-    assert!(fragment.as_bytes().is_none() && part.as_bytes().is_none() && fragment.as_bytes_mut().is_none());
-    stream.0.finish();
-    assert_eq!(part.as_bytes().map(<[u8]>::len), Some(16));
-    // A stream that reads is in no one's way who reads.
-    use_on(&fragment, &other);
-    assert!(fragment.as_bytes().is_some());
-    drop(part);
-    assert!(fragment.as_bytes_mut().is_none());
-    other.0.finish();
-    assert!(fragment.as_bytes_mut().is_some());
-}
-
-#[test]
-fn a_guard_for_writing_that_was_forgotten_never_ends() {
-    let pool = Pool::new(HostMemory::new()).unwrap();
-    let [stream] = streams();
-    let mut fragment = place(&pool, 256);
-    std::mem::forget(fragment.use_mut_on(&stream).unwrap());
-    stream.0.finish();
-    assert!(fragment.as_bytes().is_none() && fragment.clone().as_bytes().is_none());
-}
-
-#[test]
 fn what_a_failed_stream_was_to_write_is_not_read_by_the_cpu() {
     let pool = Pool::new(HostMemory::new()).unwrap();
     let [stream] = streams();
