@@ -12,8 +12,11 @@ use crate::memory::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 
 const HUGE_PAGE: u64 = 2 << 20;
 
-/// Zeroed, anonymous memory of this process, mapped on first touch. A region of more bytes than the machine has memory, or the container
-/// that the process is in, is refused.
+/// Of shorter regions it is not asked whether there is so much memory: that takes up to a millisecond, as filling this much does.
+const ASKED_ABOUT: u64 = 16 << 20;
+
+/// Zeroed, anonymous memory of this process, mapped on first touch. A region of 16 MiB or more, and of more than the machine has memory,
+/// or than the process's control groups leave it, is refused.
 ///
 /// Regions of 2 MiB and more are whole huge pages of 2 MiB, and offered to the kernel as such: filling fresh memory is
 /// bound by page faults, and one fault in 2 MiB is cheaper than 512, at the end of a region too.
@@ -49,7 +52,7 @@ unsafe impl Memory for HostMemory {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        if bytes >= HUGE_PAGE {
+        if bytes >= ASKED_ABOUT {
             refuse_more_than(memory_bytes(), bytes)?;
         }
         let page = rustix::param::page_size() as u64;

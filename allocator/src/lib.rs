@@ -47,6 +47,7 @@
 mod bases;
 mod builder;
 mod bytes;
+mod cgroup;
 mod closing;
 #[cfg(feature = "conformance")]
 pub mod conformance;
