@@ -79,6 +79,7 @@ pub use bytes::Bytes;
 pub use closing::{Closed, Held, StillHeld};
 pub use error::{Error, Result};
 pub use fence::{Fence, OrderedStream};
+pub use fork::Process;
 pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
 pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};
