@@ -1,12 +1,13 @@
 //! Streams that are kept for the next copy, since making and destroying one takes longer than a small copy.
 //!
 //! Each slot is its own lock, held to move a pointer and never waited for: a slot in someone's hands is passed over. So
-//! copies at once do not wait for one another, and a forked child, where a slot may stay locked, does not hang.
+//! copies at once do not wait for one another. A forked child has no use for the streams of its parent: it neither takes nor drops them.
 
 use std::fmt;
 use std::sync::Mutex;
 
 use super::Stream;
+use crate::fork::OfProcess;
 
 /// How many are kept; where more threads copy at once, the others make and drop theirs.
 const KEPT: usize = 16;
@@ -14,13 +15,13 @@ const KEPT: usize = 16;
 /// Streams on which nothing is enqueued, and which no one else can use.
 #[derive(Default)]
 pub(super) struct IdleStreams {
-    slots: [Mutex<Option<Box<dyn Stream>>>; KEPT],
+    slots: [Mutex<Option<OfProcess<Box<dyn Stream>>>>; KEPT],
 }
 
 impl IdleStreams {
     /// One of them, if one is at hand.
     pub(super) fn take(&self) -> Option<Box<dyn Stream>> {
-        self.slots.iter().find_map(|slot| slot.try_lock().ok()?.take())
+        self.slots.iter().find_map(|slot| slot.try_lock().ok()?.take()?.into_inner())
     }
 
     /// Keeps a stream, or drops it where there is no room.
@@ -29,7 +30,7 @@ impl IdleStreams {
             if let Ok(mut slot) = slot.try_lock()
                 && slot.is_none()
             {
-                *slot = Some(stream);
+                *slot = Some(OfProcess::new(stream));
                 return;
             }
         }

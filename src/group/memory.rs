@@ -123,7 +123,13 @@ impl Place {
     }
 
     /// A tensor whose bytes are not set yet.
+    ///
+    /// # Errors
+    /// When the pool has no room for it, or in a forked child of the process that made the pool.
     pub(super) fn blank(&self, info: TensorInfo) -> Result<Tensor> {
+        if !self.pool.is_of_this_process() {
+            return Err(Error::Forked { operation: "place a tensor of a group" });
+        }
         let bytes = self.pool.place(Arc::clone(&info.name), Request::new(info.nbytes, ALIGNMENT))?;
         Ok(Tensor::new(bytes, Arc::new(Description { info, device: Arc::clone(&self.device) })))
     }

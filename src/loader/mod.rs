@@ -260,6 +260,7 @@ impl Loader {
 
     /// Plans and reserves.
     fn prepare(&self, first: First, confirmed: Arc<AtomicBool>) -> Result<(Run, Reserved)> {
+        self.opened.as_ref().map_or(Ok(()), Checkpoint::check_process)?;
         let begun = Begun::new(&self.device, &self.options, self.likely())?;
         let (files, told) = self.take(first)?;
         let (mut run, reserved) = begun.plan(files, told, Placing::default())?;
@@ -314,6 +315,7 @@ impl Loader {
     /// # Errors
     /// When an index, file or header is not as it should be, or a tensor cannot be had as is asked.
     pub fn open(self) -> Result<Checkpoint> {
+        self.opened.as_ref().map_or(Ok(()), Checkpoint::check_process)?;
         self.options.asked.check()?;
         let (files, told) = self.take(First::All)?;
         Checkpoint::new(self.device, files, told, self.options)
