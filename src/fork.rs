@@ -56,10 +56,35 @@ pub(crate) fn check(process: Process, operation: &'static str) -> Result<()> {
 }
 
 #[cfg(test)]
+#[path = "../tests/support/fork.rs"]
+#[allow(unreachable_pub, reason = "shared with the integration tests")]
+pub(crate) mod child;
+
+#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use super::child::in_child;
     use super::*;
+
+    #[test]
+    fn a_child_neither_uses_nor_drops_a_value() {
+        struct Joins;
+        impl Drop for Joins {
+            fn drop(&mut self) {
+                // SAFETY: ends the child, whose parent sees that.
+                unsafe { libc::_exit(2) };
+            }
+        }
+        let mut owned = Some(OfProcess::new(Joins));
+        in_child(|| {
+            let owned = owned.as_mut().unwrap();
+            assert!(owned.get().is_none() && owned.get_mut().is_none());
+        });
+        in_child(|| drop(owned.take()));
+        in_child(|| assert!(owned.take().unwrap().into_inner().is_none()));
+        std::mem::forget(owned.and_then(OfProcess::into_inner));
+    }
 
     #[test]
     fn in_its_process_a_value_is_used_and_dropped() {

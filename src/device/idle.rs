@@ -45,8 +45,13 @@ impl fmt::Debug for IdleStreams {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::device::host::HostStream;
+    use crate::error::Result;
+    use crate::fork::child::in_child;
 
     fn taken(idle: &IdleStreams) -> usize {
         std::iter::from_fn(|| idle.take()).count()
@@ -61,6 +66,60 @@ mod tests {
         }
         assert_eq!(taken(&idle), KEPT);
         assert_eq!(taken(&idle), 0);
+    }
+
+    #[test]
+    fn a_forked_child_neither_takes_nor_drops_the_streams_of_its_parent() {
+        let mut idle = Some(IdleStreams::default());
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let of_parent = idle.as_ref().unwrap();
+        of_parent.put(Box::new(Counted(Arc::clone(&dropped))));
+        of_parent.put(Box::new(Counted(Arc::clone(&dropped))));
+        in_child(|| {
+            let idle = idle.take().unwrap();
+            assert!(idle.take().is_none());
+            idle.put(Box::new(HostStream));
+            assert_eq!(taken(&idle), 1, "its own");
+            drop(idle);
+            assert_eq!(dropped.load(Ordering::Relaxed), 0);
+        });
+        drop(idle);
+        assert_eq!(dropped.load(Ordering::Relaxed), 2);
+    }
+
+    /// Counts its drops, and does nothing else.
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Stream for Counted {
+        unsafe fn copy_to_device(&self, _: *mut u8, _: *const u8, _: u64) -> Result<()> {
+            unreachable!()
+        }
+
+        unsafe fn copy_to_host(&self, _: *mut u8, _: *const u8, _: u64) -> Result<()> {
+            unreachable!()
+        }
+
+        fn record(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn wait(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn has_passed(&self, _: usize) -> Result<bool> {
+            Ok(true)
+        }
+
+        fn synchronize(&self) -> Result<()> {
+            Ok(())
+        }
     }
 
     #[test]

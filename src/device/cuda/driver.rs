@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tensorhold_allocator::{Memory, OrderedStream};
 
-use super::context::{self, Context};
+use super::context::Context;
 use super::library::Library;
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::ordered::AppStream;
@@ -133,7 +133,7 @@ impl Driver for CudaDriver {
     }
 
     fn pop_context(&self) {
-        context::pop();
+        self.context.pop();
     }
 
     fn enable_peer_access(&self, peer: &dyn Driver) -> Result<()> {
@@ -188,6 +188,6 @@ impl Driver for PinnedDriver {
     }
 
     fn pop_context(&self) {
-        context::pop();
+        self.context.pop();
     }
 }

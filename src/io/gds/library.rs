@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use std::{fmt, fs, ptr};
 
 use libloading::Library;
+use tensorhold_allocator::Process;
 
 use super::direct::Mode;
 use super::status::Status;
@@ -138,6 +139,8 @@ pub(crate) struct CuFile {
     path: PathBuf,
     /// Some read's end is not known (D4).
     lost: AtomicBool,
+    /// That opened the driver.
+    process: Process,
     /// Why memory was last not registered. Reads into it take a longer way, and are as right.
     refusal: Mutex<Option<String>>,
     /// First addresses and lengths of what is registered (D3).
@@ -218,6 +221,7 @@ impl Found {
             properties,
             path: self.path,
             lost: AtomicBool::new(false),
+            process: Process::current(),
             refusal: Mutex::default(),
             registered: RwLock::default(),
         })
@@ -261,6 +265,11 @@ impl CuFile {
 
     pub(super) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
+    }
+
+    /// Whether this is a forked child of the process that opened the driver: then handles, registrations and batches are the parent's.
+    pub(super) fn is_of_parent(&self) -> bool {
+        !self.process.is_current()
     }
 
     /// Notes what has been registered.
