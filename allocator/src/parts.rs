@@ -15,6 +15,7 @@
 //! those that they need.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::{Arc, PoisonError};
 
@@ -200,7 +201,9 @@ impl Backing {
             } else if absent {
                 state.stage[index] = Stage::Coming;
                 drop(state);
-                let committed = parted.commit(self.raw(index));
+                // A panic must not leave those who wait for the part without an answer.
+                let commit = AssertUnwindSafe(|| parted.commit(self.raw(index)));
+                let committed = catch_unwind(commit).unwrap_or_else(|_| Err("the memory panicked".into()));
                 state = self.state();
                 state.stage[index] = if committed.is_ok() { Stage::Present } else { Stage::Absent };
                 state.failed = committed.err().map(|error| error.to_string().into());

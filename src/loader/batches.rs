@@ -148,7 +148,7 @@ impl Batches {
         callback: Option<Callback>,
     ) -> Result<Self> {
         let mut options = checkpoint.options().clone();
-        let items = items(&checkpoint, &batching.keep);
+        let items = items(&checkpoint, &batching.keep)?;
         let fit = fit(&checkpoint, &options, batching, &items)?;
         let pool = match shared("pool", options.pool.as_ref(), &*checkpoint.device().memory())? {
             Some(pool) => pool,
@@ -277,13 +277,13 @@ impl fmt::Debug for Batches {
 }
 
 /// The tensors in the order of the files, as they will be.
-fn items(checkpoint: &Checkpoint, keep: &Keep) -> Vec<Item> {
+fn items(checkpoint: &Checkpoint, keep: &Keep) -> Result<Vec<Item>> {
     let kept = |info: &TensorInfo| match keep {
-        Keep::Nothing => false,
-        Keep::All => true,
+        Keep::Nothing => Ok(false),
+        Keep::All => Ok(true),
         Keep::Only(rule) => rule.of(info),
     };
-    checkpoint.tensors().map(|info| Item { bytes: info.nbytes, kept: kept(info) }).collect()
+    checkpoint.tensors().map(|info| Ok(Item { bytes: info.nbytes, kept: kept(info)? })).collect()
 }
 
 /// Plans batches within the budget, and what the pool has left.
@@ -404,7 +404,7 @@ impl Reader {
         let kept = self.kept.get(batch.clone()).unwrap_or_default();
         let mut files = self.checkpoint.some(batch);
         let likely = likely(&files);
-        let told = Told::take(&mut files, Vec::new(), None);
+        let told = Told::take(&mut files, Vec::new(), None)?;
         let begun = Begun::new(self.checkpoint.device(), &self.options, likely)?;
         // In regions that are there, a batch would keep others' memory reserved, which was not planned; even ones are all its own.
         let (region_bytes, apart) = (self.even_bytes, self.even_bytes == 0);

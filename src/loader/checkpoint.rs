@@ -29,8 +29,8 @@ use crate::weights::{Metadata, Weights};
 /// Loads from here read no header. They open a file only to read it in another way, such as past the page cache, by its path. Staging memory that one has
 /// taken is kept for the next, as much as [`staging_bytes`](Loader::staging_bytes) allows. Clones are the same checkpoint; several threads may load at once.
 ///
-/// Each load asks the rules that the loader was given, [`dtype_by`](Loader::dtype_by) and [`cut_by`](Loader::cut_by), one call of a rule at a time. So a
-/// rule that itself loads from the checkpoint waits for itself, for good.
+/// Each load asks the rules that the loader was given, [`dtype_by`](Loader::dtype_by) and [`cut_by`](Loader::cut_by), one call of a rule at a time. A load
+/// that a rule itself begins, and that would ask the same rule, is an error. A rule must not wait for another thread that does so.
 ///
 /// A file that is written to or replaced after it was opened is an error of the next load that reads it. So is a load in a forked child, which may look at
 /// the tensors' descriptions, and open the files again.
@@ -249,7 +249,7 @@ impl Inner {
     fn load(&self, numbers: impl IntoIterator<Item = usize>, options: &Options) -> Result<Weights> {
         let mut files = self.some(numbers);
         let likely = likely(&files);
-        let told = Told::take(&mut files, Vec::new(), None);
+        let told = Told::take(&mut files, Vec::new(), None)?;
         let (run, reserved) =
             Begun::new(&self.device, options, likely)?.plan(files, told, Placing::default())?;
         run.load(reserved, None)

@@ -3,8 +3,8 @@
 //! # Invariants
 //! - **W1** Each job is one reader's at a time, so each byte of a region is written by one thread at a time, and no one
 //!   else knows the regions before they are published (I3).
-//! - **W2** When [`crew::run`](super::crew::run) returns, in whatever way, every reader has ended and what it enqueued has
-//!   ended too, or its device failed to say so; then the pool keeps the regions (I1).
+//! - **W2** When [`crew::run`](super::crew::run) returns or unwinds, every reader has ended and what it enqueued has ended
+//!   too, or its device failed to say so. Then the pools of the regions and of staging memory synchronize them (M3) before a range is used again (I1).
 
 use std::io;
 use std::sync::OnceLock;
