@@ -220,6 +220,24 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A thread of a load panicked: code of a driver, a stream or a memory from outside this crate did so there.
+    #[error(
+        "{operation}: a thread of the load panicked: {message}; correct the driver, stream or memory that it called"
+    )]
+    Panicked {
+        /// What the thread did.
+        operation: &'static str,
+        /// What it panicked with.
+        message: String,
+    },
+    /// A forked child uses what belongs to the process that it was forked from.
+    #[error(
+        "{operation}: it belongs to the process that this one was forked from, whose threads this one does not have; make another in this process, or fork before"
+    )]
+    Forked {
+        /// What was tried.
+        operation: &'static str,
+    },
     /// The progress callback broke the load off.
     #[error("load: cancelled by the progress callback after {} of {}", Bytes(*done_bytes), Bytes(*total_bytes))]
     Cancelled {
@@ -280,7 +298,16 @@ pub enum Error {
     },
     /// The pool could not place the tensors, or a region could not be reserved.
     #[error(transparent)]
-    Memory(#[from] tensorhold_allocator::Error),
+    Memory(tensorhold_allocator::Error),
+}
+
+impl From<tensorhold_allocator::Error> for Error {
+    fn from(error: tensorhold_allocator::Error) -> Self {
+        match error {
+            tensorhold_allocator::Error::Forked { operation, .. } => Self::Forked { operation },
+            error => Self::Memory(error),
+        }
+    }
 }
 
 impl Error {

@@ -40,6 +40,7 @@
 mod device;
 mod dtype;
 mod error;
+mod fork;
 mod format;
 pub mod group;
 mod io;

@@ -8,16 +8,19 @@
 //! - **S1** What is current changes in one step, from one whole version to another: no snapshot is a mixture.
 //! - **S2** Versions are installed one at a time, under the lock of the history; readers never take it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use arc_swap::ArcSwap;
-use tensorhold_allocator::Pool;
+use tensorhold_allocator::{Pool, Process};
 
 use crate::error::Result;
 use crate::loader::Loader;
 use crate::weights::Weights;
 
 /// Weights that can be replaced, all or some of them, while others read them.
+///
+/// A forked child may take snapshots, and swap in weights that it loaded itself. The pool is its parent's, so [`reload`](Self::reload) and
+/// [`update`](Self::update) are errors there.
 ///
 /// All loads of a store go into one pool, so a limit of that pool counts the version that serves and the one that is
 /// loaded beside it, and what readers still hold of older ones.
@@ -42,6 +45,7 @@ pub struct WeightStore {
     current: ArcSwap<Weights>,
     pool: Pool,
     history: Mutex<History>,
+    process: Process,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +71,12 @@ impl WeightStore {
     pub fn new(mut weights: Weights) -> Self {
         weights.share_pool();
         let pool = weights.pool().clone();
-        Self { current: ArcSwap::from_pointee(weights), pool, history: Mutex::default() }
+        Self {
+            current: ArcSwap::from_pointee(weights),
+            pool,
+            history: Mutex::default(),
+            process: Process::current(),
+        }
     }
 
     /// A store that begins with what a loader loads, and loads into the loader's pool.
@@ -86,7 +95,7 @@ impl WeightStore {
 
     /// How often a version has taken another's place.
     pub fn generation(&self) -> u64 {
-        self.history().generation
+        self.history().map_or(0, |history| history.generation)
     }
 
     /// The pool that versions are loaded into.
@@ -96,7 +105,7 @@ impl WeightStore {
 
     /// Versions that have been replaced and that readers still hold, oldest first.
     pub fn old_versions(&self) -> Vec<OldVersion> {
-        let mut history = self.history();
+        let Some(mut history) = self.history() else { return Vec::new() };
         history.forget();
         let held = history.old.iter().filter_map(|(generation, weights)| {
             let bytes = weights.upgrade()?.iter().map(|tensor| tensor.nbytes()).sum();
@@ -107,7 +116,7 @@ impl WeightStore {
 
     /// Has these weights serve from now on, and returns those that served until now.
     pub fn swap(&self, weights: Weights) -> Arc<Weights> {
-        self.install(&mut self.history(), weights)
+        self.install(self.history(), weights)
     }
 
     /// Loads a new version into the store's pool, whichever pool the loader names, and has it serve. Returns the version that served until then.
@@ -127,9 +136,9 @@ impl WeightStore {
     pub fn update(&self, loader: Loader) -> Result<Arc<Weights>> {
         let some = loader.pool(&self.pool).load()?;
         // S2: what it is merged with is what it replaces.
-        let mut history = self.history();
+        let history = self.history();
         let merged = self.snapshot().with(some)?;
-        Ok(self.install(&mut history, merged))
+        Ok(self.install(history, merged))
     }
 
     /// The version that serves last.
@@ -137,17 +146,28 @@ impl WeightStore {
         self.current.into_inner()
     }
 
-    fn install(&self, history: &mut History, mut weights: Weights) -> Arc<Weights> {
+    fn install(&self, history: Option<MutexGuard<'_, History>>, mut weights: Weights) -> Arc<Weights> {
         weights.share_pool();
         let replaced = self.current.swap(Arc::new(weights));
-        history.forget();
-        history.old.push((history.generation, Arc::downgrade(&replaced)));
-        history.generation += 1;
+        if let Some(mut history) = history {
+            history.forget();
+            let generation = history.generation;
+            history.old.push((generation, Arc::downgrade(&replaced)));
+            history.generation += 1;
+        }
         replaced
     }
 
-    fn history(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    /// `None` in a forked child whose parent was at it: no one unlocks it there.
+    fn history(&self) -> Option<MutexGuard<'_, History>> {
+        if self.process.is_current() {
+            return Some(self.history.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        match self.history.try_lock() {
+            Ok(history) => Some(history),
+            Err(TryLockError::Poisoned(history)) => Some(history.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

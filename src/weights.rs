@@ -184,8 +184,15 @@ impl Weights {
     ///
     /// `released_bytes` and `held` speak of tensors: together they are all that was loaded. `pinned_bytes` are those of
     /// the regions that what is held keeps reserved, and `pending_bytes` what a device may still be using; both 0 with a pool that other weights share.
+    /// A forked child gives nothing back: what its parent loaded is all held.
     pub fn close(self) -> Closed {
         let mut closed = Closed::default();
+        if !self.pool.is_of_this_process() {
+            let infos = self.tensors.iter().map(Tensor::info);
+            closed.held =
+                infos.map(|info| Held { name: Arc::clone(&info.name), bytes: info.nbytes }).collect();
+            return closed;
+        }
         for tensor in self.tensors.tensors {
             let bytes = tensor.nbytes();
             match tensor.release() {
@@ -214,7 +221,8 @@ impl Weights {
             // No one can become an owner but through these weights.
             return Ok(self.close());
         }
-        let pinned_bytes = if self.owns_pool { self.pool.stats().reserved_bytes } else { 0 };
+        let asks = self.owns_pool && self.pool.is_of_this_process();
+        let pinned_bytes = if asks { self.pool.stats().reserved_bytes } else { 0 };
         Err(Box::new(StillHeld::new(self, held, pinned_bytes)))
     }
 

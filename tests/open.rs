@@ -5,12 +5,14 @@ mod support;
 use std::fs;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, tensor, write};
 use tensorhold::allocator::{HostMemory, Memory, MemoryError, MemoryId, RawRegion};
-use tensorhold::{Backend, BackendKind, Checkpoint, Cut, DType, Device, Error, Loader, Pool};
+use tensorhold::{
+    Backend, BackendKind, Batching, Checkpoint, Cut, DType, Device, Error, Loader, Pool, TensorInfo,
+};
 
 fn tensors() -> Vec<Spec> {
     let matrix = tensor("matrix", "F32", &[40, 30], 4800);
@@ -286,4 +288,64 @@ fn progress_is_told_of_loads_from_a_checkpoint_and_can_stop_them() {
     let stopped = checkpoint.loader().progress(|_| ControlFlow::Break(())).load();
     assert!(matches!(stopped, Err(Error::Cancelled { .. })));
     assert_holds(&checkpoint.loader().load().unwrap(), &tensors());
+}
+
+#[test]
+fn a_rule_that_loads_from_the_checkpoint_that_asks_it_is_refused_and_does_not_wait_for_itself() {
+    let tensors = [bytes_tensor("a", 100), bytes_tensor("b", 50)];
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        for by_dtype in [true, false] {
+            let opened: Arc<OnceLock<Checkpoint>> = Arc::default();
+            let refused: Arc<Mutex<Vec<String>>> = Arc::default();
+            let (own, told) = (Arc::clone(&opened), Arc::clone(&refused));
+            let ask = move |info: &TensorInfo| {
+                if let Some(opened) = own.get() {
+                    let errors = [
+                        opened.load_tensor(&info.name).err(),
+                        opened.load_part("b", &[Cut::narrow(0, 0, 10)]).err(),
+                        opened.load_tensors(["a"]).err(),
+                        opened.loader().load().err(),
+                        opened.loader().stream().err(),
+                        opened.loader().inspect().err(),
+                        opened.loader().batches(Batching::new()).err(),
+                    ];
+                    told.lock().unwrap().extend(errors.map(|error| error.unwrap().to_string()));
+                }
+            };
+            let loader = Loader::new(device.clone()).files([&path]);
+            let loader = match by_dtype {
+                true => loader.dtype_by(move |info| {
+                    ask(info);
+                    None
+                }),
+                false => loader.cut_by(move |info| {
+                    ask(info);
+                    None
+                }),
+            };
+            opened.set(loader.open().unwrap()).unwrap();
+            let checkpoint = opened.get().unwrap();
+            assert_eq!(checkpoint.load_tensor("b").unwrap().to_host().unwrap(), tensors[1].bytes);
+            let refused = std::mem::take(&mut *refused.lock().unwrap());
+            assert_eq!(refused.len(), 7);
+            let names_all = |error: &String| error.contains("asks the same rule") && error.contains("\"b\"");
+            assert!(
+                refused.iter().any(names_all) && refused.iter().all(|error| error.contains("the same rule")),
+                "{refused:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_selection_may_load_from_an_open_checkpoint_while_it_is_asked() {
+    let tensors = [bytes_tensor("a", 100), bytes_tensor("b", 50)];
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let opened = Loader::new(device).files([&path]).open().unwrap();
+        let own = opened.clone();
+        let wants = move |info: &TensorInfo| own.load_tensor(&info.name).unwrap().nbytes() == 50;
+        assert_holds(&opened.loader().select(wants).load().unwrap(), &tensors[1..]);
+    }
 }

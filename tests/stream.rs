@@ -47,6 +47,29 @@ fn in_file_order_they_come_in_the_order_of_their_bytes() {
 }
 
 #[test]
+fn the_order_of_the_file_may_be_asked_for_at_any_time_and_nothing_is_lost_or_given_twice() {
+    let tensors = tensors();
+    let (_folder, path) = single(&tensors);
+    for device in devices() {
+        let loader = || Loader::new(device.clone()).files([&path]).threads(4);
+        let names: Vec<String> =
+            loader().inspect().unwrap().tensors.iter().map(|tensor| tensor.name.to_string()).collect();
+        for before in 0..=tensors.len() {
+            for again in [0, 2] {
+                let mut stream = loader().stream().unwrap();
+                let name = |tensor: Result<Tensor, Error>| tensor.unwrap().name().to_owned();
+                let first: Vec<String> = stream.by_ref().take(before).map(name).collect();
+                let mut stream = stream.in_file_order();
+                let mut then: Vec<String> = stream.by_ref().take(again).map(name).collect();
+                then.extend(stream.in_file_order().map(name));
+                let rest: Vec<String> = names.iter().filter(|name| !first.contains(name)).cloned().collect();
+                assert_eq!(then, rest, "after {before} and {again}");
+            }
+        }
+    }
+}
+
+#[test]
 fn finishing_gives_the_weights_whatever_was_taken() {
     let tensors = tensors();
     let (_folder, path) = single(&tensors);

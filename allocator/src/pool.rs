@@ -84,6 +84,12 @@ pub struct Placed {
 }
 
 impl Pool {
+    /// Whether this is the process that made the pool, and not a child forked from it. In such a child the pool places nothing, and what is
+    /// dropped there is not given back.
+    pub fn is_of_this_process(&self) -> bool {
+        !self.shared().is_forked_child()
+    }
+
     /// The first handle of a pool whose reaper has started.
     pub(crate) fn started(shared: Arc<Shared>) -> Self {
         Self { owner: Arc::new(Owner { shared }) }

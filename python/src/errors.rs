@@ -190,6 +190,7 @@ fn kind(error: &Error) -> Kind {
         Error::Tensor { .. } => Kind::Tensor,
         Error::Device { .. } => Kind::Device,
         Error::Group { .. } => Kind::Group,
+        Error::Forked { .. } => Kind::Fork,
         Error::Memory(allocator::Error::LimitReached { .. } | allocator::Error::OutOfMemory { .. }) => {
             Kind::OutOfMemory
         }
@@ -215,6 +216,8 @@ fn details(error: &Error) -> (Option<&Path>, Option<&'static str>, Option<i32>) 
         | Error::FileChanged { path, .. } => (Some(path), None, None),
         Error::Tensor { operation, .. }
         | Error::Device { operation, .. }
+        | Error::Panicked { operation, .. }
+        | Error::Forked { operation }
         | Error::Group { operation, .. } => (None, Some(operation), None),
         _ => (None, None, None),
     }

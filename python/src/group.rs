@@ -405,8 +405,11 @@ impl PyRelay {
         }
     }
 
-    /// Stops this rank's reads. What was given stays.
+    /// Stops this rank's reads. What was given stays. In a forked child, nothing is stopped.
     fn close(&self, py: Python<'_>) {
+        if !self.process.is_current() {
+            return;
+        }
         self.closed.store(true, Ordering::SeqCst);
         let relay = self.take();
         py.detach(|| drop(relay));

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::mem;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, RwLock, TryLockError};
 
@@ -62,6 +63,11 @@ impl Walk {
         let numbers = checkpoint.names().enumerate().map(|(number, name)| (name.into(), number)).collect();
         let bytes = checkpoint.tensors().map(|info| info.nbytes).collect();
         Self { next: 0, ahead: HashMap::new(), batch_bytes: 0, numbers, bytes, pool }
+    }
+
+    /// Takes out what it holds.
+    fn end(&mut self) -> (HashMap<usize, Tensor>, Option<Pool>) {
+        (mem::take(&mut self.ahead), self.pool.take())
     }
 
     /// Takes a tensor of what was read ahead, if it was.
@@ -203,9 +209,34 @@ impl PyOpen {
             return Ok(tensor);
         }
         let take = |checkpoint: &Checkpoint| {
-            self.walk.lock().unwrap_or_else(PoisonError::into_inner).take(checkpoint, name, &self.failure)
+            let mut walk = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
+            let taken = walk.take(checkpoint, name, &self.failure);
+            drop(walk);
+            // If it was closed meanwhile, as by a rule, that did not wait for the walk.
+            self.end_walk_if_closed();
+            taken
         };
         self.with(py, &format!("read tensor {name:?}"), take)
+    }
+
+    fn is_open(&self) -> bool {
+        self.checkpoint.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Drops what was read ahead, once the checkpoint is closed. Who is at the walk is not waited for: it may be this very thread, or wait for it, and comes
+    /// here when it is done.
+    fn end_walk_if_closed(&self) {
+        // Looked at while this thread is not at the walk: a close that comes later finds the walk free, or someone who comes here.
+        if self.is_open() {
+            return;
+        }
+        let ended = match self.walk.try_lock() {
+            Ok(mut walk) => Some(walk.end()),
+            Err(TryLockError::Poisoned(walk)) => Some(walk.into_inner().end()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        // Without the lock.
+        drop(ended);
     }
 
     /// What has been read ahead, where that needs no wait: then letting go of the interpreter would take as long as all else.
@@ -215,8 +246,11 @@ impl PyOpen {
             Err(TryLockError::Poisoned(walk)) => walk.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        let is_open = self.checkpoint.read().unwrap_or_else(PoisonError::into_inner).is_some();
-        if is_open && self.process.is_current() { walk.take_ahead(name) } else { None }
+        let usable = self.is_open() && self.process.is_current();
+        let found = if usable { walk.take_ahead(name) } else { None };
+        drop(walk);
+        self.end_walk_if_closed();
+        found
     }
 }
 
@@ -303,19 +337,16 @@ impl PyOpen {
 
     #[getter]
     fn closed(&self) -> bool {
-        self.checkpoint.read().unwrap_or_else(PoisonError::into_inner).is_none()
+        !self.is_open()
     }
 
-    /// Closes the files. Tensors stay.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
+    /// Closes the files. Tensors stay, and a read that is under way goes on.
+    fn close(&self, py: Python<'_>) {
         let checkpoint = self.checkpoint.write().unwrap_or_else(PoisonError::into_inner).take();
         py.detach(|| {
             drop(checkpoint);
-            let mut walk = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
-            walk.ahead.clear();
-            walk.pool = None;
+            self.end_walk_if_closed();
         });
-        Ok(())
     }
 
     fn __len__(&self, py: Python<'_>) -> PyResult<usize> {

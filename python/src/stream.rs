@@ -110,10 +110,12 @@ impl PyStream {
         finished.map(PyWeights::new).map_err(|error| self.raise(py, error))
     }
 
-    /// Stops the load, and waits for its reads. What was given stays.
+    /// Stops the load, and waits for its reads. What was given stays. In a forked child, nothing is stopped.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let stream = self.take(py)?;
-        py.detach(|| drop(stream));
+        if self.process.is_current() {
+            let stream = self.take(py)?;
+            py.detach(|| drop(stream));
+        }
         Ok(())
     }
 

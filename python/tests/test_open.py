@@ -237,3 +237,31 @@ def test_reads_beside_one_in_which_a_rule_raised_raise_too(tmp_path: pathlib.Pat
         assert isinstance(second.exception(), ZeroDivisionError) or second.result().dtype == "float16"
         armed.clear()
         assert f.get_tensor("a").dtype == f.get_tensor("b").dtype == "float16"
+
+
+@pytest.mark.parametrize("option", ["dtype", "cuts"])
+@pytest.mark.parametrize("walks", [False, True])
+def test_a_rule_may_close_the_checkpoint_that_asks_it(
+    checkpoint: pathlib.Path, few: dict[str, Spec], device: str, framework: str, option: str, walks: bool
+) -> None:
+    opened: list[tensorhold.safe_open] = []
+    pool = tensorhold.Pool(device)
+
+    def close(info: tensorhold.TensorInfo) -> Any:
+        if opened and info.name != "matrix":
+            opened.pop().close()
+        return None if option == "dtype" else []
+
+    rule: Any = {option: close}
+    f = tensorhold.safe_open(checkpoint, framework, device, pool=pool, **rule)
+    names = list(few) if walks else ["large"]
+    opened.append(f)
+    # The read that is under way goes on.
+    read = []
+    with pytest.raises(tensorhold.ClosedError):
+        for name in names * 2:
+            read.append(raw(f.get_tensor(name)))
+    assert read and all(data == few[name].data for name, data in zip(names, read))
+    assert f.closed
+    del f
+    assert_all_back(pool)

@@ -126,6 +126,9 @@ impl Place {
     }
 
     /// A tensor whose bytes are not set yet.
+    ///
+    /// # Errors
+    /// When the pool has no room for it, or in a forked child of the process that made the pool.
     pub(super) fn blank(&self, info: TensorInfo) -> Result<Tensor> {
         info.check("receive")?;
         let bytes = self.pool.place(Arc::clone(&info.name), Request::new(info.nbytes, ALIGNMENT))?;

@@ -4,13 +4,16 @@
 //! - **U1** The kernel knows a buffer only between the submission of a read and its completion (and, if the buffer was
 //!   registered, until the ring is closed, but then it only writes where reads tell it to). The drop takes every
 //!   completion before the ring closes, also where the system fails to wait for them.
+//!   A forked child has no mapping of the ring, and the reads in flight are its parent's: its drop does nothing.
 //! - **U2** A file that was registered stays open until the ring closes, so its number stands for no other file.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
 use std::thread;
 
 use io_uring::{IoUring, opcode, types};
+use tensorhold_allocator::Process;
 
 use super::retries::Retries;
 use super::{Access, Completion, Direct, Engine, FileSource, FileSystem, Queue, Read};
@@ -77,7 +80,9 @@ impl Engine for Uring {
 }
 
 struct Ring {
-    ring: IoUring,
+    /// Closed by the drop, and not in a forked child.
+    ring: ManuallyDrop<IoUring>,
+    process: Process,
     depth: usize,
     /// Tickets of the reads in flight (U1).
     in_flight: Vec<usize>,
@@ -97,6 +102,7 @@ impl Ring {
         builder.dontfork();
         let mut ring = builder.build(depth as u32)?;
         try_out(&mut ring)?;
+        let ring = ManuallyDrop::new(ring);
         let buffers = ring.submitter().register_buffers_sparse(depth as u32);
         if let Err(error) = &buffers {
             // Kernels before 5.19, or no locked memory left: reads work without.
@@ -104,7 +110,8 @@ impl Ring {
         }
         let (registers, prepared) = (buffers.is_ok(), vec![false; depth]);
         let files = ring.submitter().register_files_sparse(MAX_FILES).is_ok().then(Vec::new);
-        Ok(Self { ring, depth, in_flight: Vec::with_capacity(depth), registers, prepared, files })
+        let (in_flight, process) = (Vec::with_capacity(depth), Process::current());
+        Ok(Self { ring, process, depth, in_flight, registers, prepared, files })
     }
 
     /// The place of a registered file; registers it, if it can.
@@ -250,8 +257,9 @@ impl Queue for Ring {
     }
 }
 
-impl Drop for Ring {
-    fn drop(&mut self) {
+impl Ring {
+    /// Takes every completion (U1).
+    fn drain(&mut self) {
         while !self.in_flight.is_empty() {
             if let Err(error) = self.complete() {
                 tracing::error!(%error, reads = self.in_flight.len(), "io_uring refuses to wait for its reads");
@@ -268,6 +276,16 @@ impl Drop for Ring {
     }
 }
 
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.process.is_current() {
+            self.drain();
+            // SAFETY: dropped once, here, and not used after it.
+            unsafe { ManuallyDrop::drop(&mut self.ring) };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -277,7 +295,27 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::fork::child::in_child;
     use crate::io::buffer_at;
+
+    #[test]
+    fn a_forked_child_leaves_the_ring_and_its_reads_to_its_parent() {
+        let Ok(ring) = Ring::open(2) else { return };
+        let (reader, mut writer) = io::pipe().unwrap();
+        let mut bytes = [0_u8; 4];
+        // SAFETY: the buffer stays until the queue has been dropped, and no one else touches it.
+        let buffers = &mut [unsafe { buffer_at(bytes.as_mut_ptr(), bytes.len()) }];
+        let mut queue = Some(ring);
+        let read = Read { ticket: 0, file: reader.as_fd(), offset: 0, buffers, cached_only: false };
+        // SAFETY: as above; the file is closed after the queue.
+        unsafe { queue.as_mut().unwrap().submit(read) }.unwrap();
+        in_child(|| drop(queue.take()));
+        writer.write_all(b"late").unwrap();
+        let completion = queue.as_mut().unwrap().complete().unwrap();
+        assert_eq!(completion.result.unwrap(), 4);
+        drop(queue);
+        assert_eq!(&bytes, b"late");
+    }
 
     #[test]
     fn a_ring_that_fails_waits_for_its_reads_all_the_same() {

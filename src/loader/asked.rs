@@ -82,14 +82,17 @@ impl Cuts {
     }
 
     /// Those of a tensor.
-    fn of(&self, info: &TensorInfo) -> Vec<(usize, Cut)> {
+    ///
+    /// # Errors
+    /// When a rule asks for its own answer.
+    fn of(&self, info: &TensorInfo) -> Result<Vec<(usize, Cut)>> {
         let mut cuts = self.named.get(&*info.name).cloned().unwrap_or_default();
         for (number, rule) in &self.rules {
-            cuts.extend(rule.of(info).into_iter().map(|cut| (*number, cut)));
+            cuts.extend(rule.of(info)?.into_iter().map(|cut| (*number, cut)));
         }
         // Those of one rule stay in their order.
         cuts.sort_by_key(|(number, _)| *number);
-        cuts
+        Ok(cuts)
     }
 }
 
@@ -175,7 +178,7 @@ impl Asked {
     /// When the tensor cannot be had like that.
     pub(super) fn of(&self, info: &TensorInfo, place: Place) -> Result<Option<Found>> {
         let ranges = self.ranges(info)?;
-        let dtype = self.dtype_of(info);
+        let dtype = self.dtype_of(info)?;
         if dtype == info.dtype && ranges.is_none() {
             return Ok(None);
         }
@@ -206,7 +209,7 @@ impl Asked {
 
     /// The parts of the dimensions that are left; `None` where all are.
     fn ranges(&self, info: &TensorInfo) -> Result<Option<Vec<Range<usize>>>> {
-        let cuts = self.cuts.of(info);
+        let cuts = self.cuts.of(info)?;
         if cuts.is_empty() {
             return Ok(None);
         }
@@ -222,10 +225,10 @@ impl Asked {
         Ok(Some(ranges))
     }
 
-    fn dtype_of(&self, info: &TensorInfo) -> DType {
-        let ruled = self.dtype_rule.as_ref().and_then(|rule| rule.of(info));
+    fn dtype_of(&self, info: &TensorInfo) -> Result<DType> {
+        let ruled = self.dtype_rule.as_ref().map_or(Ok(None), |rule| rule.of(info))?;
         let all = || self.dtype.filter(|_| FLOATS.contains(&info.dtype));
-        ruled.or_else(all).unwrap_or(info.dtype)
+        Ok(ruled.or_else(all).unwrap_or(info.dtype))
     }
 
     fn conversion(&self, info: &TensorInfo, dtype: DType) -> Result<Conversion> {

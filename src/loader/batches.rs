@@ -23,6 +23,7 @@ use super::progress::{Callback, Progress};
 use super::rule::Rule;
 use super::work::Control;
 use crate::error::{Error, Result};
+use crate::fork::OfProcess;
 use crate::report::Choice;
 use crate::tensor::TensorInfo;
 use crate::weights::Weights;
@@ -120,17 +121,24 @@ pub struct BatchPlan {
 /// The tensors of a load in batches: an iterator over [`Weights`], in the order of the files; see [`Loader::batches`](crate::Loader::batches).
 ///
 /// An error is the last item. Dropping the iterator stops the reads and gives back what it has not given; what it has given stays. If the progress callback
-/// panics, so does the next call of `next`. The callback cannot wait for its own load: asked there, the batches stop it and end.
+/// panics, so does the next call of `next`. The callback cannot wait for its own load: asked there, the batches stop it and end. In a forked child, the
+/// iterator gives an error and ends, and its drop does nothing.
 pub struct Batches {
     plan: BatchPlan,
     pool: Pool,
-    /// Says that one more batch may be read; `None` once there is nothing more to ask for.
-    permits: Option<Sender<()>>,
     /// The next batch has been asked for, and has not been given yet.
     is_asked: bool,
+    /// `None` once it has been waited for.
+    running: Option<OfProcess<Running>>,
+}
+
+/// The load's thread, and what it shares with the iterator.
+struct Running {
+    /// Says that one more batch may be read; `None` once there is nothing more to ask for.
+    permits: Option<Sender<()>>,
     loaded: Receiver<Result<Weights>>,
     control: Arc<Control>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 impl Batches {
@@ -140,7 +148,7 @@ impl Batches {
         callback: Option<Callback>,
     ) -> Result<Self> {
         let mut options = checkpoint.options().clone();
-        let items = items(&checkpoint, &batching.keep);
+        let items = items(&checkpoint, &batching.keep)?;
         let fit = fit(&checkpoint, &options, batching, &items)?;
         let pool = match shared("pool", options.pool.as_ref(), &*checkpoint.device().memory())? {
             Some(pool) => pool,
@@ -170,15 +178,8 @@ impl Batches {
         let read = move || reader.read(fit.batches, &permitted, &sender);
         let thread = thread::Builder::new().name("tensorhold-batches".into());
         let thread = thread.spawn(read).map_err(|source| Error::Thread { source })?;
-        Ok(Self {
-            plan,
-            pool,
-            permits: Some(permits),
-            is_asked: false,
-            loaded,
-            control,
-            thread: Some(thread),
-        })
+        let running = Some(OfProcess::new(Running { permits: Some(permits), loaded, control, thread }));
+        Ok(Self { plan, pool, is_asked: false, running })
     }
 
     /// What was planned.
@@ -194,47 +195,48 @@ impl Batches {
     /// What [`next`](Iterator::next) gives, if that is there within so long; `None` if it is not, and then a later call gives it. For callers that look
     /// at other things while they wait. The first call says, as `next` does, that the batch before is done with.
     pub fn next_within(&mut self, patience: Duration) -> Option<Option<Result<Weights>>> {
-        if self.ask().is_none() {
-            return Some(None);
-        }
-        match self.loaded.recv_timeout(patience) {
+        let Some(running) = self.ask() else { return Some(self.end()) };
+        match running.loaded.recv_timeout(patience) {
             Err(RecvTimeoutError::Timeout) => None,
-            next => Some(self.give(next.ok())),
+            Ok(Ok(batch)) => Some(self.give(batch)),
+            Ok(Err(error)) => Some(self.end().or(Some(Err(error)))),
+            Err(RecvTimeoutError::Disconnected) => Some(self.end()),
         }
     }
 
     /// Lets one more batch be read, once for each that is given; `None` when there are no more.
-    fn ask(&mut self) -> Option<()> {
-        if self.thread.as_ref().is_some_and(is_own) {
-            self.control.stop();
-            self.permits = None;
-        }
-        let permits = self.permits.as_ref()?;
+    fn ask(&mut self) -> Option<&Running> {
+        let running = self.running.as_ref()?.get().filter(|running| !is_own(&running.thread))?;
+        let permits = running.permits.as_ref()?;
         if !self.is_asked {
             // What is not taken any more was for a batch that does not exist.
             let _ = permits.send(());
             self.is_asked = true;
         }
-        Some(())
+        Some(running)
     }
 
-    /// A batch that was read, or how the load ended.
-    fn give(&mut self, next: Option<Result<Weights>>) -> Option<Result<Weights>> {
+    fn give(&mut self, batch: Weights) -> Option<Result<Weights>> {
         self.is_asked = false;
-        if !matches!(next, Some(Ok(_))) {
-            self.join();
-        }
-        next
+        Some(Ok(batch))
     }
 
-    /// Waits for the thread, which has ended or will soon.
-    fn join(&mut self) {
-        self.permits = None;
-        let thread = self.thread.take().filter(|thread| !is_own(thread));
-        if let Some(Err(panic)) = thread.map(JoinHandle::join) {
+    /// Waits for the thread, which has ended or will soon. An error in a forked child, which does not have it.
+    fn end(&mut self) -> Option<Result<Weights>> {
+        if let Some(running) = self.running.as_mut()?.get_mut().filter(|running| is_own(&running.thread)) {
+            running.control.stop();
+            running.permits = None;
+            return None;
+        }
+        let Some(Running { permits, thread, .. }) = self.running.take()?.into_inner() else {
+            return Some(Err(Error::Forked { operation: "wait for a batch of tensors" }));
+        };
+        drop(permits);
+        if let Err(panic) = thread.join() {
             // The caller's function panicked: so does its caller.
             std::panic::resume_unwind(panic);
         }
+        None
     }
 }
 
@@ -242,9 +244,12 @@ impl Iterator for Batches {
     type Item = Result<Weights>;
 
     fn next(&mut self) -> Option<Result<Weights>> {
-        self.ask()?;
-        let next = self.loaded.recv().ok();
-        self.give(next)
+        let Some(running) = self.ask() else { return self.end() };
+        match running.loaded.recv() {
+            Ok(Ok(batch)) => self.give(batch),
+            Ok(Err(error)) => self.end().or(Some(Err(error))),
+            Err(_) => self.end(),
+        }
     }
 }
 
@@ -252,14 +257,14 @@ impl FusedIterator for Batches {}
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        self.control.stop();
-        self.permits = None;
-        if let Some(thread) = self.thread.take().filter(|thread| !is_own(thread)) {
+        let running = self.running.take().and_then(OfProcess::into_inner);
+        let Some(Running { permits, loaded, control, thread }) = running else { return };
+        control.stop();
+        drop(permits);
+        if !is_own(&thread) {
             // I4: what is in flight has ended when this returns.
             let _ = thread.join();
-            while let Ok(batch) = self.loaded.try_recv() {
-                drop(batch);
-            }
+            drop(loaded);
             self.pool.trim();
         }
     }
@@ -272,13 +277,13 @@ impl fmt::Debug for Batches {
 }
 
 /// The tensors in the order of the files, as they will be.
-fn items(checkpoint: &Checkpoint, keep: &Keep) -> Vec<Item> {
+fn items(checkpoint: &Checkpoint, keep: &Keep) -> Result<Vec<Item>> {
     let kept = |info: &TensorInfo| match keep {
-        Keep::Nothing => false,
-        Keep::All => true,
+        Keep::Nothing => Ok(false),
+        Keep::All => Ok(true),
         Keep::Only(rule) => rule.of(info),
     };
-    checkpoint.tensors().map(|info| Item { bytes: info.nbytes, kept: kept(info) }).collect()
+    checkpoint.tensors().map(|info| Ok(Item { bytes: info.nbytes, kept: kept(info)? })).collect()
 }
 
 /// Plans batches within the budget, and what the pool has left.
@@ -399,7 +404,7 @@ impl Reader {
         let kept = self.kept.get(batch.clone()).unwrap_or_default();
         let mut files = self.checkpoint.some(batch);
         let likely = likely(&files);
-        let told = Told::take(&mut files, Vec::new(), None);
+        let told = Told::take(&mut files, Vec::new(), None)?;
         let begun = Begun::new(self.checkpoint.device(), &self.options, likely)?;
         // In regions that are there, a batch would keep others' memory reserved, which was not planned; even ones are all its own.
         let (region_bytes, apart) = (self.even_bytes, self.even_bytes == 0);

@@ -5,34 +5,35 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use crate::fork::OfProcess;
+
 /// Walks over fewer tensors than this are shorter than a thread's start.
 const WORTH_A_THREAD: usize = 2000;
 
-/// Something that is being done on a thread of its own, and is waited for when this goes: nothing is left behind (I4).
+/// Something that is being done on a thread of its own, and is waited for when this goes: nothing is left behind (I4). A forked child does not have the
+/// thread, and does not wait.
 #[derive(Debug)]
-pub(super) struct Ahead<T>(Option<JoinHandle<T>>);
+pub(super) struct Ahead<T>(Option<OfProcess<JoinHandle<T>>>);
 
 impl<T: Send + 'static> Ahead<T> {
     /// Begins; `None` where no thread can be had.
     pub(super) fn begin(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Option<Self> {
         let thread = thread::Builder::new().name(name.into()).spawn(work);
-        thread.ok().map(|thread| Self(Some(thread)))
+        thread.ok().map(|thread| Self(Some(OfProcess::new(thread))))
     }
 }
 
 impl<T> Ahead<T> {
-    /// Waits for what comes of it; `None` when that has been taken.
+    /// Waits for what comes of it; `None` when that has been taken, or it panicked.
     pub(super) fn take(&mut self) -> Option<T> {
-        self.0.take().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        self.0.take().and_then(OfProcess::into_inner)?.join().ok()
     }
 }
 
 impl<T> Drop for Ahead<T> {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
-            // What it panicked with is no one's any more.
-            let _ = thread.join();
-        }
+        // What it panicked with is no one's any more.
+        let _ = self.take();
     }
 }
 

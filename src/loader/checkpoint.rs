@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tensorhold_allocator::Pool;
+use tensorhold_allocator::{Pool, Process};
 
 use super::Loader;
 use super::asked::Asked;
@@ -18,6 +18,7 @@ use super::prepare::{Begun, Likely};
 use super::staging;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::fork;
 use crate::format::Place;
 use crate::names::Names;
 use crate::tensor::{Description, Tensor, TensorInfo};
@@ -28,10 +29,11 @@ use crate::weights::{Metadata, Weights};
 /// Loads from here read no header. They open a file only to read it in another way, such as past the page cache, by its path. Staging memory that one has
 /// taken is kept for the next, as much as [`staging_bytes`](Loader::staging_bytes) allows. Clones are the same checkpoint; several threads may load at once.
 ///
-/// Each load asks the rules that the loader was given, [`dtype_by`](Loader::dtype_by) and [`cut_by`](Loader::cut_by), one call of a rule at a time. So a
-/// rule that itself loads from the checkpoint waits for itself, for good.
+/// Each load asks the rules that the loader was given, [`dtype_by`](Loader::dtype_by) and [`cut_by`](Loader::cut_by), one call of a rule at a time. A load
+/// that a rule itself begins, and that would ask the same rule, is an error. A rule must not wait for another thread that does so.
 ///
-/// A file that is written to or replaced after it was opened is an error of the next load that reads it.
+/// A file that is written to or replaced after it was opened is an error of the next load that reads it. So is a load in a forked child, which may look at
+/// the tensors' descriptions, and open the files again.
 #[derive(Clone)]
 pub struct Checkpoint {
     inner: Arc<Inner>,
@@ -39,6 +41,8 @@ pub struct Checkpoint {
 
 struct Inner {
     device: Device,
+    /// That made it: loads take locks, and memory of pools, that no thread of a forked child gives back.
+    process: Process,
     /// Each with the places and descriptions of the selected tensors, as the files have them.
     files: Vec<Opened>,
     /// The number of each file's first tensor.
@@ -76,7 +80,8 @@ impl Checkpoint {
         let tensors = as_loaded(&files, &options.asked)?;
         // Later loads know nothing of tensors that are not wanted, and need not miss them.
         options.asked.forget(|name| names.find(name, |number| &tensors[number].info.name).is_none());
-        let inner = Inner { device, files, firsts, names, tensors, options, pool: Mutex::default() };
+        let process = Process::current();
+        let inner = Inner { device, process, files, firsts, names, tensors, options, pool: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -143,6 +148,7 @@ impl Checkpoint {
     /// # Errors
     /// When there is no tensor of that name (the error names the nearest) or it does not have that part, and as [`Loader::load`].
     pub fn load_part(&self, name: &str, cuts: &[Cut]) -> Result<Tensor> {
+        self.check_process()?;
         let number = self.inner.number(name)?;
         let mut options = self.inner.options.with_asked(self.inner.options.asked.of_one(name, cuts));
         options.pool = Some(self.inner.pool()?);
@@ -154,6 +160,7 @@ impl Checkpoint {
     /// # Errors
     /// When there is none of a name (the error names the nearest), and as [`Loader::load`].
     pub fn load_tensors<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> Result<Weights> {
+        self.check_process()?;
         let numbers: Result<BTreeSet<usize>> =
             names.into_iter().map(|name| self.inner.number(name.as_ref())).collect();
         self.inner.load(numbers?, &self.inner.options)
@@ -163,6 +170,12 @@ impl Checkpoint {
     /// that are added to it are opened by its load.
     pub fn loader(&self) -> Loader {
         Loader::of(self)
+    }
+
+    /// # Errors
+    /// In a forked child.
+    pub(super) fn check_process(&self) -> Result<()> {
+        fork::check(self.inner.process, "load from an open checkpoint")
     }
 
     pub(super) fn options(&self) -> &Options {
@@ -236,7 +249,7 @@ impl Inner {
     fn load(&self, numbers: impl IntoIterator<Item = usize>, options: &Options) -> Result<Weights> {
         let mut files = self.some(numbers);
         let likely = likely(&files);
-        let told = Told::take(&mut files, Vec::new(), None);
+        let told = Told::take(&mut files, Vec::new(), None)?;
         let (run, reserved) =
             Begun::new(&self.device, options, likely)?.plan(files, told, Placing::default())?;
         run.load(reserved, None)

@@ -2,9 +2,14 @@
 //!
 //! Readers [`through`] the page cache take jobs off the plan; what is not cached they leave to readers [`past`] it, which are
 //! started when there is something to do.
+//!
+//! Readers call code from outside this crate: drivers, streams and memories. One that panics ends its reader with an error. The callback's panic goes on to
+//! whoever called the load, but not before all readers have ended and what they enqueued has ended (W2).
 
+use std::any::Any;
 use std::io;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{self, Scope};
 
 use super::depth;
@@ -14,7 +19,7 @@ use super::lane::FIRST_SLOTS;
 use super::past;
 use super::progress::{Callback, Progress};
 use super::through;
-use super::work::{Arrivals, Control, Work};
+use super::work::{Arrivals, Control, Role, Work};
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind, Queue};
 use crate::report::Stages;
@@ -73,46 +78,50 @@ pub(super) fn run(
         return Err(unfilled(cancelled(fill, 0)));
     }
     let mut past = Past::default();
-    let threads = thread::scope(|scope| {
-        let _stop = StopOnPanic(control);
-        let mut threads = Threads { fill, work: &work, scope, started: 0 };
-        if only_past {
-            threads.start_past(&mut past);
-        } else {
-            if jobs > 1 {
-                threads.start_through(fill.readers.threads.min(jobs));
-            }
-            if let Some(ring) = &fill.ring {
-                ring.let_grow();
-            }
-            if jobs == 1 {
-                threads.read_here();
-            }
-        }
-        loop {
-            // Asked before what they leave: a reader that has ended leaves nothing more.
-            let idle = work.is_idle();
-            if work.wants_past() && past.is_wanted(fill) && !control.is_stopped() {
+    let crew = || {
+        thread::scope(|scope| {
+            let _stop = StopOnPanic(control);
+            let mut threads = Threads { fill, work: &work, scope, started: 0 };
+            if only_past {
                 threads.start_past(&mut past);
-                continue;
+            } else {
+                if jobs > 1 {
+                    threads.start_through(fill.readers.threads.min(jobs));
+                }
+                if let Some(ring) = &fill.ring {
+                    ring.let_grow();
+                }
+                if jobs == 1 {
+                    threads.read_here();
+                }
             }
-            if idle {
-                break;
+            loop {
+                // Asked before what they leave: a reader that has ended leaves nothing more.
+                let idle = work.is_idle();
+                if work.wants_past() && past.is_wanted(fill) && !control.is_stopped() {
+                    threads.start_past(&mut past);
+                    continue;
+                }
+                if idle {
+                    break;
+                }
+                let done = work.landed_bytes();
+                if !report.is_news(done) {
+                    thread::park();
+                } else if report.tell(done).is_break() {
+                    work.fail(cancelled(fill, done));
+                    report.callback = None;
+                }
             }
-            let done = work.landed_bytes();
-            if !report.is_news(done) {
-                thread::park();
-            } else if report.tell(done).is_break() {
-                work.fail(cancelled(fill, done));
-                report.callback = None;
-            }
-        }
-        threads.started
-    });
-    // Also after a failure: what has been enqueued ends before the load returns (W2).
-    if let Some(Err(error)) = fill.ring.as_ref().map(|ring| ring.drain(&work)) {
+            threads.started
+        })
+    };
+    let threads = catch_unwind(AssertUnwindSafe(crew));
+    // Also after a failure or a panic: what has been enqueued ends before the load returns or unwinds (W2).
+    if let Some(Err(error)) = fill.ring.as_ref().map(|ring| caught("wait for copies", || ring.drain(&work))) {
         work.fail(error);
     }
+    let threads = threads.unwrap_or_else(|panic| resume_unwind(panic));
     if let Some(error) = work.failure() {
         return Err(unfilled(error));
     }
@@ -207,16 +216,14 @@ impl<'scope> Threads<'scope, '_> {
     fn start_through(&mut self, readers: usize) {
         let (fill, work) = (self.fill, self.work);
         let readers = (0..readers).map(|_| move || through::read(fill, work));
-        self.start(true, readers);
+        self.start(Role::Through, readers);
     }
 
     /// Reads through the page cache on this thread: another one takes longer to start than a single job does.
     fn read_here(&mut self) {
-        self.work.begin(true);
-        if let Err(error) = through::read(self.fill, self.work) {
-            self.work.fail(error);
-        }
-        self.work.end(true);
+        let (fill, work) = (self.fill, self.work);
+        work.begin(Role::Through);
+        run_reader(fill, work, Role::Through, || through::read(fill, work));
         self.started += 1;
     }
 
@@ -233,7 +240,7 @@ impl<'scope> Threads<'scope, '_> {
                     let readers =
                         queues.into_iter().map(|queue| move || past::read(fill, work, queue, Some(load)));
                     past.gds = Some(why);
-                    return self.start(false, readers);
+                    return self.start(Role::ByCuFile, readers);
                 }
                 Ok(Answer::Not(why)) => not = why,
                 Err(error) => return work.fail(error),
@@ -251,7 +258,7 @@ impl<'scope> Threads<'scope, '_> {
                 }
                 let readers = queues.into_iter().map(|queue| move || past::read(fill, work, queue, None));
                 past.usual = Some((kind, why));
-                self.start(false, readers);
+                self.start(Role::Past, readers);
             }
             Err(error) => work.fail(error),
         }
@@ -260,21 +267,16 @@ impl<'scope> Threads<'scope, '_> {
     /// Starts readers. Fewer than there could be are slower; none is a failure.
     fn start<R: FnOnce() -> Result<()> + Send + 'scope>(
         &mut self,
-        feeds: bool,
+        role: Role,
         readers: impl Iterator<Item = R>,
     ) {
-        let work = self.work;
+        let (fill, work) = (self.fill, self.work);
         for (count, read) in readers.enumerate() {
-            let run = move || {
-                if let Err(error) = read() {
-                    work.fail(error);
-                }
-                work.end(feeds);
-            };
-            work.begin(feeds);
+            let run = move || run_reader(fill, work, role, read);
+            work.begin(role);
             let thread = thread::Builder::new().name(format!("tensorhold-{}", self.started));
             if let Err(source) = thread.spawn_scoped(self.scope, run) {
-                work.end(feeds);
+                work.end(role);
                 tracing::warn!(%source, threads = self.started, "the system refused a reader thread");
                 if count == 0 {
                     work.fail(Error::Thread { source });
@@ -284,6 +286,26 @@ impl<'scope> Threads<'scope, '_> {
             self.started += 1;
         }
     }
+}
+
+/// Runs a reader that has been counted in, and counts it out.
+fn run_reader(fill: &Fill<'_>, work: &Work<'_>, role: Role, read: impl FnOnce() -> Result<()>) {
+    if let Err(error) = caught("read", read) {
+        work.fail(error);
+        // Its part of a slot will not come, and what it said that it would do is not done.
+        fill.ring.iter().for_each(|ring| ring.wake());
+    }
+    work.end(role);
+}
+
+/// Does something that calls code from outside this crate, whose panic becomes an error.
+fn caught<T>(operation: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let message = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => panic.downcast_ref::<&str>().map_or("no message", |message| *message).to_owned(),
+    };
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::Panicked { operation, message: message(panic) }))
 }
 
 /// Tells the callback what is new.

@@ -43,10 +43,17 @@ const MAX_THREADS: usize = 8;
 impl Told {
     /// Takes what headers say from the files, and leaves out the tensors that are not wanted. Headers that have not been read
     /// have only wanted ones.
-    pub(super) fn take(files: &mut [Opened], indexes: Vec<Indexed>, wanted: Option<&Rule<bool>>) -> Self {
-        let others = wanted.map_or_else(Vec::new, |wanted| leave_out(files, wanted));
+    ///
+    /// # Errors
+    /// When the rule asks for its own answer.
+    pub(super) fn take(
+        files: &mut [Opened],
+        indexes: Vec<Indexed>,
+        wanted: Option<&Rule<bool>>,
+    ) -> Result<Self> {
+        let others = wanted.map_or_else(|| Ok(Vec::new()), |wanted| leave_out(files, wanted))?;
         let headers = files.iter_mut().map(|file| mem::take(&mut file.header)).collect();
-        Self { headers, others, indexes }
+        Ok(Self { headers, others, indexes })
     }
 
     /// What the tensors of headers that have been read are, wanted or not: the wanted ones first, in the order of the batch.
@@ -113,14 +120,14 @@ impl Told {
 }
 
 /// Leaves out the tensors that are not wanted. Returns them, with their files' numbers.
-fn leave_out(files: &mut [Opened], wanted: &Rule<bool>) -> Vec<(usize, Arc<Description>)> {
+fn leave_out(files: &mut [Opened], wanted: &Rule<bool>) -> Result<Vec<(usize, Arc<Description>)>> {
     let mut others = Vec::new();
     for (number, file) in files.iter_mut().enumerate() {
         let Header::Read(said) = &mut file.header else { continue };
         let (descriptions, labels) = (mem::take(&mut said.descriptions), mem::take(&mut said.labels));
         let places = mem::take(&mut file.places);
         for ((place, description), label) in places.into_iter().zip(descriptions).zip(labels) {
-            if wanted.of(&description.info) {
+            if wanted.of(&description.info)? {
                 file.places.push(place);
                 said.descriptions.push(description);
                 said.labels.push(label);
@@ -129,7 +136,7 @@ fn leave_out(files: &mut [Opened], wanted: &Rule<bool>) -> Vec<(usize, Arc<Descr
             }
         }
     }
-    others
+    Ok(others)
 }
 
 impl Described {

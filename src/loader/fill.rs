@@ -3,9 +3,9 @@
 //! # Invariants
 //! - **W1** Each job is one reader's at a time, so each byte of a region is written by one thread at a time, and no one
 //!   else knows the regions before they are published (I3).
-//! - **W2** When [`crew::run`](super::crew::run) returns, in whatever way, every reader has ended and what it enqueued has
-//!   ended too (T2), or its device failed to say so. Then, and where a callback or a stream panics, so that streams are not waited for, regions and
-//!   slots are still fragments whose addresses were given out: their pools synchronize the memory before it is used again (Q3), or keep it (I1).
+//! - **W2** When [`crew::run`](super::crew::run) returns or unwinds, every reader has ended and what it enqueued has ended
+//!   too (T2), or its device failed to say so. Then regions and slots are still fragments whose addresses were given out: their pools
+//!   synchronize the memory before it is used again (Q3), or keep it (I1).
 
 use std::io;
 use std::sync::OnceLock;

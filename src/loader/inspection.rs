@@ -56,14 +56,14 @@ impl Inspection {
             metadata,
         };
         asked.check_names(tensors.clone())?;
-        let tensors = tensors.filter(|info| wanted.is_none_or(|wanted| wanted.of(info))).map(|info| {
-            // Where it lies in the file does not matter here.
-            let found = asked.of(info, Place { start: 0, bytes: info.nbytes })?;
-            Ok(found.map_or_else(|| info.clone(), |found| found.info))
-        });
-        Ok(Self {
-            tensors: tensors.collect::<Result<_>>()?,
-            files: opened.into_iter().zip(metadata).map(file).collect(),
-        })
+        let mut found = Vec::new();
+        for info in tensors {
+            if wanted.map_or(Ok(true), |wanted| wanted.of(info))? {
+                // Where it lies in the file does not matter here.
+                let changed = asked.of(info, Place { start: 0, bytes: info.nbytes })?;
+                found.push(changed.map_or_else(|| info.clone(), |changed| changed.info));
+            }
+        }
+        Ok(Self { tensors: found, files: opened.into_iter().zip(metadata).map(file).collect() })
     }
 }

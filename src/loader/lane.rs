@@ -13,6 +13,8 @@
 //!   whatever else fails.
 
 use std::collections::VecDeque;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tensorhold_allocator::{Fragment, HostMemory};
 
@@ -37,6 +39,8 @@ pub(crate) struct Lane<'a> {
     copying: VecDeque<(usize, usize)>,
     /// The slots are in staging memory.
     is_staging: bool,
+    /// Nothing is enqueued, or `finish` has waited for it.
+    is_finished: bool,
 }
 
 impl<'a> Lane<'a> {
@@ -55,7 +59,8 @@ impl<'a> Lane<'a> {
     /// Opens a lane whose slots are all in this memory, which may be the device's: those are emptied by
     /// [`spread`](Self::spread).
     pub(crate) fn over(device: &Device, staging: Staging<'a>, memory: Fragment) -> Result<Self> {
-        let mut lane = Self { is_staging: false, ..Self::empty(device, staging)? };
+        let mut lane = Self::empty(device, staging)?;
+        lane.is_staging = false;
         lane.add(memory, staging.slots);
         Ok(lane)
     }
@@ -70,6 +75,7 @@ impl<'a> Lane<'a> {
             free: Vec::new(),
             copying: VecDeque::new(),
             is_staging: true,
+            is_finished: false,
         })
     }
 
@@ -205,11 +211,22 @@ impl<'a> Lane<'a> {
 
     /// Waits until every copy has ended; after an error too, as far as that can be told.
     pub(crate) fn finish(mut self, mut landed: impl FnMut(usize)) -> Result<()> {
+        self.is_finished = true;
         self.stream.synchronize()?;
         self.copying.drain(..).for_each(|(_, job)| landed(job));
         if self.is_staging {
-            self.staging.budget.keep(self.blocks);
+            self.staging.budget.keep(mem::take(&mut self.blocks));
         }
         Ok(())
+    }
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        // A reader panicked: its copies end before anyone learns of that (W2). If the stream cannot tell, the memory's pools synchronize it before it is
+        // used again (I1).
+        if !self.is_finished {
+            let _ = catch_unwind(AssertUnwindSafe(|| self.stream.synchronize()));
+        }
     }
 }

@@ -262,6 +262,7 @@ impl Loader {
 
     /// Plans and reserves.
     fn prepare(&self, first: First, confirmed: Arc<AtomicBool>) -> Result<(Run, Reserved)> {
+        self.opened.as_ref().map_or(Ok(()), Checkpoint::check_process)?;
         let begun = Begun::new(&self.device, &self.options, self.likely())?;
         let (files, told) = self.take(first)?;
         let (mut run, reserved) = begun.plan(files, told, Placing::default())?;
@@ -286,7 +287,7 @@ impl Loader {
     /// The opened files and, of each, the selected tensors.
     fn take(&self, first: First) -> Result<(Vec<Opened>, Told)> {
         let (mut files, indexes) = self.open_files(first)?;
-        let told = Told::take(&mut files, indexes, self.options.select.as_ref());
+        let told = Told::take(&mut files, indexes, self.options.select.as_ref())?;
         if !self.options.asked.is_nothing() {
             self.options.asked.check_names(told.infos())?;
         }
@@ -294,8 +295,8 @@ impl Loader {
     }
 
     /// Opens the files, and reads and checks the headers, once for many loads: of single tensors and of parts, of all, and in batches. The selection is made
-    /// now; the other options are those of each load. The rules of [`dtype_by`](Self::dtype_by) and [`cut_by`](Self::cut_by) are asked now and by each load,
-    /// and must not themselves load from the checkpoint.
+    /// now; the other options are those of each load. The rules of [`dtype_by`](Self::dtype_by) and [`cut_by`](Self::cut_by) are asked now and by each load;
+    /// a load from the checkpoint that they begin themselves is an error.
     ///
     /// The callback of [`progress`](Self::progress) is not kept: it is given to the loads that are [begun](Checkpoint::loader) later.
     ///
@@ -316,6 +317,7 @@ impl Loader {
     /// # Errors
     /// When an index, file or header is not as it should be, or a tensor cannot be had as is asked.
     pub fn open(self) -> Result<Checkpoint> {
+        self.opened.as_ref().map_or(Ok(()), Checkpoint::check_process)?;
         self.options.asked.check()?;
         let (files, told) = self.take(First::All)?;
         Checkpoint::new(self.device, files, told, self.options)
@@ -327,7 +329,7 @@ impl Loader {
     /// When a file, header or index is not as it should be, or a tensor cannot be had as is asked.
     pub fn inspect(self) -> Result<Inspection> {
         let (mut files, indexes) = self.open_files(First::All)?;
-        let mut described = Told::take(&mut files, indexes, None).read(&files, &self.device)?;
+        let mut described = Told::take(&mut files, indexes, None)?.read(&files, &self.device)?;
         described.check(&files)?;
         let metadata = described.take_metadata();
         let Options { select, asked, .. } = &self.options;

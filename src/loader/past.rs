@@ -17,7 +17,7 @@ use super::remake;
 use super::route::{Way, refusal};
 use super::stopwatch::{Stage, Stopwatch};
 use super::through::{self, read_error};
-use super::work::Work;
+use super::work::{Role, Work};
 use crate::error::{Error, Result};
 use crate::io::retries::Retries;
 use crate::io::{Access, Backend, BackendKind, Completion, Queue, Read, buffer_at, too_many};
@@ -108,7 +108,8 @@ impl<'a> Reader<'a> {
     fn next(&self) -> Option<usize> {
         match self.gds {
             Some(gds) if gds.is_refused() => None,
-            _ => self.work.next_past(self.in_flight == 0),
+            Some(_) => self.work.next_past(Role::ByCuFile, self.in_flight == 0),
+            None => self.work.next_past(Role::Past, self.in_flight == 0),
         }
     }
 

@@ -144,6 +144,7 @@ fn open_pool(device: &Device, options: &Options) -> Result<Pool> {
 /// A pool that is not the load's own, if it is over that memory.
 pub(super) fn shared(option: &'static str, pool: Option<&Pool>, memory: &dyn Memory) -> Result<Option<Pool>> {
     match pool {
+        Some(pool) if !pool.is_of_this_process() => Err(Error::Forked { operation: "load by way of a pool" }),
         Some(pool) => {
             let remedy = "make it over device.memory() or, for staging, device.staging_memory()";
             check_pool(option, pool, memory, remedy).map(|()| Some(pool.clone()))

@@ -13,6 +13,7 @@ use super::progress::Callback;
 use super::run::Run;
 use super::work::Control;
 use crate::error::{Error, Result};
+use crate::fork::OfProcess;
 use crate::tensor::Tensor;
 use crate::weights::Weights;
 
@@ -21,20 +22,36 @@ use crate::weights::Weights;
 /// An iterator over the tensors, each given once: as they land or, after [`in_file_order`](Self::in_file_order), in the
 /// order of their bytes. An error is the last item. Dropping the stream stops the load and waits for its reads; what
 /// has been given stays. If the progress callback panics, so does the call that waits for the load's end. The callback cannot wait for its own
-/// load: asked there, the stream stops it and ends.
+/// load: asked there, the stream stops it and ends. In a forked child, the stream gives an error and ends, and its drop does nothing.
 ///
 /// A file that changes during the load may be found out after tensors of it have been given: an engine that serves
 /// what it was given waits for [`finish`](Self::finish) before it trusts it.
 #[derive(Debug)]
 pub struct TensorStream {
-    tensors: Vec<Tensor>,
+    /// `None` once given.
+    tensors: Vec<Option<Tensor>>,
+    /// `None` once it has been waited for.
+    running: Option<OfProcess<Running>>,
+    weights: Option<Weights>,
+    order: Option<FileOrder>,
+}
+
+/// The load's thread, and what it shares with the stream.
+#[derive(Debug)]
+struct Running {
+    /// Numbers of tensors that have landed.
     landed: Receiver<usize>,
     control: Arc<Control>,
-    /// `None` once it has been waited for.
-    load: Option<JoinHandle<Result<Weights>>>,
-    weights: Option<Weights>,
-    /// In file order: the tensor to give next, and which have landed.
-    order: Option<(usize, Vec<bool>)>,
+    thread: JoinHandle<Result<Weights>>,
+}
+
+/// How far a stream is that gives tensors in the order of their bytes.
+#[derive(Debug)]
+struct FileOrder {
+    /// Of the tensors before this one, all have been given.
+    next: usize,
+    /// By tensor: whether it has landed and waits to be given.
+    landed: Vec<bool>,
 }
 
 impl TensorStream {
@@ -45,23 +62,26 @@ impl TensorStream {
             Ok(ready) => ready,
             Err(error) => return Err(run.failed(reserved, error)),
         };
-        let tensors = ready.tensors.iter().cloned().collect();
+        let tensors = ready.tensors.iter().cloned().map(Some).collect();
         let load = move || run.stream(reserved, &bases, ready, callback.as_mut(), sender);
         let thread = thread::Builder::new().name("tensorhold-load".into());
-        let load = thread.spawn(load).map_err(|source| Error::Thread { source })?;
-        Ok(Self { tensors, landed, control, load: Some(load), weights: None, order: None })
+        let thread = thread.spawn(load).map_err(|source| Error::Thread { source })?;
+        let running = Some(OfProcess::new(Running { landed, control, thread }));
+        Ok(Self { tensors, running, weights: None, order: None })
     }
 
-    /// Gives the tensors in the order of their bytes, file by file, from here on.
+    /// Gives the tensors that have not been given yet in the order of their bytes, file by file.
     pub fn in_file_order(mut self) -> Self {
-        self.order = Some((0, vec![false; self.tensors.len()]));
+        let landed = || vec![false; self.tensors.len()];
+        self.order.get_or_insert_with(|| FileOrder { next: 0, landed: landed() });
         self
     }
 
     /// Waits for the rest, and returns all tensors.
     ///
     /// # Errors
-    /// What stopped the load, unless the stream has given that error already, or the load's own callback asks; then that it was cancelled.
+    /// What stopped the load, unless the stream has given that error already; that it was cancelled, if the load's own callback asks; that it is the
+    /// parent's, in a child that was forked before it had ended.
     pub fn finish(mut self) -> Result<Weights> {
         // The weights own the tensors; these would count as others' handles.
         self.tensors.clear();
@@ -71,12 +91,15 @@ impl TensorStream {
 
     /// Waits for the load to end.
     fn join(&mut self) -> Result<()> {
-        let Some(load) = self.load.take() else { return Ok(()) };
-        if is_own(&load) {
-            self.control.stop();
+        let Some(running) = &self.running else { return Ok(()) };
+        if let Some(running) = running.get().filter(|running| is_own(&running.thread)) {
+            running.control.stop();
             return Ok(());
         }
-        match load.join() {
+        let Some(Running { thread, .. }) = self.running.take().and_then(OfProcess::into_inner) else {
+            return Err(Error::Forked { operation: "wait for a stream of tensors" });
+        };
+        match thread.join() {
             Ok(Ok(weights)) => self.weights = Some(weights),
             Ok(Err(error)) => {
                 // I4: the last owners of what did not arrive.
@@ -84,7 +107,10 @@ impl TensorStream {
                 return Err(error);
             }
             // The callback panicked: so does its caller.
-            Err(panic) => std::panic::resume_unwind(panic),
+            Err(panic) => {
+                self.tensors.clear();
+                std::panic::resume_unwind(panic)
+            }
         }
         Ok(())
     }
@@ -101,28 +127,34 @@ impl TensorStream {
 
     /// The next tensor that has landed; an error when there are no more, or none until then.
     fn next_landed(&mut self, until: Option<Instant>) -> Result<usize, RecvTimeoutError> {
-        let receive = |landed: &Receiver<usize>| match until {
+        let running = self.running.as_ref().and_then(OfProcess::get);
+        let running = running.filter(|running| !is_own(&running.thread));
+        let Running { landed, .. } = running.ok_or(RecvTimeoutError::Disconnected)?;
+        let receive = || match until {
             Some(until) => landed.recv_timeout(until.saturating_duration_since(Instant::now())),
             None => landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        if self.load.as_ref().is_some_and(is_own) {
-            return Err(RecvTimeoutError::Disconnected);
+        let Some(order) = &mut self.order else { return receive() };
+        // Over what was given before the order was asked for.
+        while self.tensors.get(order.next).ok_or(RecvTimeoutError::Disconnected)?.is_none() {
+            order.next += 1;
         }
-        let Some((next, landed)) = &mut self.order else { return receive(&self.landed) };
-        while !*landed.get(*next).ok_or(RecvTimeoutError::Disconnected)? {
-            landed[receive(&self.landed)?] = true;
+        while !order.landed.get(order.next).copied().unwrap_or_default() {
+            let number = receive()?;
+            if let Some(landed) = order.landed.get_mut(number) {
+                *landed = true;
+            }
         }
-        *next += 1;
-        Ok(*next - 1)
+        Ok(order.next)
     }
 
     /// A tensor that has landed, or how the load ended.
     fn give(&mut self, landed: Option<usize>) -> Option<Result<Tensor>> {
         let Some(number) = landed else { return self.join().err().map(Err) };
-        let tensor = self.tensors.get(number)?;
+        let tensor = self.tensors.get_mut(number)?.take()?;
         // SAFETY: I3: its jobs have landed, and it is given for the first time.
         unsafe { tensor.landed() };
-        Some(Ok(tensor.clone()))
+        Some(Ok(tensor))
     }
 }
 
@@ -139,10 +171,12 @@ impl FusedIterator for TensorStream {}
 
 impl Drop for TensorStream {
     fn drop(&mut self) {
-        self.control.stop();
-        if let Some(load) = self.load.take().filter(|load| !is_own(load)) {
-            // Its memory is back when this returns, but for what was given.
-            let _ = load.join();
+        if let Some(Running { control, thread, .. }) = self.running.take().and_then(OfProcess::into_inner) {
+            control.stop();
+            if !is_own(&thread) {
+                // Its memory is back when this returns, but for what was given.
+                let _ = thread.join();
+            }
         }
     }
 }

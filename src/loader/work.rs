@@ -25,8 +25,36 @@ pub(super) struct Control {
 #[derive(Debug, Default)]
 struct Left {
     jobs: VecDeque<usize>,
-    /// Readers that may still leave jobs.
-    feeders: usize,
+    /// Readers that may still leave jobs: those through the page cache, what is not cached; those by cuFile, what it refuses.
+    through: usize,
+    by_cufile: usize,
+}
+
+/// What a reader reads by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Through the page cache.
+    Through,
+    /// By cuFile, what the former leave.
+    ByCuFile,
+    /// Past the page cache, what either leaves.
+    Past,
+}
+
+impl Left {
+    /// Counts readers who may leave jobs, if that role's do.
+    fn count(&mut self, role: Role) -> Option<&mut usize> {
+        match role {
+            Role::Through => Some(&mut self.through),
+            Role::ByCuFile => Some(&mut self.by_cufile),
+            Role::Past => None,
+        }
+    }
+
+    /// Whether someone may still leave jobs for a reader of that role.
+    fn may_come(&self, role: Role) -> bool {
+        self.through > 0 || role == Role::Past && self.by_cufile > 0
+    }
 }
 
 impl Control {
@@ -137,17 +165,17 @@ impl<'a> Work<'a> {
     }
 
     /// Counts a reader in, before it starts.
-    pub(super) fn begin(&self, feeds: bool) {
+    pub(super) fn begin(&self, role: Role) {
         self.running.fetch_add(1, Ordering::Relaxed);
-        self.control.left().feeders += usize::from(feeds);
+        self.control.left().count(role).into_iter().for_each(|readers| *readers += 1);
     }
 
     /// Counts a reader out, as its last act.
-    pub(super) fn end(&self, fed: bool) {
-        if fed {
-            let mut left = self.control.left();
-            left.feeders -= 1;
-            let last = left.feeders == 0;
+    pub(super) fn end(&self, role: Role) {
+        let mut left = self.control.left();
+        if let Some(readers) = left.count(role) {
+            *readers -= 1;
+            let last = *readers == 0;
             drop(left);
             if last {
                 self.control.more.notify_all();
@@ -229,8 +257,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The next job to read past the page cache. With `wait`, waits until there is one or there can be none.
-    pub(super) fn next_past(&self, wait: bool) -> Option<usize> {
+    /// The next job for a reader of that role, which is not through the page cache. With `wait`, waits until there is one or there can be none.
+    pub(super) fn next_past(&self, role: Role, wait: bool) -> Option<usize> {
         if self.only_past {
             return self.next().map(|(index, _)| index);
         }
@@ -242,7 +270,7 @@ impl<'a> Work<'a> {
             if let Some(index) = left.jobs.pop_front() {
                 return Some(index);
             }
-            if !wait || left.feeders == 0 {
+            if !wait || !left.may_come(role) {
                 return None;
             }
             left = self.control.more.wait(left).unwrap_or_else(PoisonError::into_inner);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::mem;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -15,9 +16,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::{Errno, retry_on_intr};
 use tempfile::NamedTempFile;
+use tensorhold_allocator::Process;
 
 use super::plan::ShardPlan;
 use crate::error::{Error, Result};
+use crate::fork;
 
 /// So many bytes of a file's name are in the name that it has until it is whole.
 const LONGEST: usize = 200;
@@ -33,7 +36,8 @@ pub enum Durability {
 }
 
 /// The files of a plan, of their full length, with their headers, under other names: beside where they will be, and ending in `.tmp`. What is
-/// not committed is removed when the draft is dropped; a process that is killed leaves it behind.
+/// not committed is removed when the draft is dropped; a process that is killed leaves it behind. A forked child may write to the files of its parent. It
+/// cannot commit them, and its drop does not remove them.
 #[derive(Debug)]
 pub struct Draft {
     plans: Vec<ShardPlan>,
@@ -41,6 +45,8 @@ pub struct Draft {
     files: Vec<NamedTempFile>,
     /// Other files, and where they will be.
     others: Vec<(PathBuf, NamedTempFile)>,
+    /// Whose files they are.
+    process: Process,
 }
 
 impl Draft {
@@ -50,7 +56,8 @@ impl Draft {
     /// When two plans name one file, there is not enough space, or the system refuses a file.
     pub fn create(plans: Vec<ShardPlan>, min_free_bytes: u64) -> Result<Self> {
         check_space(&plans, min_free_bytes)?;
-        let mut draft = Self { files: Vec::with_capacity(plans.len()), plans, others: Vec::new() };
+        let (files, process) = (Vec::with_capacity(plans.len()), Process::current());
+        let mut draft = Self { files, plans, others: Vec::new(), process };
         for plan in &draft.plans {
             let file = temporary(plan.path())?;
             let all = || fallocate(file.as_file(), FallocateFlags::empty(), 0, plan.total_bytes());
@@ -121,9 +128,12 @@ impl Draft {
     /// Gives the files their names; files that have them are replaced. Returns the paths of the shards.
     ///
     /// # Errors
-    /// When the system fails to write files back or to name one. None is left then: also not those that one of these has replaced already.
-    pub fn commit(self, durability: Durability) -> Result<Vec<PathBuf>> {
-        let Self { plans, files, others } = self;
+    /// When the system fails to write files back or to name one. None is left then: also not those that one of these has replaced already. And in a forked
+    /// child of the process that made the draft, which keeps its files.
+    pub fn commit(mut self, durability: Durability) -> Result<Vec<PathBuf>> {
+        fork::check(self.process, "commit files")?;
+        let (plans, files) = (mem::take(&mut self.plans), mem::take(&mut self.files));
+        let others = mem::take(&mut self.others);
         let paths: Vec<PathBuf> = plans.into_iter().map(|plan| plan.path).collect();
         let all: Vec<_> = paths.iter().cloned().zip(files).chain(others).collect();
         if durability == Durability::Synced {
@@ -147,6 +157,15 @@ impl Draft {
         // All is well: they stay.
         named.0.clear();
         Ok(paths)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            let others = self.others.iter_mut().map(|(_, file)| file);
+            self.files.iter_mut().chain(others).for_each(|file| file.disable_cleanup(true));
+        }
     }
 }
 

@@ -7,6 +7,15 @@ from typing import Callable, Dict, List, Tuple
 from tensorhold import _core
 
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: a thread of the parent, which is not there, may have the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 _shared: Dict[Tuple[int, str], _core.Pool] = {}
 _own: List[Tuple[int, _core.Pool, Callable[[], bool]]] = []
 

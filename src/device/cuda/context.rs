@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUresult};
 use tensorhold_allocator::MemoryId;
 
+use tensorhold_allocator::Process;
+
 use super::events::Events;
 use super::kernels::Functions;
 use super::library::Library;
@@ -15,6 +17,7 @@ use crate::device::descriptors;
 use crate::device::idle::IdleStreams;
 use crate::device::numa::Node;
 use crate::error::{Error, Result};
+use crate::fork;
 
 /// The oldest architecture that serves: Turing.
 const MIN_CAPABILITY: (i32, i32) = (7, 5);
@@ -56,6 +59,8 @@ pub(super) struct Context {
     pub(super) functions: Functions,
     device: CUdevice,
     raw: CUcontext,
+    /// That retained it: in a forked child the driver can do nothing with it.
+    process: Process,
 }
 
 // SAFETY: the handles are process-wide names; the driver API may be called with them from any thread. The other fields
@@ -119,6 +124,7 @@ impl Context {
             functions: Functions::default(),
             device,
             raw,
+            process: Process::current(),
         })
     }
 
@@ -136,7 +142,11 @@ impl Context {
     }
 
     /// Makes the context current on this thread until the guard goes; where it is already, that costs a look.
+    ///
+    /// # Errors
+    /// When the driver refuses, and in a forked child, which calls no driver.
     pub(super) fn enter(&'static self) -> Result<Current> {
+        self.check_process()?;
         let mut current = ptr::null_mut();
         // SAFETY: C1: a context exists only with the library; `current` is valid for the write.
         check(&self.name, "ask for the current context", unsafe { sys::cuCtxGetCurrent(&mut current) })?;
@@ -144,13 +154,35 @@ impl Context {
         if pushed {
             self.push()?;
         }
-        Ok(Current { pushed, thread_bound: PhantomData })
+        Ok(Current { pushed: pushed.then_some(self), thread_bound: PhantomData })
     }
 
     /// Makes the context current on this thread, on top of what was.
     pub(super) fn push(&self) -> Result<()> {
+        self.check_process()?;
         // SAFETY: C1: a context exists only with the library. C2: it is still retained.
         check(&self.name, "make the context current", unsafe { sys::cuCtxPushCurrent_v2(self.raw) })
+    }
+
+    /// Takes the thread's current context off again, which [`push`](Self::push) put there; not in a forked child.
+    pub(super) fn pop(&self) {
+        if !self.is_of_this_process() {
+            return;
+        }
+        let mut popped = ptr::null_mut();
+        // SAFETY: C1: only called after a push. A failure, as at the end of the process, leaves nothing to undo.
+        let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
+    }
+
+    /// # Errors
+    /// In a forked child.
+    fn check_process(&self) -> Result<()> {
+        fork::check(self.process, "use a CUDA device")
+    }
+
+    /// Whether this is the process that retained the context.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.process.is_current()
     }
 
     /// What the driver says of the device.
@@ -242,24 +274,17 @@ fn pci_address(attribute: impl Fn(CUdevice_attribute) -> Result<i32>) -> Result<
     Ok(format!("{domain:04x}:{bus:02x}:{slot:02x}.0"))
 }
 
-/// Takes the thread's current context off again.
-pub(super) fn pop() {
-    let mut popped = ptr::null_mut();
-    // SAFETY: C1: only called after a push. A failure, as at the end of the process, leaves nothing to undo.
-    let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
-}
-
 /// Keeps a context current on this thread (C3).
 #[derive(Debug)]
 pub(super) struct Current {
-    pushed: bool,
+    pushed: Option<&'static Context>,
     thread_bound: PhantomData<*const ()>,
 }
 
 impl Drop for Current {
     fn drop(&mut self) {
-        if self.pushed {
-            pop();
+        if let Some(context) = self.pushed {
+            context.pop();
         }
     }
 }

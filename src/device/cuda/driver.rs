@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tensorhold_allocator::{Memory, OrderedStream};
 
-use super::context::{self, Context};
+use super::context::Context;
 use super::library::Library;
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::ordered::AppStream;
@@ -136,7 +136,7 @@ unsafe impl Driver for CudaDriver {
     }
 
     fn pop_context(&self) {
-        context::pop();
+        self.context.pop();
     }
 
     fn enable_peer_access(&self, peer: &dyn Driver) -> Result<()> {
@@ -193,6 +193,6 @@ unsafe impl Driver for PinnedDriver {
     }
 
     fn pop_context(&self) {
-        context::pop();
+        self.context.pop();
     }
 }

@@ -3,9 +3,11 @@
 use std::sync::OnceLock;
 
 use cudarc::driver::sys;
+use tensorhold_allocator::Process;
 
 use super::status::check;
 use crate::error::{Error, Result};
+use crate::fork;
 
 /// Proof that the driver can be called (C1).
 #[derive(Debug, Clone, Copy)]
@@ -74,10 +76,12 @@ impl Library {
     /// # Errors
     /// When it is missing, too old, or finds no device.
     pub(super) fn open(device: &str) -> Result<Self> {
-        static OPENED: OnceLock<std::result::Result<(), (String, &'static str)>> = OnceLock::new();
-        match OPENED.get_or_init(load) {
-            Ok(()) => Ok(Self(())),
-            Err((detail, remedy)) => Err(Error::Device {
+        type Opened = std::result::Result<(), (String, &'static str)>;
+        static OPENED: OnceLock<(Opened, Process)> = OnceLock::new();
+        match OPENED.get_or_init(|| (load(), Process::current())) {
+            // What was initialised by a parent is of no use.
+            (Ok(()), process) => fork::check(*process, "use the CUDA driver").map(|()| Self(())),
+            (Err((detail, remedy)), _) => Err(Error::Device {
                 device: device.into(),
                 operation: "open",
                 detail: detail.clone(),

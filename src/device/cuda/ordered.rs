@@ -143,6 +143,10 @@ unsafe impl Fence for Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
+        // In a forked child the event is the parent's, and a thread of the parent may have locked those that are kept.
+        if !self.context.is_of_this_process() {
+            return;
+        }
         let Some(raw) = self.context.events.keep(self.raw) else { return };
         // At the end of the process the driver may be gone: then there is nothing to destroy.
         let Ok(_current) = self.context.enter() else { return };

@@ -134,7 +134,7 @@ unsafe impl Stream for CudaStream {
 
 impl Drop for CudaStream {
     fn drop(&mut self) {
-        // At the end of the process the driver may be gone: then there is nothing to destroy.
+        // At the end of the process the driver may be gone, and a forked child has none: then there is nothing to destroy.
         let Ok(_current) = self.context.enter() else { return };
         for &event in self.events().iter().chain([&self.end]).filter(|event| !event.is_null()) {
             // SAFETY: C1, C3; created here, destroyed once. An event that is still recorded goes when it has passed.

@@ -242,6 +242,10 @@ impl Queue for Batches {
 
 impl Drop for Batches {
     fn drop(&mut self) {
+        if self.files.cufile.is_of_parent() {
+            mem::forget(mem::take(&mut self.batches));
+            return;
+        }
         while self.batches.iter().any(|batch| batch.in_flight > 0) {
             if let Err(error) = self.wait() {
                 // D4: what they write to stays, and so do the batches.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use std::{fmt, fs, ptr};
 
 use libloading::Library;
-use tensorhold_allocator::MemoryId;
+use tensorhold_allocator::{MemoryId, Process};
 
 use super::direct::Mode;
 use super::status::Status;
@@ -139,6 +139,8 @@ pub(crate) struct CuFile {
     path: PathBuf,
     /// Some read's end is not known (D4).
     lost: AtomicBool,
+    /// That opened the driver.
+    process: Process,
     /// Why memory was last not registered. Reads into it take a longer way, and are as right.
     refusal: Mutex<Option<String>>,
     /// First addresses and lengths of what is registered (D3).
@@ -221,6 +223,7 @@ impl Found {
             properties,
             path: self.path,
             lost: AtomicBool::new(false),
+            process: Process::current(),
             refusal: Mutex::default(),
             registered: RwLock::default(),
             ids: Mutex::default(),
@@ -271,6 +274,11 @@ impl CuFile {
     pub(super) fn id_of(&self, memory: MemoryId) -> MemoryId {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         *ids.entry(memory).or_insert_with(MemoryId::new)
+    }
+
+    /// Whether this is a forked child of the process that opened the driver: then handles, registrations and batches are the parent's.
+    pub(super) fn is_of_parent(&self) -> bool {
+        !self.process.is_current()
     }
 
     /// Notes what has been registered.

@@ -214,9 +214,10 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // D4: a read of one of them may be under way.
-        let lost = self.cufile.is_lost();
-        for (_, handle) in self.write().drain() {
+        // D4: a read of one of them may be under way. In a forked child they are registered by the parent.
+        let lost = self.cufile.is_lost() || self.cufile.is_of_parent();
+        let handles = self.handles.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (_, handle) in handles.drain() {
             if lost {
                 std::mem::forget(handle.access);
                 continue;

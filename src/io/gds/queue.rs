@@ -57,6 +57,11 @@ pub(super) unsafe fn read_all(
     offset: u64,
 ) -> io::Result<usize> {
     let (handle, cufile) = (files.handle(file)?, &files.cufile);
+    if cufile.is_of_parent() {
+        return Err(io::Error::other(
+            "cuFile's driver was opened by the process that this one was forked from",
+        ));
+    }
     if cufile.is_lost() {
         return Err(io::Error::other(
             "cuFile is left alone: it did not say whether an earlier read has ended",

@@ -13,8 +13,9 @@ use super::fake::Fake;
 use super::open::{Guards, open};
 use super::{CuFile, Gds, Mode, Registered};
 use crate::device::Device;
+use crate::fork::child::in_child;
 use crate::io::conformance::{Targets, conforms_on};
-use crate::io::{Completion, Engine, FileSource, Read, buffer_at};
+use crate::io::{Completion, Engine, FileSource, Queue, Read, buffer_at};
 
 const BLOCK: u64 = 4096;
 
@@ -241,6 +242,41 @@ fn what_is_missing_is_named_with_a_remedy() {
     assert!(missing.detail.contains("for ever"), "{missing:?}");
     let message = missing.into_error().to_string();
     assert!(message.contains("backend") && message.contains("mount /proc"), "{message}");
+}
+
+#[test]
+fn a_forked_child_makes_no_calls_for_what_its_parent_registered() {
+    let bench = Bench::new(Fake::new());
+    let (engine, memory) = (Gds::new(Arc::clone(&bench.cufile)), bench.memory());
+    let access = engine.open(&bench.file).unwrap();
+    let mut queues = Some([1, 4].map(|depth| engine.queue(depth).unwrap()));
+    let read = |queue: &mut dyn Queue| {
+        // SAFETY: the fragment outlives the queues.
+        let buffers = &mut [unsafe { buffer_at(memory.as_ptr().cast_mut(), BLOCK as usize) }];
+        let read = Read { ticket: 0, file: access.file.as_fd(), offset: 0, buffers, cached_only: false };
+        // SAFETY: as above, and the access outlives the queues too.
+        unsafe { queue.submit(read) }
+    };
+    queues.as_mut().unwrap().iter_mut().for_each(|queue| read(&mut **queue).unwrap());
+    let mut engine = Some(engine);
+    let calls = || ["handles", "buffers", "batches", "reads", "batch_reads"].map(|name| bench.fake.get(name));
+    let before = calls();
+    in_child(|| {
+        let [mut one, _] = queues.take().unwrap();
+        let _ = one.complete();
+        read(&mut *one).unwrap();
+        let refused = one.complete().unwrap().result.unwrap_err().to_string();
+        assert!(refused.contains("forked from"), "{refused}");
+        drop(one);
+        drop(engine.take());
+        assert_eq!(calls(), before);
+    });
+    for mut queue in queues.unwrap() {
+        assert_eq!(queue.complete().unwrap().result.unwrap(), BLOCK as usize);
+    }
+    drop((access, engine, memory));
+    drop(bench.pool);
+    drop(bench.cufile);
 }
 
 #[test]
