@@ -78,15 +78,15 @@ impl<'a> StreamUse<'a> {
     }
 
     fn record(&self) -> Result<()> {
-        let recorded = self.stream.record();
-        self.fragment.uses().end(self.access);
-        match recorded {
+        match self.stream.record() {
             Ok(fence) => {
-                self.fragment.uses().add(self.stream.id(), fence, self.access);
+                let uses = self.fragment.uses();
+                uses.add(self.stream.id(), fence, self.access);
+                uses.end(self.access);
                 Ok(())
             }
             Err(source) => {
-                // I1: what uses it, and for how long, is not known.
+                // I1: what uses it, and for how long, is not known: the use does not end.
                 self.fragment.keep_for_good();
                 Err(failed(self.fragment, source))
             }
