@@ -72,7 +72,8 @@ impl Pool {
     /// Closes the pool for all its handles: nothing more is placed, what is free goes back now, and the rest when its
     /// last fragment is dropped.
     ///
-    /// Waits for the reaper; in a forked child it does nothing, and finds nothing. `released_bytes` are those of regions given back to the memory by this call.
+    /// Waits for the reaper. `released_bytes` are those of regions given back to the memory by this call. In a forked child it does
+    /// nothing, and finds nothing.
     pub fn close(self) -> Closed {
         self.close_within(Duration::ZERO)
     }

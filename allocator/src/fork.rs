@@ -5,9 +5,9 @@
 //! one load before it touches them.
 //!
 //! # How a fork is seen
-//! One word of memory is 0 in each new child. The kernel clears it (`MADV_WIPEONFORK`, Linux 4.14), so it is cleared
-//! for `fork`, `_Fork` and `clone` alike; where the kernel cannot, a handler of `pthread_atfork` does; where there is
-//! no memory for a handler, processes are told apart by their ids, at the cost of a system call for each question.
+//! One word of memory is 0 in each new child. The kernel clears it (`MADV_WIPEONFORK`, Linux 4.14), for `fork`, `_Fork` and
+//! `clone` alike; where the kernel cannot, a handler of `pthread_atfork` does, for `fork`; where there is no memory for a
+//! handler, processes are told apart by their ids, at the cost of a system call for each question.
 //! A process that finds 0 numbers itself: one more than the number of its parent.
 
 use std::ptr::{self, NonNull};
@@ -32,7 +32,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 /// drop(Worker { process: Process::current() });
 /// ```
 ///
-/// Neither function takes a lock, so a forked child may call both whatever the other threads of its parent were doing. A child of `vfork` shares its parent's memory and counts as its parent.
+/// Neither function takes a lock, so a forked child may call both whatever the other threads of its parent were doing. A
+/// child of `vfork` shares its parent's memory and counts as its parent.
 #[derive(Debug, Clone, Copy)]
 pub struct Process {
     word: Word,

@@ -52,6 +52,13 @@ unsafe impl Memory for HostMemory {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
+        // Anyone can ask, for anything.
+        if bytes == 0 || !align.is_power_of_two() {
+            let reason = format!(
+                "expected a size of at least 1 byte and a power of two as the alignment, got {bytes} and {align}"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason).into());
+        }
         if bytes >= ASKED_ABOUT {
             refuse_more_than(memory_bytes(), bytes)?;
         }
@@ -117,8 +124,8 @@ unsafe impl PartedMemory for HostMemory {
     }
 
     fn reserve_range(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        let bytes = bytes.checked_next_multiple_of(PART_UNIT).ok_or_else(out_of_memory)?;
-        self.reserve(bytes, align.max(PART_UNIT))
+        let length = bytes.checked_next_multiple_of(PART_UNIT).ok_or_else(out_of_memory)?;
+        self.reserve(length, if align.is_power_of_two() { align.max(PART_UNIT) } else { align })
     }
 
     unsafe fn release_range(&self, range: RawRegion) -> Result<(), MemoryError> {
@@ -168,6 +175,19 @@ fn out_of_memory() -> MemoryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_region_is_refused() {
+        for ask in [HostMemory::reserve, HostMemory::reserve_range] {
+            for (bytes, align) in
+                [(0, 4096), (0, 1 << 20), (1, 0), (1, 3), (1, 5000), (3 << 20, 3 << 20), (1, u64::MAX)]
+            {
+                assert!(ask(&HostMemory::new(), bytes, align).is_err(), "{bytes} bytes aligned to {align}");
+            }
+            assert!(ask(&HostMemory::new(), u64::MAX, 1 << 63).is_err());
+            assert!(ask(&HostMemory::new(), 1, 1 << 63).is_err());
+        }
+    }
 
     #[test]
     fn more_than_the_machine_has_is_refused_before_the_system_is_asked() {

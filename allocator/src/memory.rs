@@ -51,7 +51,8 @@ unsafe impl Sync for RawRegion {}
 /// A source of large regions: host memory, pinned memory, a device's memory.
 ///
 /// The methods may block and may be called from any thread. [`Pool`](crate::Pool) calls them without holding its
-/// lock, and never from a drop.
+/// lock, and never from a drop. So they may ask the pool and drop fragments, but not wait for it, as
+/// [`trim`](crate::Pool::trim) and refused placements do: it may be waiting for them.
 ///
 /// # Safety
 /// An implementation promises:

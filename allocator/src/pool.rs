@@ -132,7 +132,7 @@ impl Pool {
     /// A size of 0 is valid: the fragment is in the books but takes no memory.
     ///
     /// # Errors
-    /// When the limit or the memory refuses, the alignment is not a power of two, or the pool is closed.
+    /// When the limit or the memory refuses, the alignment is not a power of two, or the pool is closed; in a forked child.
     pub fn place(&self, label: impl Into<Arc<str>>, request: Request) -> Result<Fragment> {
         let (shared, label) = (self.shared(), label.into());
         if !request.align.is_power_of_two() {

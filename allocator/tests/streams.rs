@@ -422,11 +422,17 @@ proptest! {
 }
 
 #[test]
-fn what_a_failed_stream_was_to_write_is_not_read_by_the_cpu() {
+fn what_a_stream_that_failed_was_to_write_is_not_read_by_the_cpu() {
     let pool = Pool::new(HostMemory::new()).unwrap();
-    let [stream] = streams();
+    let [stream, other] = streams();
     let mut fragment = place(&pool, 256);
     drop(fragment.use_mut_on(&stream).unwrap());
     stream.0.fail();
     assert!(fragment.as_bytes().is_none());
+    // A use that could not be recorded is not known to end.
+    let mut unrecorded = place(&pool, 256);
+    let guard = unrecorded.use_mut_on(&other).unwrap().expect("it is the only owner");
+    other.0.captured.store(true, Ordering::Relaxed);
+    guard.end().unwrap_err();
+    assert!(unrecorded.as_bytes().is_none() && unrecorded.clone().as_bytes().is_none());
 }

@@ -196,6 +196,7 @@ fn kind(error: &Error) -> Kind {
         }
         Error::Memory(allocator::Error::Closed { .. }) => Kind::Closed,
         Error::Memory(allocator::Error::NoParts { .. }) => Kind::Option,
+        Error::Memory(allocator::Error::Forked { .. }) => Kind::Fork,
         _ => Kind::Error,
     }
 }
