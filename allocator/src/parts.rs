@@ -194,6 +194,10 @@ impl Backing {
             // Without the lock: it is the caller's code.
             let stopped = stop();
             let mut state = self.state();
+            // Another thread brings it up: it is there, or refused, before the next one is looked at.
+            while state.stage[index] == Stage::Coming {
+                state = self.wait(state);
+            }
             let absent = state.stage[index] == Stage::Absent && state.failed.is_none();
             if absent && stopped {
                 state.failed = Some("what it was for has been stopped".into());
