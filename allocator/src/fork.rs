@@ -21,6 +21,10 @@ impl Process {
             extern "C" fn count_fork() {
                 FORKS.fetch_add(1, Ordering::Relaxed);
             }
+            // Miri knows neither forks nor their handlers.
+            if cfg!(miri) {
+                return;
+            }
             // SAFETY: the handler only increments an atomic, which is safe after fork, and lives as long as the
             // program. On failure (no memory) forks go unseen, as they would without it.
             let code = unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };

@@ -69,6 +69,18 @@ mod once_lock {
     }
 }
 
+/// What happened before others let go of the count, whose last value this thread has read, happens before what follows.
+#[cfg(not(tsan))]
+pub(crate) fn acquire(_: &atomic::AtomicUsize) {
+    atomic::fence(atomic::Ordering::Acquire);
+}
+
+/// The same by a read: the thread sanitizer does not know fences.
+#[cfg(tsan)]
+pub(crate) fn acquire(count: &atomic::AtomicUsize) {
+    count.load(atomic::Ordering::Acquire);
+}
+
 /// A static of each thread.
 #[cfg(not(loom))]
 macro_rules! per_thread {
