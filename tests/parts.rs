@@ -98,7 +98,7 @@ unsafe impl PartedMemory for Small {
         unsafe { self.0.release_range(range) }
     }
 
-    fn commit(&self, part: RawRegion) -> Result<(), MemoryError> {
+    unsafe fn commit(&self, part: RawRegion) -> Result<(), MemoryError> {
         let left =
             self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(part.bytes));
         left.map(|_| ()).map_err(|_| "no memory is left".into())

@@ -12,7 +12,8 @@ use crate::parts::Backing;
 /// First addresses of the regions of a batch's layout, by region; a placement's offset counts from there.
 ///
 /// Regions that are backed in parts ([`RegionParts`](crate::RegionParts)) are addresses at first:
-/// [`bring_up`](Self::bring_up) puts memory behind them, and [`wait_for`](Self::wait_for) waits for it.
+/// [`bring_up`](Self::bring_up) puts memory behind them, and [`wait_for`](Self::wait_for) waits for it. What no fragment lies in any more
+/// has been given back, or is about to be: bases that outlive their batch bring nothing up.
 #[derive(Debug, Clone, Default)]
 pub struct Bases {
     addresses: SmallVec<[NonNull<u8>; 4]>,
@@ -52,17 +53,21 @@ impl Bases {
     }
 
     /// Puts memory behind the regions, in the order of their addresses, until `stop` says so. Meant for a thread of its own, ahead of
-    /// what is written. What it comes to, [`wait_for`](Self::wait_for) says.
+    /// what is written. What it comes to, [`wait_for`](Self::wait_for) says. Several threads may do it at once. In a forked child it does nothing.
     pub fn bring_up(&self, stop: impl Fn() -> bool) {
         self.backing.iter().flatten().for_each(|backing| backing.bring_up(&stop));
     }
 
-    /// Waits until there is memory behind the first `end` bytes of a region.
+    /// Waits until there is memory behind the first `end` bytes of a region, as far as live fragments lie there.
     ///
     /// # Errors
-    /// When the memory refused a part, or it was stopped.
+    /// When the memory refused a part, or it was stopped; when the last of these bytes have been given back, since no fragment lies there any
+    /// more; in a forked child.
     pub fn wait_for(&self, region: usize, end: u64) -> Result<()> {
         let Some(Some(backing)) = self.backing.get(region) else { return Ok(()) };
+        if backing.is_forked_child() {
+            return Err(Error::Forked { pool: self.pool.to_string(), operation: "wait for memory" });
+        }
         backing.wait_for(end).map_err(|reason| Error::OutOfMemory {
             pool: self.pool.to_string(),
             label: self.label.to_string(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::events::Recorder;
+use crate::fork::Process;
 use crate::memory::Memory;
 use crate::offsets::Policy;
 use crate::pool::Pool;
@@ -145,6 +146,8 @@ impl PoolBuilder {
     /// # Errors
     /// When the reaper thread cannot be started, or parts are required of a memory that has none.
     pub fn build(mut self) -> Result<Pool> {
+        // Not that in which the builder was made.
+        self.shared.process = Process::current();
         let parted = self.shared.memory.parted().map(|parted| parted.unit());
         self.shared.batch_regions = match (self.parts, parted) {
             (RegionParts::Whole, _) => BatchRegions::Whole(None),

@@ -57,7 +57,7 @@ impl<T> StillHeld<T> {
 
 impl<T> fmt::Display for StillHeld<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = Bytes(self.held.iter().map(|held| held.bytes).sum());
+        let bytes = Bytes(self.held.iter().fold(0, |sum, held| sum.saturating_add(held.bytes)));
         write!(f, "close: {} of {bytes} are still held", self.held.len())?;
         if let Some(first) = self.held.first() {
             write!(f, ", {:?} for one", first.name)?;
@@ -72,7 +72,7 @@ impl Pool {
     /// Closes the pool for all its handles: nothing more is placed, what is free goes back now, and the rest when its
     /// last fragment is dropped.
     ///
-    /// Waits for the reaper. `released_bytes` are those of regions given back to the memory by this call.
+    /// Waits for the reaper; in a forked child it does nothing, and finds nothing. `released_bytes` are those of regions given back to the memory by this call.
     pub fn close(self) -> Closed {
         self.close_within(Duration::ZERO)
     }
@@ -80,13 +80,15 @@ impl Pool {
     /// As [`close`](Self::close), and waits for so long for what is held to be dropped.
     pub fn close_within(self, patience: Duration) -> Closed {
         let (shared, started) = (self.shared(), Instant::now());
+        if shared.is_forked_child() {
+            return Closed::default();
+        }
         let before = shared.books().reserved;
         shared.closing.store(true, Ordering::Release);
         shared.settle(Fences::Leave);
         let mut whole = shared.whole();
-        // Each pass of the reaper that takes something back is followed by a notice, under the lock of the books. In a forked child
-        // there is none.
-        while whole.holds_fragments() && !shared.is_forked_child() {
+        // Each pass of the reaper that takes something back is followed by a notice, under the lock of the books.
+        while whole.holds_fragments() {
             let Some(left) = patience.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) else {
                 break;
             };
@@ -105,12 +107,15 @@ impl Pool {
     }
 
     /// Closes the pool if nothing is held, and gives it back as it is otherwise; what is free goes back to the memory in
-    /// either case.
+    /// either case. In a forked child it does as [`close`](Self::close).
     ///
     /// # Errors
     /// When a fragment is held or being placed.
     pub fn try_close(self) -> Result<Closed, StillHeld<Self>> {
         let shared = self.shared();
+        if shared.is_forked_child() {
+            return Ok(Closed::default());
+        }
         let before = shared.books().reserved;
         shared.settle(Fences::Leave);
         let whole = shared.whole();
@@ -142,4 +147,15 @@ impl Whole<'_> {
 
 fn wait<'a>(shared: &Shared, books: MutexGuard<'a, Books>, patience: Duration) -> MutexGuard<'a, Books> {
     shared.passed.wait_timeout(books, patience).unwrap_or_else(PoisonError::into_inner).0
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_can_be_told_however_much_it_is() {
+        let held = vec![Held { name: "t".into(), bytes: u64::MAX }; 2];
+        assert!(StillHeld::new((), held, 0).to_string().starts_with("close: 2 of "));
+    }
 }

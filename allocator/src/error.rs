@@ -94,6 +94,17 @@ pub enum Error {
         /// The stream's reason.
         source: MemoryError,
     },
+    /// A forked child used what its parent's pool made. The parent's threads are not there, and its locks may stay locked.
+    #[error(
+        "{operation} on pool {pool:?}: this process was forked from the one that made the pool, and has none of its threads; \
+         make a pool in this process"
+    )]
+    Forked {
+        /// The pool's name.
+        pool: String,
+        /// What was asked for.
+        operation: &'static str,
+    },
     /// Regions in parts were required of a memory that has none.
     #[error(
         "back the regions of pool {pool:?} in parts: the memory cannot; use RegionParts::Auto, or another memory"

@@ -34,8 +34,8 @@ pub unsafe trait Fence: Any + Send + Sync {
 ///
 /// # Safety
 /// An implementation promises:
-/// - **O2** `id` is that of no other stream of the process, not of one that is gone either, and work with one id ends in
-///   the order in which it was enqueued.
+/// - **O2** `id` is the same each time, and that of no other stream of the process, not of one that is gone either. Work with one id ends
+///   in the order in which it was enqueued.
 /// - **O3** What is enqueued after `wait_for` has returned `Ok` begins after the fence has passed.
 pub unsafe trait OrderedStream: Send + Sync {
     /// Which stream it is.

@@ -1,42 +1,205 @@
-//! Knowing that this process is a forked child.
+//! [`Process`]: whether this still is the process in which something was made, or a child forked from it.
 //!
-//! A child has its parent's memory but not its threads: no reaper would ever serve a drop, and a lock that another
-//! thread held at the fork stays locked. A handler that runs in the child counts the fork; whoever remembers the count
-//! from before sees the difference with one load.
+//! A child has its parent's memory but not its threads: no reaper ever serves a drop, and a lock that another thread held
+//! at the fork stays locked. So whoever owns a thread, a lock or a handle of a driver remembers its process, and asks with
+//! one load before it touches them.
+//!
+//! # How a fork is seen
+//! One word of memory is 0 in each new child. The kernel clears it (`MADV_WIPEONFORK`, Linux 4.14), so it is cleared
+//! for `fork`, `_Fork` and `clone` alike; where the kernel cannot, a handler of `pthread_atfork` does; where there is
+//! no memory for a handler, processes are told apart by their ids, at the cost of a system call for each question.
+//! A process that finds 0 numbers itself: one more than the number of its parent.
 
-use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-static FORKS: AtomicU64 = AtomicU64::new(0);
+/// The process in which something was made. A process forked from it is another, and so is each one forked from that.
+///
+/// ```
+/// use tensorhold_allocator::Process;
+///
+/// struct Worker {
+///     process: Process,
+/// }
+///
+/// impl Drop for Worker {
+///     fn drop(&mut self) {
+///         if self.process.is_current() {
+///             // Only the process that started the thread can join it.
+///         }
+///     }
+/// }
+/// drop(Worker { process: Process::current() });
+/// ```
+///
+/// Neither function takes a lock, so a forked child may call both whatever the other threads of its parent were doing. A child of `vfork` shares its parent's memory and counts as its parent.
+#[derive(Debug, Clone, Copy)]
+pub struct Process {
+    word: Word,
+    number: u64,
+}
 
-/// The process in which something was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Process(u64);
+/// Where the number of this process stands.
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    /// Here; 0 in a new child.
+    Cleared(&'static AtomicU64),
+    /// Nowhere: its number is its id.
+    Id,
+}
+
+/// The number of the latest process in this line of ancestors. A fork adds 1, so 2^64 of them would have to follow each other.
+static LAST: AtomicU64 = AtomicU64::new(0);
 
 impl Process {
-    /// This process. The first call installs the handler.
-    pub(crate) fn current() -> Self {
-        static INSTALL: Once = Once::new();
-        INSTALL.call_once(|| {
-            extern "C" fn count_fork() {
-                FORKS.fetch_add(1, Ordering::Relaxed);
-            }
-            // Miri knows neither forks nor their handlers.
-            if cfg!(miri) {
-                return;
-            }
-            // SAFETY: the handler only increments an atomic, which is safe after fork, and lives as long as the
-            // program. On failure (no memory) forks go unseen, as they would without it.
-            let code = unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
-            if code != 0 {
-                tracing::warn!(code, "pthread_atfork failed: drops in forked children will not be ignored");
-            }
-        });
-        Self(FORKS.load(Ordering::Relaxed))
+    /// This process.
+    pub fn current() -> Self {
+        // No lock, nor a `OnceLock`: a fork while another thread is in here would leave it locked in the child.
+        static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let mut at: *const AtomicU64 = WORD.load(Ordering::Acquire);
+        if at.is_null() {
+            // Miri knows no forks: neither the advice nor the handler.
+            let cleared = if cfg!(miri) { None } else { wiped_word().or_else(handled_word) };
+            let new: *const AtomicU64 = cleared.unwrap_or(&IDS);
+            let won =
+                WORD.compare_exchange(ptr::null_mut(), new.cast_mut(), Ordering::AcqRel, Ordering::Acquire);
+            // Where threads meet here, the first one's word is everyone's, and a page of the others is left over.
+            at = won.map_or_else(|first| first.cast_const(), |_| new);
+        }
+        // SAFETY: only words of `wiped_word`, `handled_word` and `IDS` are stored, all of which stay.
+        let at = unsafe { &*at };
+        Self::of(if ptr::eq(at, &IDS) { Word::Id } else { Word::Cleared(at) })
     }
 
-    /// Whether this still is that process, and not a child forked from it.
-    pub(crate) fn is_current(self) -> bool {
-        self.0 == FORKS.load(Ordering::Relaxed)
+    fn of(word: Word) -> Self {
+        let Word::Cleared(at) = word else { return Self { word, number: word.id() } };
+        let number = match at.load(Ordering::Relaxed) {
+            0 => {
+                let new = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+                // Of threads that meet here, all take the number of the first.
+                match at.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => new,
+                    Err(first) => first,
+                }
+            }
+            number => number,
+        };
+        Self { word, number }
+    }
+
+    /// Whether this process is the one in which `self` was made, and not a child forked from it.
+    #[inline]
+    pub fn is_current(self) -> bool {
+        self.number == self.word.id()
+    }
+}
+
+impl Word {
+    /// The number of this process; 0 in a child that has none yet.
+    #[inline]
+    fn id(self) -> u64 {
+        match self {
+            Self::Cleared(at) => at.load(Ordering::Relaxed),
+            Self::Id => u64::from(std::process::id()),
+        }
+    }
+}
+
+/// A word that the kernel clears in each child.
+fn wiped_word() -> Option<&'static AtomicU64> {
+    let page = rustix::param::page_size();
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a null hint lets the kernel choose: no existing mapping is replaced.
+    let mapped = unsafe { libc::mmap(ptr::null_mut(), page, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return None;
+    }
+    // Emulators (QEMU 5, for one) accept any advice and ignore it: one that accepts no such advice as -1 knows what it says.
+    // SAFETY: the page is ours; this advice does not exist.
+    let believes_all = unsafe { libc::madvise(mapped, page, -1) } == 0;
+    // SAFETY: the page is ours and nothing is in it.
+    if believes_all || unsafe { libc::madvise(mapped, page, libc::MADV_WIPEONFORK) } != 0 {
+        // SAFETY: mapped above, and no one has the address.
+        unsafe { libc::munmap(mapped, page) };
+        return None;
+    }
+    let word = NonNull::new(mapped.cast::<AtomicU64>())?;
+    // SAFETY: a page is aligned for a word and reads as 0, a valid one; it is never unmapped.
+    Some(unsafe { word.as_ref() })
+}
+
+/// A word that a handler clears in each child.
+fn handled_word() -> Option<&'static AtomicU64> {
+    static WORD: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn clear() {
+        WORD.store(0, Ordering::Relaxed);
+    }
+    // SAFETY: the handler only stores to an atomic, which is safe after a fork, and lives as long as the program.
+    let code = unsafe { libc::pthread_atfork(None, None, Some(clear)) };
+    if code != 0 {
+        tracing::warn!(
+            code,
+            "forks can be seen neither by the kernel nor by a handler: each drop asks for the process id"
+        );
+    }
+    (code == 0).then_some(&WORD)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Whether it exits with 0.
+    fn child(run: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the children run atomics, `fork` and `_exit` only.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let code = i32::from(!run());
+            // SAFETY: ends the child without running the parent's exit handlers.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = -1;
+        // SAFETY: `status` is valid for the write.
+        let waited = unsafe { libc::waitpid(child, &mut status, 0) };
+        child > 0 && waited == child && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+    }
+
+    #[test]
+    fn a_child_is_another_process_and_so_is_its_child_however_forks_are_seen() {
+        let ways = [wiped_word().map(Word::Cleared), handled_word().map(Word::Cleared), Some(Word::Id)];
+        for word in ways.map(|way| way.expect("Linux knows all ways")) {
+            let parent = Process::of(word);
+            assert!(parent.is_current() && Process::of(word).number == parent.number);
+            assert!(
+                child(|| {
+                    let known = !parent.is_current();
+                    let own = Process::of(word);
+                    let others = [parent, own];
+                    known
+                        && own.is_current()
+                        && !parent.is_current()
+                        && child(|| others.iter().all(|other| !other.is_current()))
+                }),
+                "{word:?}"
+            );
+            assert!(parent.is_current());
+        }
+    }
+
+    #[test]
+    fn a_fork_that_runs_no_handlers_is_seen() {
+        let parent = Process::current();
+        // SAFETY: as `fork`; the child runs atomics and `_exit` only.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        if child == 0 {
+            let code = i32::from(parent.is_current());
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = -1;
+        // SAFETY: `status` is valid for the write.
+        assert_eq!(i64::from(unsafe { libc::waitpid(child as i32, &mut status, 0) }), child);
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "the fork went unseen");
     }
 }

@@ -12,6 +12,7 @@ use std::process;
 use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 
+use crate::error::Result;
 use crate::shared::Shared;
 use crate::sync::acquire;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -90,6 +91,13 @@ impl Fragment {
         self.bytes == 0
     }
 
+    /// Whether the CPU can read and write the range: what the pool's memory said when the pool was built.
+    ///
+    /// Whoever makes views that are read later asks here, not a device that the range is believed to be on.
+    pub fn is_host_accessible(&self) -> bool {
+        self.pool().is_host_accessible
+    }
+
     /// First address. An empty fragment's is aligned as asked but points to nothing.
     ///
     /// What is done with it is not tracked: keep the fragment until the CPU has stopped using the address. Where
@@ -155,25 +163,41 @@ impl Fragment {
 
     /// Borrows the range for writing, if this fragment is its only owner and every recorded use has ended.
     pub fn get_mut(&mut self) -> Option<FragmentViewMut<'_>> {
-        if !self.is_only_owner() || !self.uses().have_ended() {
+        if !self.is_only_owner() || !self.uses().have_ended(|| self.can_ask()) {
             return None;
         }
         self.uses().expose();
         Some(FragmentViewMut { address: self.address, bytes: self.bytes, owner: PhantomData })
     }
 
-    /// The bytes, where the CPU can read them.
+    /// Whether a use through [`use_mut_on`](Self::use_mut_on) has not ended on its stream, or is not known to have. While the fragment is
+    /// borrowed, no other such use can begin.
+    pub fn has_pending_writes(&self) -> bool {
+        !self.uses().writes_have_ended(|| self.can_ask())
+    }
+
+    /// Whether fences can be asked: a driver does not work in a forked child.
+    fn can_ask(&self) -> bool {
+        !self.pool().is_forked_child()
+    }
+
+    pub(crate) fn check_process(&self, operation: &'static str) -> Result<()> {
+        self.pool().check_process(operation)
+    }
+
+    /// The bytes, where the CPU can read them and no recorded use is writing to them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        if !self.pool().memory.is_host_accessible() {
+        if !self.is_host_accessible() || self.has_pending_writes() {
             return None;
         }
-        // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive.
+        // SAFETY: M2: the CPU may read the region and its bytes have values. I1: the borrow keeps the range alive. No recorded use writes to
+        // it: by O1 those before have ended, and another would need the only owner, mutably.
         Some(unsafe { self.view().as_bytes() })
     }
 
     /// The bytes for writing, where the CPU can write them and this fragment is their only owner.
     pub fn as_bytes_mut(&mut self) -> Option<&mut [u8]> {
-        if !self.pool().memory.is_host_accessible() {
+        if !self.is_host_accessible() {
             return None;
         }
         let view = self.get_mut()?;
@@ -278,10 +302,11 @@ impl<'a> FragmentView<'a> {
     /// The bytes.
     ///
     /// # Safety
-    /// The view is of host-accessible memory ([`Memory::is_host_accessible`](crate::Memory::is_host_accessible)).
+    /// The view is of a fragment that [is host-accessible](Fragment::is_host_accessible) and [has no pending
+    /// writes](Fragment::has_pending_writes).
     pub unsafe fn as_bytes(self) -> &'a [u8] {
         // SAFETY: the caller says that M2 holds; I1: the owner is borrowed for 'a. Writers hold `&mut Fragment` of
-        // the only owner, so there is none.
+        // the only owner, so there is none, and by the caller's promise no earlier one is at work still.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.bytes as usize) }
     }
 }

@@ -1,9 +1,11 @@
 //! How a placement finds its block: in a region that there is, in a new one, or after someone has made room.
 
 use std::cell::Cell;
+use std::mem;
 use std::sync::{Arc, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::layout::MOST_BYTES;
 use crate::memory::{MemoryError, RawRegion};
 use crate::offsets::{Request, Space};
 use crate::parts::{Backing, Part};
@@ -17,6 +19,22 @@ struct Attempt<'a, 'l> {
     request: Request,
     /// [`Books::made_room`] when it was refused.
     seen: Cell<u64>,
+}
+
+/// A region that is being reserved. If the memory panics, it is not any more.
+struct Growing<'a> {
+    shared: &'a Shared,
+    size: u64,
+}
+
+impl Drop for Growing<'_> {
+    fn drop(&mut self) {
+        let mut books = self.shared.books();
+        books.growing -= 1;
+        books.reserved -= self.size;
+        drop(books);
+        self.shared.passed.notify_all();
+    }
 }
 
 impl Shared {
@@ -43,14 +61,16 @@ impl Shared {
         self.attempt(label, request).under_pressure(Attempt::grow_alone)
     }
 
-    /// As [`take_block`](Self::take_block), in a new region that is backed in these parts: a range of addresses without memory.
+    /// As [`take_block`](Self::take_block), in a new region of so many bytes that is backed in these parts: a range of addresses without
+    /// memory.
     pub(crate) fn take_parts<'a>(
         &'a self,
         label: &str,
         request: Request,
+        bytes: u64,
         parts: &[Part],
     ) -> Result<(MutexGuard<'a, Books>, Block)> {
-        self.attempt(label, request).under_pressure(|attempt| attempt.grow_in_parts(parts))
+        self.attempt(label, request).under_pressure(|attempt| attempt.grow_in_parts(bytes, parts))
     }
 
     fn attempt<'a, 'l>(&'a self, label: &'l str, request: Request) -> Attempt<'a, 'l> {
@@ -60,6 +80,9 @@ impl Shared {
     /// Whether there may be room that there was not: something was freed, if only for another, or a region that others were
     /// reserving has come. Waits for those regions.
     fn has_made_room(&self, before: u64) -> bool {
+        if self.is_forked_child() {
+            return false;
+        }
         let mut books = self.books();
         while books.growing > 0 && books.made_room == before {
             books = self.passed.wait(books).unwrap_or_else(PoisonError::into_inner);
@@ -80,6 +103,7 @@ impl<'a> Attempt<'a, '_> {
             };
             // Where that made room, or others did, there is no need to wait.
             shared.dissolve_shards();
+            shared.check_process("place")?;
             if shared.shards.get().is_some() && shared.books().made_room != self.seen.get() {
                 continue;
             }
@@ -118,10 +142,9 @@ impl<'a> Attempt<'a, '_> {
         self.grow(books, size, |align| shared.memory.reserve(size, align), |_| None)
     }
 
-    fn grow_in_parts(&self, parts: &[Part]) -> Result<(MutexGuard<'a, Books>, Block)> {
+    fn grow_in_parts(&self, bytes: u64, parts: &[Part]) -> Result<(MutexGuard<'a, Books>, Block)> {
         let shared = self.shared;
         let books = shared.open_books(self.label)?;
-        let bytes = parts.last().map_or(0, |part| part.offset + part.bytes);
         let size = self.region_size(&books, bytes, 0)?;
         let reserve = |align| shared.memory.parted()?.reserve_range(bytes, align);
         let backed = |raw| Some(Arc::new(Backing::new(Arc::clone(&shared.memory), raw, parts.to_vec())));
@@ -142,7 +165,9 @@ impl<'a> Attempt<'a, '_> {
         drop(books);
         // The lock is not held while the memory works, which may take long; `reserved` already counts the region, so
         // that the limit holds and the reaper stays (R2).
+        let growing = Growing { shared, size };
         let reserved = reserve(request.align.max(shared.options.granule));
+        mem::forget(growing);
         let mut books = shared.books();
         books.growing -= 1;
         // Not when it is refused: those who are refused in turn would go on for ever.
@@ -154,12 +179,26 @@ impl<'a> Attempt<'a, '_> {
                 // What is rounded up to whole parts belongs to no fragment.
                 let capacity = if backing.is_some() { request.size } else { size };
                 let space = Space::with_policy(shared.options.policy, capacity, shared.options.granule);
-                let region = books.regions.insert(Region { raw, space, reserved: size, backing });
+                let gaps = backing.as_ref().map_or(0, |backing| size.saturating_sub(backing.parts_bytes()));
+                let region = books.regions.insert(Region { raw, space, reserved: size - gaps, backing });
                 books.log_grow(region, size);
+                if gaps > 0 {
+                    // Nothing comes behind what is in no part: it has gone back already.
+                    books.reserved -= gaps;
+                    books.log_part_back(region, gaps);
+                }
                 let broken =
                     || shared.broken_batch(0, "a fresh region does not hold what it was reserved for");
-                let block = books.fit_in(region, request).ok_or_else(broken)?;
-                Ok((books, block))
+                if let Some(block) = books.fit_in(region, request) {
+                    return Ok((books, block));
+                }
+                if let Some(backing) = books.regions.get(region).and_then(|region| region.backing.clone()) {
+                    let parts = backing.leave(0, u64::MAX);
+                    books.leave(region, &backing, parts);
+                }
+                drop(books);
+                shared.wake_reaper();
+                Err(broken())
             }
             Err(source) => {
                 books.reserved -= size;
@@ -180,19 +219,22 @@ impl<'a> Attempt<'a, '_> {
     fn region_size(&self, books: &Books, needed: u64, region_bytes: u64) -> Result<u64> {
         let Self { shared, label, .. } = *self;
         let wanted = needed.max(region_bytes);
-        let Some(limit) = shared.options.limit_bytes else { return Ok(wanted) };
-        let left = limit.saturating_sub(books.reserved);
-        if needed > left {
-            self.seen.set(books.made_room);
-            return Err(Error::LimitReached {
-                pool: shared.name.clone(),
-                label: label.into(),
-                requested: needed,
-                largest_free: books.largest_free(),
-                reserved: books.reserved,
-                limit,
-            });
+        let limit = shared.options.limit_bytes;
+        let left = limit.unwrap_or(u64::MAX).min(MOST_BYTES).saturating_sub(books.reserved);
+        if needed <= left {
+            return Ok(wanted.min(left));
         }
-        Ok(wanted.min(left))
+        self.seen.set(books.made_room);
+        let (pool, label, requested, reserved) = (shared.name.clone(), label.into(), needed, books.reserved);
+        Err(match limit {
+            Some(limit) => {
+                let largest_free = books.largest_free();
+                Error::LimitReached { pool, label, requested, largest_free, reserved, limit }
+            }
+            None => {
+                let source = "no address space has so much".into();
+                Error::OutOfMemory { pool, label, requested, reserved, source }
+            }
+        })
     }
 }

@@ -118,7 +118,7 @@ unsafe impl PartedMemory for HostMemory {
         unsafe { self.release(range) }
     }
 
-    fn commit(&self, _: RawRegion) -> Result<(), MemoryError> {
+    unsafe fn commit(&self, _: RawRegion) -> Result<(), MemoryError> {
         Ok(())
     }
 

@@ -36,7 +36,10 @@
 //! no driver call, no wait. A placement takes back what nothing can be using and uses it at once. The pool's reaper
 //! thread does the rest: it waits for what may still use the range (recorded uses, or the whole memory), returns it, and
 //! releases regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
-//! In a forked child, where there is no reaper, drops do nothing.
+//!
+//! # Forked children
+//! A child has no reaper, and locks that another thread held at the fork stay locked there. So drops do nothing, placements and uses on streams
+//! are errors ([`Error::Forked`]), statistics are empty, and what was placed can be read. [`Process`] says whether that is so.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
@@ -54,6 +57,7 @@ mod fork;
 mod fragment;
 mod growth;
 mod host;
+mod layout;
 mod machine;
 mod memory;
 pub mod offsets;
@@ -79,6 +83,7 @@ pub use bytes::Bytes;
 pub use closing::{Closed, Held, StillHeld};
 pub use error::{Error, Result};
 pub use fence::{Fence, OrderedStream};
+pub use fork::Process;
 pub use fragment::{Fragment, FragmentView, FragmentViewMut};
 pub use host::HostMemory;
 pub use memory::{Memory, MemoryError, PartedMemory, RawRegion};

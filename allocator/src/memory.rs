@@ -35,11 +35,12 @@ unsafe impl Sync for RawRegion {}
 ///   regions are zeroed, say, not uninitialised).
 /// - **M3** When `synchronize` returns `Ok`, all device work submitted before the call that could touch a region has
 ///   ended. Nothing but the CPU touches the regions unless `is_used_by_devices`.
+/// - **M4** `parted` gives the same memory each time, or none each time.
 pub unsafe trait Memory: Send + Sync + 'static {
     /// Names the memory in errors and snapshots, such as `host` or `cuda:0`.
     fn name(&self) -> &str;
 
-    /// Whether the CPU can read and write the regions' addresses.
+    /// Whether the CPU can read and write the regions' addresses. A pool asks once, when it is built.
     fn is_host_accessible(&self) -> bool;
 
     /// Reserves `bytes` (never 0) aligned to `align` (a power of two).
@@ -65,7 +66,7 @@ pub unsafe trait Memory: Send + Sync + 'static {
     fn synchronize(&self) -> Result<(), MemoryError>;
 
     /// Whether devices work on its regions. Where none does, `synchronize` has nothing to wait for, and a range whose address
-    /// was given out is free with its last drop. Always the same: a pool asks once. Memory that is made of another's and is used by
+    /// was given out is free with its last drop. A pool asks once, when it is built. Memory that is made of another's and is used by
     /// devices, as pinned memory is, does not pass that one's answer on.
     fn is_used_by_devices(&self) -> bool {
         true
@@ -84,11 +85,12 @@ pub unsafe trait Memory: Send + Sync + 'static {
 ///
 /// # Safety
 /// An implementation promises:
-/// - **V1** What `reserve_range` returns is as M1 says, and each part of whole units can be committed.
+/// - **V1** `unit` is a power of two, the same each time. What `reserve_range` returns is as M1 says, and each part of whole units can be
+///   committed.
 /// - **V2** From a `commit` that has returned `Ok` to the `decommit` of the same part, the part is as the memory of a region
-///   from [`Memory::reserve`] (M1, M2). M3 holds for it.
+///   from [`Memory::reserve`] (M1, M2). M3 holds for it. A `commit` that has returned an error, or panicked, leaves nothing behind the part.
 pub unsafe trait PartedMemory: Send + Sync {
-    /// Parts begin and end at multiples of so many bytes, a power of two.
+    /// Length of a unit in bytes: parts begin and end at multiples of it.
     fn unit(&self) -> u64;
 
     /// Reserves a range of addresses for `bytes` bytes (never 0), rounded up to whole units, aligned to `align` (a power of two) and to
@@ -104,14 +106,28 @@ pub unsafe trait PartedMemory: Send + Sync {
     /// When the system or driver refuses.
     ///
     /// # Safety
-    /// `range` came from this memory's `reserve_range`, has not been released, and none of its parts is committed.
+    /// `range` came from this memory's `reserve_range`, has not been released, and none of its parts is committed. A part whose `decommit`
+    /// was refused is.
     unsafe fn release_range(&self, range: RawRegion) -> Result<(), MemoryError>;
 
     /// Puts memory behind a part of a range.
     ///
     /// # Errors
     /// When there is no memory left, with the system's or driver's reason. Nothing is behind the part then.
-    fn commit(&self, part: RawRegion) -> Result<(), MemoryError>;
+    ///
+    /// # Safety
+    /// `part` lies in a range that came from this memory's `reserve_range` and is not released before this returns. It is one or more whole units
+    /// of it, and no byte of it is committed, nor being committed or decommitted.
+    ///
+    /// Safe code cannot call it:
+    ///
+    /// ```compile_fail,E0133
+    /// # use tensorhold_allocator::{HostMemory, PartedMemory, RawRegion};
+    /// let memory = HostMemory::new();
+    /// let range = memory.reserve_range(memory.unit(), 256).unwrap();
+    /// memory.commit(RawRegion { bytes: u64::MAX, ..range });
+    /// ```
+    unsafe fn commit(&self, part: RawRegion) -> Result<(), MemoryError>;
 
     /// Takes the memory from behind a part.
     ///
@@ -119,6 +135,6 @@ pub unsafe trait PartedMemory: Send + Sync {
     /// When the system or driver refuses; the memory is then lost.
     ///
     /// # Safety
-    /// Just this part was committed, has not been decommitted since, and nothing touches it any more (I1).
+    /// Just this part was committed, no one has called this for it since, and nothing touches it any more (I1).
     unsafe fn decommit(&self, part: RawRegion) -> Result<(), MemoryError>;
 }

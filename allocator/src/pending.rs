@@ -8,6 +8,7 @@
 //! Whoever holds the lock of the books, for a placement or as the reaper, sorts the queue and frees what nothing can be using; only
 //! the reaper synchronizes and asks fences.
 
+use std::mem;
 use std::ptr::NonNull;
 
 use crate::fragment::Record;
@@ -65,9 +66,9 @@ impl Dropped {
     }
 
     /// What waited under this number.
-    fn stop_waiting(&mut self, number: u64) -> Option<Entry> {
+    fn stop_waiting(&mut self, number: u64) -> Option<Pending> {
         let index = self.pending.iter().position(|pending| pending.number == number)?;
-        Some(self.pending.swap_remove(index).entry)
+        Some(self.pending.swap_remove(index))
     }
 
     pub(crate) fn is_waiting(&self) -> bool {
@@ -129,7 +130,7 @@ impl Shared {
             if self.options.recording {
                 numbers.push(entry.number);
             }
-            match self.fate(&entry, record) {
+            match self.fate(&entry, record, &mut books.spent) {
                 Fate::Free if self.options.recording => free.push(entry),
                 fate => books.dispose(entry, fate),
             }
@@ -143,7 +144,7 @@ impl Shared {
     /// As [`take_back`](Self::take_back), before a placement: what it gives back by itself it can use at once, and the reaper is no
     /// bottleneck.
     pub(crate) fn take_back_to_place(&self, books: &mut Books) {
-        if self.is_forked_child() || !self.take_back(books) {
+        if !self.take_back(books) {
             return;
         }
         books.taken_back = true;
@@ -152,16 +153,28 @@ impl Shared {
         }
     }
 
-    /// What is to be waited for before the range of a record that was retired is free.
-    pub(crate) fn fate(&self, entry: &Entry, record: Record) -> Fate {
-        let (exposed, uses) = record.uses.into_parts();
-        // One without a home lies nowhere.
-        match exposed && self.waits_for_devices {
+    /// What is to be waited for before the range of a record that was retired is free. Fences that are not are `spent`.
+    pub(crate) fn fate(&self, entry: &Entry, record: Record, spent: &mut Vec<Recorded>) -> Fate {
+        let (exposed, mut uses) = record.uses.into_parts();
+        let fate = match exposed && self.waits_for_devices {
+            // One without a home lies nowhere.
             _ if entry.home.is_none() => Fate::Free,
             true => Fate::Exposed,
             false if uses.is_empty() => Fate::Free,
-            false => Fate::Waits(uses),
+            false => return Fate::Waits(uses),
+        };
+        spent.append(&mut uses);
+        fate
+    }
+
+    /// Drops the fences that no one asks any more.
+    pub(crate) fn drop_spent(&self) {
+        let mut spent = mem::take(&mut self.books().spent);
+        for (_, shard) in self.shards() {
+            spent.append(&mut shard.local().spent);
         }
+        // Without a lock: fences may belong to a driver.
+        drop(spent);
     }
 
     /// Frees the ranges whose fences have passed; waits for all of them if need be.
@@ -187,16 +200,20 @@ impl Shared {
         let mut whole = self.whole();
         for number in passed {
             // One that is not there has been taken for another use.
-            let Some(entry) = whole.books.dropped.stop_waiting(number) else { continue };
+            let Some(Pending { entry, uses, .. }) = whole.books.dropped.stop_waiting(number) else {
+                continue;
+            };
             whole.books.dropped.bytes -= entry.bytes;
             whole.free(&entry);
+            whole.books.spent.extend(uses);
         }
         let mut books = whole.into_books();
         books.log_gone();
         // Those whose fences cannot be asked are as those whose uses are not known.
         for (number, _) in &failed {
-            let entry = books.dropped.stop_waiting(*number);
-            books.dropped.exposed.extend(entry);
+            let Some(Pending { entry, uses, .. }) = books.dropped.stop_waiting(*number) else { continue };
+            books.dropped.exposed.push(entry);
+            books.spent.extend(uses);
         }
         drop(books);
         for (_, error) in failed {

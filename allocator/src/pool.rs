@@ -12,9 +12,10 @@ use crate::bases::Bases;
 use crate::error::{Error, Result};
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
+use crate::layout;
 use crate::memory::Memory;
-use crate::offsets::{Key, Layout, Placement, Request, lay_out};
-use crate::parts;
+use crate::offsets::{Key, Layout, Placement, RegionShape, Request, lay_out};
+use crate::parts::{self, Backing};
 use crate::shared::{BatchRegions, Block, Fences, Shared};
 use crate::stats::{Snapshot, Stats};
 use crate::sync::atomic::Ordering;
@@ -24,6 +25,9 @@ use crate::uses::Uses;
 ///
 /// A cheap handle: clones are the same pool. When the last handle goes, the pool closes; its regions go back when
 /// their last fragments do.
+///
+/// In a child forked from the process that made it, a pool places nothing ([`Error::Forked`]), and what it placed can be read and
+/// dropped, which gives nothing back.
 #[derive(Debug, Clone)]
 pub struct Pool {
     owner: Arc<Owner>,
@@ -37,10 +41,13 @@ struct Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if !self.shared.is_forked_child() {
-            self.shared.closing.store(true, Ordering::Release);
-            self.shared.wake_reaper();
+        if self.shared.is_forked_child() {
+            // The reaper's reference stays; if it had ended before the fork this one does, so that no memory is dropped here.
+            mem::forget(Arc::clone(&self.shared));
+            return;
         }
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.wake_reaper();
     }
 }
 
@@ -160,7 +167,7 @@ impl Pool {
         label: impl Into<Arc<str>>,
         request: Request,
     ) -> Result<Fragment> {
-        if request.size == 0 || !request.align.is_power_of_two() || self.memory().is_host_accessible() {
+        if request.size == 0 || !request.align.is_power_of_two() || self.shared().is_host_accessible {
             return self.place(label, request);
         }
         self.shared().place_on(label.into(), request, stream)
@@ -185,7 +192,7 @@ impl Pool {
     /// When there is not one label for each fragment, the layout is not one of this kind, the limit or the memory refuses, or
     /// the pool is closed. Nothing is kept then.
     pub fn place_planned(&self, layout: &Layout, labels: &[Arc<str>]) -> Result<Placed> {
-        check_layout(layout, labels.len())
+        layout::check(layout, labels.len())
             .map_err(|problem| self.shared().broken_batch(labels.len(), problem))?;
         let label = labels.first().map_or_else(|| "".into(), Arc::clone);
         let mut reserved = self.reserve_planned(layout, label)?;
@@ -197,11 +204,11 @@ impl Pool {
 
     /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by the
     /// pool's policy or as a new region of just that size. In errors and snapshots it has the label until it is cut. Where regions are backed in
-    /// parts, there is no memory behind the addresses yet: see [`Bases`].
+    /// parts, there is no memory behind the addresses yet: see [`Bases`]. Memory comes only where fragments lie, and that is what counts as
+    /// reserved; the limit has to leave room for whole regions while they are reserved.
     ///
     /// # Errors
-    /// When the limit or the memory refuses, or the pool is closed; where regions are backed in parts, when the layout is not one
-    /// of this kind. Nothing is kept then.
+    /// When the limit or the memory refuses, the layout is not one of this kind, or the pool is closed. Nothing is kept then.
     pub fn reserve_planned(&self, layout: &Layout, label: impl Into<Arc<str>>) -> Result<Reserved> {
         self.reserve(layout, label.into(), Apart::No)
     }
@@ -218,26 +225,23 @@ impl Pool {
     fn reserve(&self, layout: &Layout, label: Arc<str>, apart: Apart) -> Result<Reserved> {
         let shared = self.shared();
         drop(shared.open_books(&label)?);
-        let unit = match shared.batch_regions {
-            BatchRegions::Parts(unit) => Some(unit),
+        let count = layout.placements.len();
+        layout::check(layout, count).map_err(|problem| shared.broken_batch(count, problem))?;
+        let in_parts = match shared.batch_regions {
+            BatchRegions::Parts(unit) => Some((unit, layout::by_region(layout))),
             BatchRegions::Whole(_) => None,
         };
-        if unit.is_some() {
-            let count = layout.placements.len();
-            check_layout(layout, count).map_err(|problem| shared.broken_batch(count, problem))?;
-        }
         let mut reserved =
             Reserved { pool: self.clone(), label, blocks: SmallVec::new(), bases: Bases::default() };
         let mut backings = SmallVec::<[_; 4]>::new();
         for (region, shape) in layout.regions.iter().enumerate() {
             let request = Request::new(shape.size, shape.align);
-            let (mut books, block) = match unit {
-                Some(unit) => {
-                    let too_large =
-                        || shared.broken_batch(layout.placements.len(), "a region is too large for parts");
-                    let bytes = shape.size.checked_next_multiple_of(unit).ok_or_else(too_large)?;
-                    let parts = parts::cut(fragments_of(layout, region), bytes, unit);
-                    shared.take_parts(&reserved.label, request, &parts)?
+            let (mut books, block) = match &in_parts {
+                Some((unit, fragments)) => {
+                    let parts = parts::cut(fragments[region].iter().copied(), *unit);
+                    // A size below 2^63, rounded up to a power of two of at most that, does not overflow.
+                    let bytes = shape.size.next_multiple_of(*unit);
+                    shared.take_parts(&reserved.label, request, bytes, &parts)?
                 }
                 None if apart == Apart::Yes => shared.take_region(&reserved.label, request)?,
                 None => shared.take_block(&reserved.label, request, 0)?,
@@ -253,7 +257,7 @@ impl Pool {
     }
 
     /// Waits until everything dropped before this call has been given back, and every empty region with it: for the work that
-    /// uses it, too.
+    /// uses it, too. Does nothing in a forked child, and when a memory or a fence calls it on the pool's own thread.
     pub fn trim(&self) {
         self.shared().settle(Fences::Wait);
     }
@@ -263,12 +267,12 @@ impl Pool {
         self.shared().settle_and_keep(Fences::Wait, bytes);
     }
 
-    /// The pool's numbers.
+    /// The pool's numbers; all 0 in a forked child, where the books may be locked for good.
     pub fn stats(&self) -> Stats {
         self.shared().stats()
     }
 
-    /// The pool's regions and fragments.
+    /// The pool's regions and fragments; none in a forked child, as for [`stats`](Self::stats).
     pub fn snapshot(&self) -> Snapshot {
         Snapshot { whole_because: self.whole_because(), ..self.shared().snapshot() }
     }
@@ -288,25 +292,35 @@ impl Reserved {
     pub fn place(&mut self, layout: &Layout, labels: Vec<Arc<str>>) -> Result<Placed> {
         let (shared, count) = (Arc::clone(self.pool.shared()), labels.len());
         let broken = |problem: String| shared.broken_batch(count, problem);
-        check_layout(layout, count).map_err(broken)?;
-        if !layout.regions.iter().map(|shape| shape.size).eq(self.blocks.iter().map(|(_, size)| *size)) {
+        layout::check(layout, count).map_err(broken)?;
+        let fits = |(shape, (block, size)): (&RegionShape, &(Block, u64))| {
+            shape.size == *size && (block.address.as_ptr() as u64).is_multiple_of(shape.align)
+        };
+        if layout.regions.len() != self.blocks.len() || !layout.regions.iter().zip(&self.blocks).all(fits) {
             return Err(broken("the memory was reserved for another layout".into()));
         }
-        let mut offsets: SmallVec<[Vec<u64>; 4]> = SmallVec::from_elem(Vec::new(), self.blocks.len());
-        for placement in layout.placements.iter().filter(|placement| placement.bytes > 0) {
-            offsets[placement.region as usize].push(placement.offset);
+        let (bases, fragments) = (self.bases(), layout::by_region(layout));
+        let backed = || {
+            (0..).zip(&fragments).filter_map(|(region, here)| Some((bases.backing(region)?, region, here)))
+        };
+        let is_backed = |(backing, _, here): (&Arc<Backing>, _, &Vec<(u64, u64)>)| {
+            here.iter().all(|&(offset, bytes)| backing.covers(offset, bytes))
+        };
+        if !backed().all(is_backed) {
+            return Err(broken("a fragment lies where the memory was not reserved for one".into()));
         }
         let mut books = shared.open_books(&self.label)?;
         let mut keys: SmallVec<[std::vec::IntoIter<Key>; 4]> = SmallVec::new();
-        for ((block, _), offsets) in self.blocks.iter().zip(&offsets) {
-            keys.push(books.carve(block, offsets).map_err(broken)?.into_iter());
+        for ((block, _), fragments) in self.blocks.iter().zip(&fragments) {
+            let offsets: Vec<u64> = fragments.iter().map(|(offset, _)| *offset).collect();
+            keys.push(books.carve(block, &offsets).map_err(broken)?.into_iter());
         }
         // Cut: from here on each block is given back fragment by fragment.
-        let bases = self.bases();
-        for region in 0..self.blocks.len() {
-            if let Some(backing) = bases.backing(region) {
-                backing.cut_into(fragments_of(layout, region));
-            }
+        let mut left = false;
+        for (backing, region, fragments) in backed() {
+            let parts = backing.cut_into(fragments.iter().copied());
+            left |= !parts.is_empty();
+            books.leave(self.blocks[region].0.home.region, backing, parts);
         }
         let blocks = mem::take(&mut self.blocks);
         books.fragments.reserve(count);
@@ -324,6 +338,10 @@ impl Reserved {
         };
         let fragments = layout.placements.iter().zip(labels).map(place).collect();
         books.log_cut(&blocks);
+        drop(books);
+        if left {
+            shared.wake_reaper();
+        }
         Ok(Placed { fragments, bases })
     }
 }
@@ -331,6 +349,9 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let shared = self.pool.shared();
+        if shared.is_forked_child() {
+            return;
+        }
         for (block, bytes) in mem::take(&mut self.blocks) {
             // The way that fragments go, since the memory may be in use still (I1).
             let mut books = shared.books();
@@ -340,42 +361,6 @@ impl Drop for Reserved {
             let uses = Uses::new(true, Vec::new());
             drop(Fragment::new(block.address, bytes, shared, slot, uses));
         }
-    }
-}
-
-/// Offsets and bytes of the fragments in a region of a layout that take memory.
-fn fragments_of(layout: &Layout, region: usize) -> impl Iterator<Item = (u64, u64)> {
-    let there = layout.placements.iter().filter(move |placement| placement.region as usize == region);
-    there.filter(|placement| placement.bytes > 0).map(|placement| (placement.offset, placement.bytes))
-}
-
-/// Whether a layout has so many fragments, and they lie in its regions, in order, from offset 0 on, and without overlap.
-fn check_layout(layout: &Layout, count: usize) -> std::result::Result<(), String> {
-    if layout.placements.len() != count {
-        return Err(format!("the layout has {} placements", layout.placements.len()));
-    }
-    let mut ends: SmallVec<[Option<u64>; 4]> = SmallVec::from_elem(None, layout.regions.len());
-    let placements = layout.placements.iter().enumerate();
-    for (index, &Placement { region, offset, bytes }) in
-        placements.filter(|(_, placement)| placement.bytes > 0)
-    {
-        let place = region as usize;
-        let (Some(shape), Some(previous)) = (layout.regions.get(place), ends.get_mut(place)) else {
-            return Err(format!("fragment {index} lies in region {region} of {}", layout.regions.len()));
-        };
-        let end = offset.checked_add(bytes).filter(|end| *end <= shape.size);
-        let after_previous = previous.map_or(offset == 0, |previous| offset >= previous);
-        let (Some(end), true) = (end, after_previous) else {
-            let size = shape.size;
-            return Err(format!(
-                "fragment {index} of {bytes} bytes does not fit at offset {offset} of a region of {size}"
-            ));
-        };
-        *previous = Some(end);
-    }
-    match ends.iter().position(Option::is_none) {
-        Some(region) => Err(format!("region {region} of the layout holds no fragment")),
-        None => Ok(()),
     }
 }
 

@@ -24,11 +24,27 @@ const LINGERS: bool = !cfg!(loom);
 pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let theirs = Arc::clone(shared);
     shared.reaper.start("tensorhold-reap", move || {
-        // R3: were a memory or a fence to panic, the pool would stay.
+        // R3: if a memory or a fence panics, the pool stays, and what it holds with it.
         let theirs = ManuallyDrop::new(theirs);
+        let panicked = Panicked(&theirs);
         run(&theirs);
+        mem::forget(panicked);
         drop(ManuallyDrop::into_inner(theirs));
     })
+}
+
+/// Sees to it that no one waits for a reaper that a memory or a fence has made panic.
+struct Panicked<'a>(&'a Shared);
+
+impl Drop for Panicked<'_> {
+    fn drop(&mut self) {
+        self.0.books().ended = true;
+        self.0.passed.notify_all();
+        tracing::error!(
+            pool = self.0.name,
+            "the memory or a fence panicked: no memory of this pool is given back any more"
+        );
+    }
 }
 
 /// What the reaper does after a pass.
@@ -60,6 +76,7 @@ fn run(shared: &Shared) {
         shared.give_back_spans();
         give_back_parts(shared);
         release_empty_regions(shared, asked);
+        shared.drop_spent();
 
         let next = end_pass(shared, asked, any, lingered);
         shared.passed.notify_all();
@@ -125,7 +142,7 @@ fn free_exposed(shared: &Shared) {
                 Ok(()) => whole.free(entry),
                 // I1 cannot be shown: the range stays taken for good, and its region with it.
                 Err(_) => {
-                    whole.books.lost += entry.bytes;
+                    whole.books.lose(entry.bytes);
                     whole.books.log_reap(entry.number, false);
                 }
             }
@@ -148,13 +165,13 @@ fn give_back_parts(shared: &Shared) {
         let mut books = shared.books();
         books.reserved -= bytes;
         books.made_room += 1;
-        // It is there, since it is not released before its parts have left.
+        // It is there, since it is not released before its parts are gone (T2).
         if let Some(region) = books.regions.get_mut(index) {
             region.reserved -= bytes;
         }
         books.log_part_back(index, bytes);
         if let Err(error) = given_back {
-            books.lost += bytes;
+            books.lose(bytes);
             drop(books);
             tracing::error!(pool = shared.name, %error, bytes, "a part of a region cannot be given back: it is lost");
         }
@@ -175,19 +192,20 @@ fn release_empty_regions(shared: &Shared, asked: u64) {
         take_empty_regions(&mut books, keep)
     };
     for Region { raw, reserved, backing, .. } in empty {
-        // SAFETY: the region came from this memory and is in the books no more. I1: it holds no live fragment, and
-        // those it held were synchronized before their ranges were freed. V2: all its parts have left.
-        let released = unsafe {
-            match backing {
-                Some(_) => shared.memory.parted().and_then(|parted| parted.release_range(raw)),
-                None => shared.memory.release(raw),
-            }
+        let released = match backing {
+            Some(backing) if backing.is_lost() => Err("a part of it was not given back".into()),
+            // SAFETY: the range came from this memory and is in the books no more. I1: it holds no live fragment. T2: its parts are gone,
+            // and none is lost.
+            Some(_) => shared.memory.parted().and_then(|parted| unsafe { parted.release_range(raw) }),
+            // SAFETY: the region came from this memory and is in the books no more. I1: it holds no live fragment, and
+            // those it held were synchronized before their ranges were freed.
+            None => unsafe { shared.memory.release(raw) },
         };
         let mut books = shared.books();
         books.reserved -= reserved;
         books.made_room += 1;
         if let Err(error) = released {
-            books.lost += reserved;
+            books.lose(reserved);
             drop(books);
             tracing::error!(pool = shared.name, %error, bytes = reserved, "a region cannot be released: it is lost");
         }
@@ -200,7 +218,7 @@ fn take_empty_regions(books: &mut Books, mut keep: u64) -> Vec<Region> {
     let empty = books.regions.iter().filter(|(_, region)| region.space.is_empty());
     for (index, region) in empty {
         match &region.backing {
-            Some(backing) if !backing.is_leaving() => taken.push(index),
+            Some(backing) if backing.is_gone() => taken.push(index),
             Some(_) => {}
             None if region.reserved <= keep => keep -= region.reserved,
             None => taken.push(index),

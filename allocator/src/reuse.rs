@@ -20,7 +20,10 @@ impl Shared {
         request: Request,
         stream: &dyn OrderedStream,
     ) -> Result<Fragment> {
+        self.check_process("place")?;
         stream.check().map_err(|source| self.refused(request, source))?;
+        // Asked before the books are locked: streams are others' code.
+        let id = stream.id();
         let mut books = self.open_books(&label)?;
         self.take_back_to_place(&mut books);
         if let Some(block) = books.fit(request) {
@@ -40,22 +43,23 @@ impl Shared {
         let region = |home: Home| regions.get(home.region).filter(|_| home.shard.is_none());
         let whole = |home: Home| region(home).filter(|region| region.backing.is_none());
         let address = |home: Home| Some(whole(home)?.address(home.offset));
-        let Some(pending) = dropped.take(request, stream.id(), address) else {
+        let Some(pending) = dropped.take(request, id, address) else {
             drop(books);
             let (books, block) = self.take_block(&label, request, self.options.region_bytes)?;
             return Ok(self.enter(books, label, request, block, Uses::default()));
         };
         drop(books);
+        // The books are locked again below, so the fences go after that lock does.
         let Pending { entry, uses, .. } = pending;
         let after = self.come_after(stream, &uses, request);
         let mut books = self.books();
-        let split = after.and_then(|after| {
-            let split = books.split(&entry, request, self.options.granule);
-            split.map(|split| (after, split)).map_err(|problem| self.broken_batch(1, problem))
-        });
-        match split {
-            Ok((after, (block, left))) => {
-                books.dropped.bytes -= entry.bytes;
+        let split = match &after {
+            Ok(_) => books.split(&entry, request, self.options.granule),
+            Err(_) => Err(String::new()),
+        };
+        books.dropped.bytes -= entry.bytes;
+        let (after, problem) = match (after, split) {
+            (Ok(after), Ok((block, left))) => {
                 // In the log it goes, and comes anew as what it was divided into.
                 books.log_reap(entry.number, true);
                 books.log_gone();
@@ -63,16 +67,15 @@ impl Shared {
                     books.log_left(&mut left);
                     books.dropped.wait_for(left, uses);
                 }
-                Ok(self.enter(books, label, request, block, Uses::new(false, after)))
+                return Ok(self.enter(books, label, request, block, Uses::new(false, after)));
             }
-            Err(error) => {
-                books.dropped.bytes -= entry.bytes;
-                books.dropped.wait_for(entry, uses);
-                drop(books);
-                self.wake_reaper();
-                Err(error)
-            }
-        }
+            (after, split) => (after, split.err().unwrap_or_default()),
+        };
+        books.dropped.wait_for(entry, uses);
+        drop(books);
+        self.wake_reaper();
+        // What was recorded goes without the lock.
+        after.and_then(|_| Err(self.broken_batch(1, problem)))
     }
 
     /// Makes a stream wait for the uses on others, and returns what then stands for all of them.
@@ -91,7 +94,7 @@ impl Shared {
             stream.wait_for(&use_.fence).map_err(refused)?;
         }
         // By O3 and O2 it passes after all of them.
-        Ok(vec![Recorded { stream: id, fence: stream.record().map_err(refused)? }])
+        Ok(vec![Recorded { stream: id, fence: stream.record().map_err(refused)?, writes: true }])
     }
 
     fn refused(&self, request: Request, source: MemoryError) -> Error {

@@ -35,6 +35,7 @@ use crate::seat::Seat;
 use crate::shared::{Block, Books, Entry, Home, Shared};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
+use crate::uses::Recorded;
 
 /// As many as there are; a thread that no other meets uses one.
 const SHARDS: u8 = if cfg!(loom) { 2 } else { 16 };
@@ -84,6 +85,8 @@ pub(crate) struct Local {
     /// Ranges whose memory is to be synchronized, and their bytes, as [`Dropped`](crate::pending::Dropped) has for the books.
     exposed: Vec<Entry>,
     pub(crate) exposed_bytes: u64,
+    /// As [`Books::spent`].
+    pub(crate) spent: Vec<Recorded>,
     /// The reaper has been woken for these.
     called: bool,
     /// As [`Books::taken_back`].
@@ -152,6 +155,7 @@ impl Shared {
         if request.size > self.span_bytes() / 4 || request.align > self.options.granule {
             return Ok(None);
         }
+        self.check_process("place")?;
         let (number, shard, mut local) = self.seat(shards);
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed { pool: self.name.clone(), label: label.into() });
@@ -191,14 +195,11 @@ impl Shared {
     pub(crate) fn take_back_in(&self, shard: &Shard, local: &mut Local) -> bool {
         let mut any = false;
         let mut books = None;
-        if self.is_forked_child() {
-            return false;
-        }
         for record in shard.retired.take_all() {
             any = true;
             let Some(entry) = local.fragments.try_remove(record.slot) else { continue };
             local.live -= entry.bytes;
-            match self.fate(&entry, record) {
+            match self.fate(&entry, record, &mut local.spent) {
                 Fate::Free if entry.is_in_span() => local.free(&entry),
                 Fate::Exposed => local.expose(entry),
                 // Under the lock of the shard still: no one sees it neither here nor there.
@@ -234,7 +235,7 @@ impl Shared {
                 match synchronized {
                     true if entry.is_in_span() => local.free(&entry),
                     true => books.get_or_insert_with(|| self.books()).free(&entry),
-                    false => books.get_or_insert_with(|| self.books()).lost += entry.bytes,
+                    false => books.get_or_insert_with(|| self.books()).lose(entry.bytes),
                 }
             }
         }
@@ -261,6 +262,9 @@ impl Shared {
     /// Makes all that lies in the shards' spans blocks of the books, and what was dropped there goes back, or waits. For a placement that
     /// has found no room, and for whoever wants to see all that waits.
     pub(crate) fn dissolve_shards(&self) {
+        if self.is_forked_child() {
+            return;
+        }
         for (number, shard) in self.shards() {
             let mut local = shard.local();
             local.taken_back |= self.take_back_in(shard, &mut local);

@@ -22,6 +22,7 @@ use crate::seat::{Crowd, Seat};
 use crate::shard::{Shard, Sharding};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, Parker};
+use crate::uses::Recorded;
 
 /// How a pool grows and shrinks; see the builder's methods.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +62,9 @@ pub(crate) type OnPressure = dyn Fn(&Error, u32) -> ControlFlow<()> + Send + Syn
 
 pub(crate) struct Shared {
     pub(crate) memory: Arc<dyn Memory>,
-    /// Of the memory.
+    /// Whether devices work on the memory, and whether the CPU can access it: the answers it gave when the pool was built (I7).
     pub(crate) waits_for_devices: bool,
+    pub(crate) is_host_accessible: bool,
     pub(crate) name: String,
     pub(crate) options: Options,
     pub(crate) on_pressure: Option<Box<OnPressure>>,
@@ -79,7 +81,8 @@ pub(crate) struct Shared {
     /// Set once: no new placements, and the reaper ends when nothing is left (R2).
     pub(crate) closing: AtomicBool,
     pub(crate) reaper: Arc<Parker>,
-    process: Process,
+    /// That in which the reaper runs.
+    pub(crate) process: Process,
 }
 
 /// In lines of the cache of its own: what all threads read is not beside what some write.
@@ -95,6 +98,8 @@ pub(crate) struct Books {
     pub(crate) fragments: Slab<Entry>,
     /// What was dropped and is not free yet.
     pub(crate) dropped: Dropped,
+    /// Fences that no one asks any more. To drop one is others' code: the reaper does it, without a lock.
+    pub(crate) spent: Vec<Recorded>,
     /// Parts of regions that hold no fragment any more: the region, the part and its bytes, and what is behind the region.
     pub(crate) leaving: Vec<(usize, usize, Arc<Backing>)>,
     pub(crate) reserved: u64,
@@ -120,7 +125,7 @@ pub(crate) struct Books {
     pub(crate) crowd: Crowd,
     /// Something was taken back by a placement since the reaper looked, which may be for it to see to.
     pub(crate) taken_back: bool,
-    /// The reaper has ended; nothing is left.
+    /// The reaper has ended: nothing is left, or it has panicked.
     pub(crate) ended: bool,
     /// Enters the changes in the event log, if there is one.
     pub(crate) recorder: Option<Box<Recorder>>,
@@ -201,6 +206,7 @@ impl Shared {
     pub(crate) fn new(memory: Arc<dyn Memory>, name: String, options: Options) -> Self {
         Self {
             waits_for_devices: memory.is_used_by_devices(),
+            is_host_accessible: memory.is_host_accessible(),
             memory,
             name,
             options,
@@ -226,10 +232,22 @@ impl Shared {
         self.books.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this is a forked child of the process that made the pool: there is no reaper, so nothing is waited for
-    /// and nothing is given back.
+    /// Whether this is a forked child of the process that made the pool: there is no reaper, and locks may stay locked, so nothing is
+    /// locked, waited for or given back.
+    #[inline]
     pub(crate) fn is_forked_child(&self) -> bool {
         !self.process.is_current()
+    }
+
+    /// Refuses an operation in a forked child.
+    #[inline]
+    pub(crate) fn check_process(&self, operation: &'static str) -> Result<()> {
+        if self.is_forked_child() { Err(self.forked(operation)) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn forked(&self, operation: &'static str) -> Error {
+        Error::Forked { pool: self.name.clone(), operation }
     }
 
     /// Leaves a record of a pool to be given back, in the queue of the shard in whose books it is (H1). The pool may be gone while
@@ -265,7 +283,8 @@ impl Shared {
 
     /// As [`settle`](Self::settle), but that so many bytes of empty regions may stay.
     pub(crate) fn settle_and_keep(&self, fences: Fences, keep: u64) {
-        if self.is_forked_child() {
+        // A fence or a memory that the reaper calls would wait for itself.
+        if self.is_forked_child() || self.reaper.is_here() {
             return;
         }
         let mut books = self.books();
@@ -284,6 +303,7 @@ impl Shared {
 
     /// Locks the books for a placement, unless the pool is closed. While the lock is held the pool cannot end.
     pub(crate) fn open_books(&self, label: &str) -> Result<MutexGuard<'_, Books>> {
+        self.check_process("place")?;
         let books = self.books();
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed { pool: self.name.clone(), label: label.into() });
@@ -293,6 +313,7 @@ impl Shared {
 
     /// As [`open_books`](Self::open_books), for a single placement: where threads keep meeting here, there are shards from then on.
     pub(crate) fn open_books_to_place(&self, label: &str) -> Result<MutexGuard<'_, Books>> {
+        self.check_process("place")?;
         let free = self.books.0.try_lock().ok();
         let waited = free.is_none();
         let mut books = free.unwrap_or_else(|| self.books());
@@ -338,11 +359,16 @@ impl Books {
             // Each slot is entered with a key of its own and removed once, so the key is not stale.
             let freed = region.space.free(home.key);
             debug_assert!(freed.is_ok());
-            if let Some(backing) = &region.backing {
+            if let Some(backing) = region.backing.clone() {
                 let left = backing.leave(home.offset, bytes);
-                self.leaving.extend(left.into_iter().map(|part| (home.region, part, Arc::clone(backing))));
+                self.leave(home.region, &backing, left);
             }
         }
+    }
+
+    /// Parts of a region in which no fragment lies any more are on their way back, which the reaper takes.
+    pub(crate) fn leave(&mut self, region: usize, backing: &Arc<Backing>, parts: Vec<usize>) {
+        self.leaving.extend(parts.into_iter().map(|part| (region, part, Arc::clone(backing))));
     }
 
     /// Takes what a request needs of the range of an entry that is at least as large, and returns it, and the entry of
@@ -377,6 +403,11 @@ impl Books {
         self.live += bytes;
         self.raise_high_water();
         self.fragments.insert(Entry { label, bytes, number: 0, home })
+    }
+
+    /// Bytes can never be used again. A memory that refuses to give back what it then hands out again could make them any number.
+    pub(crate) fn lose(&mut self, bytes: u64) {
+        self.lost = self.lost.saturating_add(bytes);
     }
 
     pub(crate) fn raise_high_water(&mut self) {

@@ -83,10 +83,17 @@ pub struct FragmentSnapshot {
 
 impl Shared {
     pub(crate) fn stats(&self) -> Stats {
+        if self.is_forked_child() {
+            return Stats::default();
+        }
         self.whole().stats()
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
+        if self.is_forked_child() {
+            let (pool, stats) = (self.name.clone(), Stats::default());
+            return Snapshot { pool, stats, regions: Vec::new(), whole_because: None, empty: Vec::new() };
+        }
         let whole = self.whole();
         let (stats, mut regions, mut empty) = (whole.stats(), whole.regions(), Vec::new());
         for entry in whole.fragments() {

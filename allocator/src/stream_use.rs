@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::MemoryError;
+use crate::uses::Access;
 
 impl Fragment {
     /// Uses the range on a stream: what is enqueued there until the guard ends is waited for before the range is used again or given
@@ -14,16 +15,16 @@ impl Fragment {
     /// stream, and elsewhere as soon as the work has ended.
     ///
     /// # Errors
-    /// When uses on the stream cannot be recorded, as while it is captured.
+    /// When uses on the stream cannot be recorded, as while it is captured, or in a forked child.
     pub fn use_on<'a>(&'a self, stream: &'a dyn OrderedStream) -> Result<StreamUse<'a>> {
-        StreamUse::new(self, stream)
+        StreamUse::new(self, stream, Access::Read)
     }
 
     /// Uses the range on a stream for writing, if this fragment is its only owner; `None` otherwise. As [`use_on`](Self::use_on); that
     /// the writing comes after earlier uses on other streams is for the caller to see to.
     ///
     /// # Errors
-    /// When uses on the stream cannot be recorded, as while it is captured.
+    /// When uses on the stream cannot be recorded, as while it is captured, or in a forked child.
     pub fn use_mut_on<'a>(&'a mut self, stream: &'a dyn OrderedStream) -> Result<Option<StreamUseMut<'a>>> {
         if !self.is_only_owner() {
             return Ok(None);
@@ -32,19 +33,24 @@ impl Fragment {
     }
 }
 
+/// What the guards are for, in errors.
+const USE: &str = "use a fragment on a stream";
+
 /// A fragment in use on a stream; see [`Fragment::use_on`].
 #[must_use = "the use ends with the guard: keep it until the work has been enqueued"]
 pub struct StreamUse<'a> {
     fragment: &'a Fragment,
     stream: &'a dyn OrderedStream,
+    access: Access,
 }
 
 impl<'a> StreamUse<'a> {
-    fn new(fragment: &'a Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
+    fn new(fragment: &'a Fragment, stream: &'a dyn OrderedStream, access: Access) -> Result<Self> {
+        fragment.check_process(USE)?;
         match stream.check() {
             Ok(()) => {
-                fragment.uses().begin();
-                Ok(Self { fragment, stream })
+                fragment.uses().begin(access);
+                Ok(Self { fragment, stream, access })
             }
             Err(source) => Err(failed(fragment, source)),
         }
@@ -70,17 +76,19 @@ impl<'a> StreamUse<'a> {
     ///
     /// # Errors
     /// When the stream records no event, as while it is captured. Its uses cannot be known then, and the range is never
-    /// given back.
+    /// given back. In a forked child, where nothing is recorded.
     pub fn end(self) -> Result<()> {
         mem::ManuallyDrop::new(self).record()
     }
 
     fn record(&self) -> Result<()> {
+        // The child gives nothing back, so nothing needs to be known.
+        self.fragment.check_process(USE)?;
         let recorded = self.stream.record();
-        self.fragment.uses().end();
+        self.fragment.uses().end(self.access);
         match recorded {
             Ok(fence) => {
-                self.fragment.uses().add(self.stream.id(), fence);
+                self.fragment.uses().add(self.stream.id(), fence, self.access);
                 Ok(())
             }
             Err(source) => {
@@ -94,7 +102,9 @@ impl<'a> StreamUse<'a> {
 
 impl Drop for StreamUse<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.record() {
+        if let Err(error) = self.record()
+            && !matches!(error, Error::Forked { .. })
+        {
             tracing::error!(%error, "a use was not recorded: its memory is never given back");
         }
     }
@@ -116,7 +126,7 @@ pub struct StreamUseMut<'a>(StreamUse<'a>);
 
 impl<'a> StreamUseMut<'a> {
     fn new(fragment: &'a mut Fragment, stream: &'a dyn OrderedStream) -> Result<Self> {
-        StreamUse::new(fragment, stream).map(Self)
+        StreamUse::new(fragment, stream, Access::Write).map(Self)
     }
 
     /// First address, for work that is enqueued on the stream before the guard ends.

@@ -141,6 +141,11 @@ mod parker {
             }
         }
 
+        /// Whether this is the thread that waits here.
+        pub(crate) fn is_here(&self) -> bool {
+            self.0.get().is_some_and(|thread| thread.id() == thread::current().id())
+        }
+
         /// Waits until it is woken, or for no reason.
         pub(crate) fn wait(&self) {
             thread::park();
@@ -177,6 +182,11 @@ mod parker {
         pub(crate) fn wake(&self) {
             *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
             self.wake.notify_one();
+        }
+
+        /// No fence and no memory of the models calls back.
+        pub(crate) fn is_here(&self) -> bool {
+            false
         }
 
         pub(crate) fn wait(&self) {

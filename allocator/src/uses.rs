@@ -14,6 +14,36 @@ use crate::sync::{Mutex, MutexGuard, OnceLock};
 pub(crate) struct Recorded {
     pub(crate) stream: u64,
     pub(crate) fence: Arc<dyn Fence>,
+    /// Something before the fence may write to the range.
+    pub(crate) writes: bool,
+}
+
+/// What a use does with the range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// How many guards are open. Guards can be forgotten, billions of them: a count that has reached its largest number stays there, as those
+/// that were forgotten do.
+#[derive(Debug, Default)]
+struct Guards(AtomicU32);
+
+impl Guards {
+    fn open(&self) {
+        let more = |count: u32| count.checked_add(1);
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    fn close(&self) {
+        let fewer = |count: u32| if count == u32::MAX { None } else { count.checked_sub(1) };
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+    }
+
+    fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl fmt::Debug for Recorded {
@@ -28,7 +58,9 @@ pub(crate) struct Uses {
     /// Its address was given out: after the last drop the memory is synchronized, whatever was recorded.
     exposed: AtomicBool,
     /// Guards of uses that have not ended. Those of a range without owners were forgotten, and their uses are not known.
-    open: AtomicU32,
+    open: Guards,
+    /// Those of them that write.
+    writing: Guards,
     /// The latest use on each stream. Most ranges have none, and a load makes very many ranges.
     recorded: OnceLock<Box<Mutex<Vec<Recorded>>>>,
 }
@@ -56,22 +88,32 @@ impl Uses {
     }
 
     /// A use begins; [`end`](Self::end) is its end.
-    pub(crate) fn begin(&self) {
-        self.open.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn begin(&self, access: Access) {
+        self.open.open();
+        if access == Access::Write {
+            self.writing.open();
+        }
     }
 
-    pub(crate) fn end(&self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn end(&self, access: Access) {
+        self.open.close();
+        if access == Access::Write {
+            self.writing.close();
+        }
     }
 
     /// A use on a stream that ends with the fence.
-    pub(crate) fn add(&self, stream: u64, fence: Arc<dyn Fence>) {
+    pub(crate) fn add(&self, stream: u64, fence: Arc<dyn Fence>, access: Access) {
+        let writes = access == Access::Write;
         let mut recorded = self.recorded();
         // A stream's later fence passes after its earlier ones (O2).
         let earlier = match recorded.iter_mut().find(|use_| use_.stream == stream) {
-            Some(use_) => Some(mem::replace(&mut use_.fence, fence)),
+            Some(use_) => {
+                use_.writes |= writes;
+                Some(mem::replace(&mut use_.fence, fence))
+            }
             None => {
-                recorded.push(Recorded { stream, fence });
+                recorded.push(Recorded { stream, fence, writes });
                 None
             }
         };
@@ -80,28 +122,72 @@ impl Uses {
         drop(earlier);
     }
 
-    /// Whether all uses through guards are known to have ended.
-    pub(crate) fn have_ended(&self) -> bool {
-        if self.open.load(Ordering::Relaxed) > 0 {
-            return false;
-        }
+    /// Whether all uses through guards are known to have ended. Fences that cannot be asked are not known to have passed.
+    pub(crate) fn have_ended(&self, can_ask: impl FnOnce() -> bool) -> bool {
+        !self.open.any() && self.have_passed(|_| true, can_ask)
+    }
+
+    /// As [`have_ended`](Self::have_ended), of those that write.
+    pub(crate) fn writes_have_ended(&self, can_ask: impl FnOnce() -> bool) -> bool {
+        !self.writing.any() && self.have_passed(|use_| use_.writes, can_ask)
+    }
+
+    /// Whether the fences of these uses have passed.
+    fn have_passed(&self, which: impl Fn(&Recorded) -> bool, can_ask: impl FnOnce() -> bool) -> bool {
         if self.recorded.get().is_none() {
             return true;
         }
-        let recorded = self.recorded();
-        recorded.iter().all(|use_| matches!(use_.fence.has_passed(), Ok(true)))
+        if !can_ask() {
+            return false;
+        }
+        // Fences are asked, and dropped, without the lock: they are others' code.
+        let uses: Vec<Recorded> = self.recorded().iter().filter(|use_| which(use_)).cloned().collect();
+        uses.iter().all(|use_| matches!(use_.fence.has_passed(), Ok(true)))
     }
 
     /// For the last owner: whether the range was exposed, and the recorded uses.
     pub(crate) fn into_parts(self) -> (bool, Vec<Recorded>) {
         let recorded = self.recorded.into_inner().map(|recorded| recorded.into_inner());
         let recorded = recorded.map(|recorded| recorded.unwrap_or_else(PoisonError::into_inner));
-        let exposed = self.exposed.load(Ordering::Relaxed) || self.open.load(Ordering::Relaxed) > 0;
+        let exposed = self.exposed.load(Ordering::Relaxed) || self.open.any();
         (exposed, recorded.unwrap_or_default())
     }
 
     fn recorded(&self) -> MutexGuard<'_, Vec<Recorded>> {
         let recorded = self.recorded.get_or_init(Box::default);
         recorded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_that_are_forgotten_stay_open_however_many_there_are() {
+        for access in [Access::Read, Access::Write] {
+            let uses = Uses::default();
+            uses.begin(access);
+            // Billions of others have been forgotten since.
+            uses.open.0.store(u32::MAX - 1, Ordering::Relaxed);
+            uses.writing.0.store(u32::MAX - 1, Ordering::Relaxed);
+            (0..3).for_each(|_| uses.begin(access));
+            assert!(!uses.have_ended(|| true));
+            // That these end says nothing of those.
+            (0..3).for_each(|_| uses.end(access));
+            assert!(!uses.have_ended(|| true) && uses.into_parts().0);
+        }
+    }
+
+    #[test]
+    fn guards_that_end_leave_nothing() {
+        let uses = Uses::default();
+        uses.begin(Access::Read);
+        uses.begin(Access::Write);
+        assert!(!uses.have_ended(|| true) && !uses.writes_have_ended(|| true));
+        uses.end(Access::Write);
+        assert!(!uses.have_ended(|| true) && uses.writes_have_ended(|| true));
+        uses.end(Access::Read);
+        assert!(uses.have_ended(|| true) && !uses.into_parts().0);
     }
 }

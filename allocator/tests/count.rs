@@ -83,7 +83,7 @@ unsafe impl PartedMemory for Heap {
         unsafe { self.release(range) }
     }
 
-    fn commit(&self, _: RawRegion) -> Result<(), MemoryError> {
+    unsafe fn commit(&self, _: RawRegion) -> Result<(), MemoryError> {
         Ok(())
     }
 

@@ -1,111 +1,20 @@
 //! Facts about regions that are backed and given back in parts.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+#[path = "support/parted.rs"]
+mod memory;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::thread;
+
+use memory::{Parted, UNIT};
 
 use proptest::prelude::*;
 use tensorhold_allocator::events::{self, Event, Log};
 use tensorhold_allocator::replay::{self, Policy, Room};
 use tensorhold_allocator::{
-    Error, HostMemory, Memory, MemoryError, PartedMemory, Placed, Pool, RawRegion, RegionParts, Request,
+    Error, HostMemory, Memory, MemoryError, Placed, Pool, RawRegion, RegionParts, Request,
 };
-
-const UNIT: u64 = 64 << 10;
-
-/// Host memory that knows which parts are committed, and refuses some on demand.
-#[derive(Default)]
-struct Parted {
-    host: HostMemory,
-    committed: Mutex<BTreeMap<u64, u64>>,
-    ranges: Mutex<BTreeMap<u64, u64>>,
-    /// Bytes that may still be committed.
-    room: Mutex<Option<u64>>,
-    fail_decommit: AtomicBool,
-    /// When set, `commit` says that it has begun and waits to be let go.
-    gate: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
-}
-
-impl Parted {
-    fn committed_bytes(&self) -> u64 {
-        self.committed.lock().unwrap().values().sum()
-    }
-}
-
-// SAFETY: HostMemory's.
-unsafe impl Memory for Parted {
-    fn name(&self) -> &str {
-        "parted"
-    }
-
-    fn is_host_accessible(&self) -> bool {
-        true
-    }
-
-    fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        self.host.reserve(bytes, align)
-    }
-
-    unsafe fn release(&self, region: RawRegion) -> Result<(), MemoryError> {
-        // SAFETY: passed on.
-        unsafe { self.host.release(region) }
-    }
-
-    fn synchronize(&self) -> Result<(), MemoryError> {
-        Ok(())
-    }
-
-    fn parted(&self) -> Result<&dyn PartedMemory, MemoryError> {
-        Ok(self)
-    }
-}
-
-// SAFETY: HostMemory's; what is committed and released is checked.
-unsafe impl PartedMemory for Parted {
-    fn unit(&self) -> u64 {
-        UNIT
-    }
-
-    fn reserve_range(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        let range = self.host.reserve_range(bytes, align)?;
-        self.ranges.lock().unwrap().insert(range.base.as_ptr() as u64, range.bytes);
-        Ok(range)
-    }
-
-    unsafe fn release_range(&self, range: RawRegion) -> Result<(), MemoryError> {
-        let start = range.base.as_ptr() as u64;
-        assert_eq!(self.ranges.lock().unwrap().remove(&start), Some(range.bytes));
-        let committed = self.committed.lock().unwrap();
-        assert_eq!(committed.range(start..start + range.bytes).next(), None, "a part is committed still");
-        drop(committed);
-        // SAFETY: passed on.
-        unsafe { self.host.release_range(range) }
-    }
-
-    fn commit(&self, part: RawRegion) -> Result<(), MemoryError> {
-        if let Some((begun, go)) = self.gate.lock().unwrap().take() {
-            begun.send(()).unwrap();
-            go.recv().unwrap();
-        }
-        if let Some(room) = self.room.lock().unwrap().as_mut() {
-            *room = room.checked_sub(part.bytes).ok_or("the device is full")?;
-        }
-        let before = self.committed.lock().unwrap().insert(part.base.as_ptr() as u64, part.bytes);
-        assert_eq!(before, None, "committed twice");
-        Ok(())
-    }
-
-    unsafe fn decommit(&self, part: RawRegion) -> Result<(), MemoryError> {
-        let was = self.committed.lock().unwrap().remove(&(part.base.as_ptr() as u64));
-        assert_eq!(was, Some(part.bytes), "not committed as such");
-        if self.fail_decommit.load(Ordering::Relaxed) {
-            return Err("decommit refused".into());
-        }
-        // SAFETY: passed on.
-        unsafe { self.host.decommit(part) }
-    }
-}
 
 fn parted() -> (Arc<Parted>, Pool) {
     let memory = Arc::new(Parted::default());
@@ -141,7 +50,7 @@ fn a_dropped_fragment_gives_its_memory_back_though_its_neighbours_live() {
     drop((placed, other));
     pool.trim();
     assert_eq!((memory.committed_bytes(), pool.stats().reserved_bytes, pool.stats().regions), (0, 0, 0));
-    assert!(memory.ranges.lock().unwrap().is_empty());
+    assert!(memory.ranges() == 0);
 }
 
 #[test]
@@ -349,7 +258,7 @@ proptest! {
             if live.is_empty() { break; }
             drop(live.swap_remove(n % live.len()));
             pool.trim();
-            let committed = memory.committed.lock().unwrap().clone();
+            let committed = memory.committed();
             let mut pinned = 0;
             for (&start, &bytes) in &committed {
                 let touches = live.iter().any(|fragment| {
@@ -368,5 +277,6 @@ proptest! {
         drop(live);
         pool.trim();
         prop_assert_eq!(memory.committed_bytes(), 0);
+        prop_assert_eq!(memory.violations(), Vec::<String>::new());
     }
 }

@@ -289,6 +289,33 @@ fn the_cpu_writes_only_when_recorded_uses_have_ended() {
     stream.0.finish();
 }
 
+#[test]
+fn the_cpu_reads_only_when_recorded_writes_have_ended() {
+    let pool = Pool::new(HostMemory::new()).unwrap();
+    let [one, two] = streams();
+    let mut fragment = place(&pool, 256);
+    // Reading at the same time does no harm.
+    use_on(&fragment, &one);
+    assert!(fragment.as_bytes().is_some() && !fragment.has_pending_writes());
+    let write = fragment.use_mut_on(&one).unwrap().unwrap();
+    one.0.enqueue();
+    write.end().unwrap();
+    let other = fragment.clone();
+    use_on(&other, &two);
+    for owner in [&fragment, &other, &fragment.slice(0, 1).unwrap()] {
+        assert!(owner.as_bytes().is_none() && owner.has_pending_writes());
+    }
+    one.0.finish();
+    assert!(fragment.as_bytes().is_some() && other.as_bytes().is_some());
+    drop(other);
+    // A guard that is forgotten writes for ever.
+    std::mem::forget(fragment.use_mut_on(&two).unwrap().unwrap());
+    two.0.finish();
+    fragment.use_mut_on(&two).unwrap().unwrap().end().unwrap();
+    two.0.finish();
+    assert!(fragment.as_bytes().is_none() && fragment.as_bytes_mut().is_none());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Place(u64),

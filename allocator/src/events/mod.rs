@@ -61,6 +61,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fork::Process;
 use crate::offsets::Policy;
 
 pub use format::{Log, LogError, LogWriter};
@@ -260,14 +261,16 @@ impl Event {
 #[must_use]
 pub fn recorder(capacity: usize) -> (Recorder, EventLog) {
     let buffer = Buffer { header: None, chunks: Vec::new(), room: capacity, capacity, full: false };
-    let log = EventLog { buffer: Arc::new(Mutex::new(buffer)) };
+    let log = EventLog { buffer: Arc::new(Mutex::new(buffer)), process: Process::current() };
     (Recorder::new(log.clone()), log)
 }
 
-/// The events of a pool that have been recorded and not been taken yet. Clones are the same log.
+/// The events of a pool that have been recorded and not been taken yet. Clones are the same log. In a child forked from the process that
+/// made it, it is empty.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     buffer: Arc<Mutex<Buffer>>,
+    process: Process,
 }
 
 #[derive(Debug)]
@@ -285,12 +288,12 @@ struct Buffer {
 impl EventLog {
     /// The pool's description; `None` before it has been built.
     pub fn header(&self) -> Option<Header> {
-        self.buffer().header.clone()
+        self.buffer()?.header.clone()
     }
 
     /// Takes the events out, so that there is room for more. Each call goes on where the last one ended.
     pub fn take(&self) -> Vec<Timed> {
-        let mut buffer = self.buffer();
+        let Some(mut buffer) = self.buffer() else { return Vec::new() };
         buffer.room = buffer.capacity;
         let chunks = std::mem::take(&mut buffer.chunks);
         drop(buffer);
@@ -299,7 +302,7 @@ impl EventLog {
 
     /// Whether an event found no room, so that the recording has ended before the pool.
     pub fn is_full(&self) -> bool {
-        self.buffer().full
+        self.buffer().is_some_and(|buffer| buffer.full)
     }
 
     /// Takes the events out and writes them as a log of their own, which has to hold all that has happened: for a log that is
@@ -319,12 +322,14 @@ impl EventLog {
     }
 
     fn begin(&self, header: Header) {
-        self.buffer().header = Some(header);
+        if let Some(mut buffer) = self.buffer() {
+            buffer.header = Some(header);
+        }
     }
 
     /// Enters an event. `false` if there is no room for it, and from then on.
     fn push(&self, time: u64, event: Event) -> bool {
-        let mut buffer = self.buffer();
+        let Some(mut buffer) = self.buffer() else { return false };
         let weight = event.weight();
         if buffer.full || weight > buffer.room {
             buffer.full = true;
@@ -342,8 +347,9 @@ impl EventLog {
         true
     }
 
-    fn buffer(&self) -> MutexGuard<'_, Buffer> {
+    /// `None` in a forked child, where it may be locked for good.
+    fn buffer(&self) -> Option<MutexGuard<'_, Buffer>> {
         // Nothing panics while it holds the lock, and the buffer is changed by whole steps.
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.process.is_current().then(|| self.buffer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -112,13 +112,15 @@ impl Shared {
 
     /// Describes the pool, which has been built, in its log.
     pub(crate) fn begin_log(&self) {
+        // Without the lock: the memory is others' code.
+        let memory = self.memory.name().to_owned();
         let mut books = self.books();
         let Some(recorder) = books.recording() else { return };
         recorder.began = Instant::now();
         recorder.log.begin(Header {
             version: VERSION,
             pool: self.name.clone(),
-            memory: self.memory.name().to_owned(),
+            memory,
             granule: self.options.granule,
             region_bytes: self.options.region_bytes,
             max_region_bytes: self.options.max_region_bytes.map(NonZeroU64::get),

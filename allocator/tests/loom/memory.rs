@@ -167,7 +167,7 @@ unsafe impl PartedMemory for Addresses {
         Ok(())
     }
 
-    fn commit(&self, part: RawRegion) -> Result<(), MemoryError> {
+    unsafe fn commit(&self, part: RawRegion) -> Result<(), MemoryError> {
         let start = part.base.addr().get() as u64;
         self.parts.coming.load(Ordering::Relaxed);
         if self.parts.refused.load(Ordering::Relaxed) as u64 == start {

@@ -85,12 +85,16 @@ impl PartedDeviceMemory {
         check(&self.context.name, "release a handle of memory", unsafe { sys::cuMemRelease(handle) })
     }
 
-    fn map(&self, part: RawRegion) -> Result<()> {
+    /// Makes memory and maps it behind a part.
+    ///
+    /// # Safety
+    /// As `commit`.
+    unsafe fn map(&self, part: RawRegion) -> Result<()> {
         let (context, address, bytes) =
             (self.context, part.base.as_ptr() as CUdeviceptr, part.bytes as usize);
         let _current = context.enter()?;
         let handle = self.create(bytes)?;
-        // SAFETY: C1, C3; V2: the part is ours, of whole units, within a range from `reserve_range`, and nothing is behind it.
+        // SAFETY: C1, C3; by the caller's promise the part is of whole units, within a range from `reserve_range`, and nothing is behind it.
         let mapped = unsafe { sys::cuMemMap(address, bytes, 0, handle, 0) };
         let released = self.release(handle);
         check(&context.name, "map memory", mapped)?;
@@ -109,7 +113,7 @@ impl PartedDeviceMemory {
     }
 }
 
-// SAFETY: V1: the driver's ranges do not overlap, and parts of whole units can be mapped. V2: mapped memory is the
+// SAFETY: V1: the unit is kept; the driver's ranges do not overlap, and parts of whole units can be mapped. V2: mapped memory is the
 // device's as cuMemAlloc's is, and cuCtxSynchronize waits for work on it (M3).
 unsafe impl PartedMemory for PartedDeviceMemory {
     fn unit(&self) -> u64 {
@@ -144,8 +148,9 @@ unsafe impl PartedMemory for PartedDeviceMemory {
         Ok(check(&self.context.name, "release addresses", status)?)
     }
 
-    fn commit(&self, part: RawRegion) -> std::result::Result<(), MemoryError> {
-        Ok(self.map(part)?)
+    unsafe fn commit(&self, part: RawRegion) -> std::result::Result<(), MemoryError> {
+        // SAFETY: passed on.
+        Ok(unsafe { self.map(part) }?)
     }
 
     unsafe fn decommit(&self, part: RawRegion) -> std::result::Result<(), MemoryError> {

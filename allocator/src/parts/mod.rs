@@ -1,0 +1,316 @@
+//! Regions that are backed, and given back, in parts: each tensor's memory goes when the tensor does, though its neighbours live.
+//!
+//! A region is one range of addresses, laid out without regard to parts. The whole units of memory that one fragment has to
+//! itself are a part of their own; the units between them, which neighbours share, are cut into parts of bounded size; units in which
+//! no fragment lies are in no part and never have memory behind them. So nothing is padded, and a dropped fragment gives back
+//! all of its bytes but those in the units at its two ends, which go with the neighbours there.
+//!
+//! ```text
+//! fragments  |aaaaaaaaaaaaaaaaa|b|c|dddddddddddddddddddd|
+//! units      |.....|.....|.....|.....|.....|.....|.....|
+//! parts      |     a           |a b c|       d       |
+//! ```
+//!
+//! Memory is put behind the parts in the order of their addresses, by [`Bases::bring_up`](crate::Bases::bring_up), while others wait for
+//! those that they need.
+//!
+//! # Invariants
+//! - **T1** The stage of a part changes under the lock of its region's state, and only so: `Absent` to `Coming` by the one that then commits
+//!   it; `Coming` to `Present` or `Absent` by the same, after that; `Absent` or `Present` to `Gone` by the one that then decommits what was
+//!   present. So a part is committed at most once at a time, decommitted at most once, and never committed again once it is `Gone`.
+//! - **T2** The range is released after each part is `Gone` and was decommitted if it was `Present`. A range with a part that could not be
+//!   decommitted is never released.
+//!
+//! A [`Bases`](crate::Bases) that outlives the region finds each part `Gone`, so by T1 it commits nothing.
+
+use std::fmt;
+use std::mem;
+use std::ptr::NonNull;
+use std::sync::{Arc, PoisonError};
+
+use crate::fork::Process;
+use crate::memory::{Memory, MemoryError, RawRegion};
+use crate::sync::{Condvar, Mutex, MutexGuard};
+
+mod cut;
+
+pub(crate) use cut::{Part, cut};
+
+/// What is behind a region.
+pub(crate) struct Backing {
+    memory: Arc<dyn Memory>,
+    base: NonNull<u8>,
+    /// Ascending.
+    parts: Vec<Part>,
+    state: Mutex<State>,
+    moved: Condvar,
+    process: Process,
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if self.is_forked_child() {
+            // It may be the last reference, and the memory's drop would call a driver.
+            mem::forget(Arc::clone(&self.memory));
+        }
+    }
+}
+
+impl fmt::Debug for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backing").field("parts", &self.parts.len()).finish_non_exhaustive()
+    }
+}
+
+// SAFETY: an address and numbers; the memory is Send and Sync.
+unsafe impl Send for Backing {}
+// SAFETY: as above.
+unsafe impl Sync for Backing {}
+
+#[derive(Debug)]
+struct State {
+    /// By part: how many live fragments lie in it. Before the region has been cut into fragments, 1.
+    users: Vec<usize>,
+    /// By part.
+    stage: Vec<Stage>,
+    /// Parts that are not `Gone`, or were `Present` and could not be decommitted (T2).
+    kept: usize,
+    /// Parts before this one have been brought up, or need not be.
+    next: usize,
+    /// Why a part cannot be brought up.
+    failed: Option<Arc<str>>,
+}
+
+/// See T1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Absent,
+    Coming,
+    Present,
+    Gone,
+}
+
+/// What a part that is being committed becomes if the memory panics.
+struct Uncommitted<'a> {
+    backing: &'a Backing,
+    part: usize,
+}
+
+impl Drop for Uncommitted<'_> {
+    fn drop(&mut self) {
+        self.backing.came(self.part, Err("the memory panicked".into()));
+    }
+}
+
+impl Backing {
+    /// A range that was just reserved, whose parts lie within it.
+    pub(crate) fn new(memory: Arc<dyn Memory>, range: RawRegion, parts: Vec<Part>) -> Self {
+        let count = parts.len();
+        let state = State {
+            users: vec![1; count],
+            stage: vec![Stage::Absent; count],
+            kept: count,
+            next: 0,
+            failed: None,
+        };
+        let (state, moved, process) = (Mutex::new(state), Condvar::new(), Process::current());
+        Self { memory, base: range.base, parts, state, moved, process }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.moved.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn raw(&self, index: usize) -> RawRegion {
+        let Part { offset, bytes } = self.parts[index];
+        // SAFETY: M1, V1: the parts lie within the range that was reserved.
+        RawRegion { base: unsafe { self.base.add(offset as usize) }, bytes }
+    }
+
+    /// The parts that a fragment lies in.
+    fn parts_of(&self, offset: u64, bytes: u64) -> std::ops::Range<usize> {
+        let end = offset.saturating_add(bytes);
+        let first = self.parts.partition_point(|part| part.end() <= offset);
+        first..self.parts.partition_point(|part| part.offset < end).max(first)
+    }
+
+    /// Whether memory can come behind each byte of a fragment.
+    pub(crate) fn covers(&self, offset: u64, bytes: u64) -> bool {
+        let parts = &self.parts[self.parts_of(offset, bytes)];
+        let gapless = parts.windows(2).all(|pair| pair[0].end() == pair[1].offset);
+        let (first, last) = (parts.first(), parts.last());
+        first.is_some_and(|first| first.offset <= offset)
+            && last.is_some_and(|last| offset.checked_add(bytes).is_some_and(|end| end <= last.end()))
+            && gapless
+    }
+
+    /// The region has been cut into these fragments: offsets and bytes (more than 0). Returns the parts in which none lies, to be
+    /// passed to [`give_back`](Self::give_back).
+    pub(crate) fn cut_into(&self, fragments: impl Iterator<Item = (u64, u64)>) -> Vec<usize> {
+        let mut state = self.state();
+        state.users.fill(0);
+        for (offset, bytes) in fragments {
+            for part in self.parts_of(offset, bytes) {
+                // Each is a fragment in memory, so the count cannot overflow.
+                state.users[part] += 1;
+            }
+        }
+        (0..self.parts.len()).filter(|&part| state.users[part] == 0).collect()
+    }
+
+    /// A fragment, or before the region was cut all of it, is free: returns the parts in which no other lies, to be passed to
+    /// [`give_back`](Self::give_back).
+    pub(crate) fn leave(&self, offset: u64, bytes: u64) -> Vec<usize> {
+        let mut state = self.state();
+        let last = |&part: &usize| {
+            // A part without users is on its way back already: it must not go twice.
+            let left = state.users[part].checked_sub(1);
+            debug_assert!(left.is_some(), "part {part} has no user to leave it");
+            state.users[part] = left.unwrap_or_default();
+            left == Some(0)
+        };
+        self.parts_of(offset, bytes).filter(last).collect()
+    }
+
+    /// Whether the range can be released (T2): each part is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state().stage.iter().all(|stage| *stage == Stage::Gone)
+    }
+
+    /// Whether a part could not be decommitted, so that the range stays reserved (T2). For a region that is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.state().kept > 0
+    }
+
+    /// Bytes of a part.
+    pub(crate) fn bytes(&self, part: usize) -> u64 {
+        self.parts[part].bytes
+    }
+
+    /// Takes the memory from behind a part that was left. I1: nothing can touch it.
+    pub(crate) fn give_back(&self, part: usize) -> Result<(), MemoryError> {
+        let mut state = self.state();
+        while state.stage[part] == Stage::Coming {
+            state = self.wait(state);
+        }
+        let stage = mem::replace(&mut state.stage[part], Stage::Gone);
+        drop(state);
+        // Those who wait for it are told.
+        self.moved.notify_all();
+        let decommitted = match stage {
+            Stage::Present => self.memory.parted().and_then(|parted| {
+                // SAFETY: T1: it was committed as just this part, and is decommitted once, here. The caller answers for the rest.
+                unsafe { parted.decommit(self.raw(part)) }
+            }),
+            Stage::Absent | Stage::Coming => Ok(()),
+            Stage::Gone => return Ok(()),
+        };
+        if decommitted.is_ok() {
+            self.state().kept -= 1;
+        }
+        decommitted
+    }
+
+    /// Whether this is a forked child of the process that reserved the range: nothing of it is to be called then.
+    pub(crate) fn is_forked_child(&self) -> bool {
+        !self.process.is_current()
+    }
+
+    /// Puts memory behind all parts in their order, until `stop` says so or one is refused. What another thread is committing is waited for.
+    pub(crate) fn bring_up(&self, stop: &dyn Fn() -> bool) {
+        if self.is_forked_child() {
+            return;
+        }
+        for index in 0..self.parts.len() {
+            // Without the lock: it is the caller's code.
+            let stopped = stop();
+            let mut state = self.state();
+            while state.stage[index] == Stage::Coming {
+                state = self.wait(state);
+            }
+            if state.failed.is_none() && stopped && state.stage[index] == Stage::Absent {
+                state.failed = Some("what it was for has been stopped".into());
+                self.moved.notify_all();
+            }
+            if state.failed.is_some() {
+                return;
+            }
+            if state.stage[index] == Stage::Absent {
+                state.stage[index] = Stage::Coming;
+                drop(state);
+                let panicked = Uncommitted { backing: self, part: index };
+                let committed = self.memory.parted().and_then(|parted| {
+                    // SAFETY: V1: the part is whole units of the range. T1: it was absent, and no one else commits it. T2: the range is not
+                    // released before it is gone.
+                    unsafe { parted.commit(self.raw(index)) }
+                });
+                mem::forget(panicked);
+                if !self.came(index, committed) {
+                    return;
+                }
+            } else {
+                state.next = state.next.max(index + 1);
+                drop(state);
+                self.moved.notify_all();
+            }
+        }
+    }
+
+    /// A part that was `Coming` has been committed, or not. Whether it has.
+    fn came(&self, part: usize, committed: Result<(), MemoryError>) -> bool {
+        // Without the lock: the error is the memory's code.
+        let refusal = committed.err().map(|error| Arc::from(error.to_string()));
+        let came = refusal.is_none();
+        let mut state = self.state();
+        state.stage[part] = if came { Stage::Present } else { Stage::Absent };
+        if came {
+            state.next = state.next.max(part + 1);
+        } else {
+            state.failed = refusal;
+        }
+        drop(state);
+        self.moved.notify_all();
+        came
+    }
+
+    /// Bytes of all parts.
+    pub(crate) fn parts_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    /// Bytes from the start to the end of the last part.
+    pub(crate) fn len(&self) -> u64 {
+        self.parts.last().map_or(0, Part::end)
+    }
+
+    /// Bytes of the parts that there is memory behind.
+    pub(crate) fn present_bytes(&self) -> u64 {
+        let state = self.state();
+        let parts = self.parts.iter().zip(&state.stage);
+        parts.filter(|(_, stage)| **stage == Stage::Present).map(|(part, _)| part.bytes).sum()
+    }
+
+    /// Waits until memory has been put behind everything before `end` that fragments lie in.
+    pub(crate) fn wait_for(&self, end: u64) -> Result<(), Arc<str>> {
+        let parts = self.parts.partition_point(|part| part.offset < end);
+        let mut state = self.state();
+        loop {
+            // The last of them is the one that is waited for; those before may have been dropped meanwhile.
+            let last = parts.checked_sub(1).map(|last| state.stage[last]);
+            if last == Some(Stage::Gone) {
+                return Err("it has been given back: no fragment lies there any more".into());
+            }
+            if state.next >= parts {
+                return Ok(());
+            }
+            if let Some(failed) = &state.failed {
+                return Err(Arc::clone(failed));
+            }
+            state = self.wait(state);
+        }
+    }
+}
