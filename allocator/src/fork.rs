@@ -60,7 +60,9 @@ impl Process {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let mut at: *const AtomicU64 = WORD.load(Ordering::Acquire);
         if at.is_null() {
-            let new: *const AtomicU64 = wiped_word().or_else(handled_word).unwrap_or(&IDS);
+            // Miri knows no forks: neither the advice nor the handler.
+            let cleared = if cfg!(miri) { None } else { wiped_word().or_else(handled_word) };
+            let new: *const AtomicU64 = cleared.unwrap_or(&IDS);
             let won =
                 WORD.compare_exchange(ptr::null_mut(), new.cast_mut(), Ordering::AcqRel, Ordering::Acquire);
             // Where threads meet here, the first one's word is everyone's, and a page of the others is left over.

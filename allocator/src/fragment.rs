@@ -15,7 +15,8 @@ use std::sync::PoisonError;
 use crate::error::Result;
 use crate::memory::MemoryId;
 use crate::shared::Shared;
-use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
+use crate::sync::acquire;
+use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crate::uses::Uses;
 
 /// What the fragments of one range share. Made by the pool, freed by whoever gives the range back (R1).
@@ -222,7 +223,7 @@ impl Fragment {
         if record.references.fetch_sub(1, Ordering::Release) != 1 {
             return false;
         }
-        fence(Ordering::Acquire);
+        acquire(&record.references);
         // SAFETY: R1: the count is 0, so this was the last fragment, and it gives the record up. R3: until then the pool lives.
         unsafe { Shared::retire(record.pool, record.shard, self.record) };
         true

@@ -2,10 +2,84 @@
 //! (`tests/loom.rs`). `Arc` is the standard library's in both.
 
 #[cfg(not(loom))]
-pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, atomic};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard, atomic};
+
+#[cfg(loom)]
+pub(crate) use once_lock::OnceLock;
+
+/// The standard library's, of what loom knows: so that it tries threads that do not see yet that there is a value.
+#[cfg(loom)]
+mod once_lock {
+    use std::ptr;
+    use std::sync::PoisonError;
+
+    use super::Mutex;
+    use super::atomic::{AtomicPtr, Ordering};
+
+    #[derive(Debug)]
+    pub(crate) struct OnceLock<T> {
+        /// From a box, or null.
+        value: AtomicPtr<T>,
+        making: Mutex<()>,
+    }
+
+    impl<T> Default for OnceLock<T> {
+        fn default() -> Self {
+            Self { value: AtomicPtr::new(ptr::null_mut()), making: Mutex::default() }
+        }
+    }
+
+    impl<T> OnceLock<T> {
+        pub(crate) fn get(&self) -> Option<&T> {
+            // SAFETY: what is set is a box's, and stays as long as the borrow, since it is taken out by value or mutable reference.
+            unsafe { self.value.load(Ordering::Acquire).as_ref() }
+        }
+
+        pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+            if let Some(value) = self.get() {
+                return value;
+            }
+            let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+            self.get().unwrap_or_else(|| {
+                let value = Box::into_raw(Box::new(make()));
+                self.value.store(value, Ordering::Release);
+                // SAFETY: as in `get`.
+                unsafe { &*value }
+            })
+        }
+
+        pub(crate) fn into_inner(mut self) -> Option<T> {
+            self.take()
+        }
+
+        fn take(&mut self) -> Option<T> {
+            let value = self.value.with_mut(|value| std::mem::replace(value, ptr::null_mut()));
+            // SAFETY: it is a box's, which no one else has now.
+            (!value.is_null()).then(|| *unsafe { Box::from_raw(value) })
+        }
+    }
+
+    impl<T> Drop for OnceLock<T> {
+        fn drop(&mut self) {
+            self.take();
+        }
+    }
+}
+
+/// What happened before others let go of the count, whose last value this thread has read, happens before what follows.
+#[cfg(not(tsan))]
+pub(crate) fn acquire(_: &atomic::AtomicUsize) {
+    atomic::fence(atomic::Ordering::Acquire);
+}
+
+/// The same by a read: the thread sanitizer does not know fences.
+#[cfg(tsan)]
+pub(crate) fn acquire(count: &atomic::AtomicUsize) {
+    count.load(atomic::Ordering::Acquire);
+}
 
 /// A static of each thread.
 #[cfg(not(loom))]

@@ -3,11 +3,11 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::fence::Fence;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, OnceLock};
 
 /// A recorded use: it ends with the fence.
 #[derive(Clone)]
