@@ -2,6 +2,7 @@
 //!
 //! The CPU adds to counters of its own, a device to some in its memory; in the end both are summed.
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tensorhold_allocator::{Fragment, Pool, Request};
@@ -71,8 +72,7 @@ impl OnDevice {
         let request = Request::new((count * size_of::<u64>()) as u64, 256);
         let opened =
             Self { device: device.clone(), counters: pool.place("counters of conversions", request)? };
-        let zeroes = vec![0_u64; count];
-        opened.with_stream(|stream| {
+        opened.with_stream(|stream, zeroes| {
             // SAFETY: both are as long, and no one else's; they stay until the stream has been synchronized.
             unsafe {
                 stream.copy_to_device(
@@ -86,22 +86,24 @@ impl OnDevice {
     }
 
     fn read(&self) -> Result<Vec<u64>> {
-        let mut counters = vec![0_u64; self.counters.len() as usize / size_of::<u64>()];
-        self.with_stream(|stream| {
+        self.with_stream(|stream, counters| {
             // SAFETY: as above; what added to the counters has ended.
             unsafe {
                 stream.copy_to_host(counters.as_mut_ptr().cast(), self.counters.as_ptr(), self.counters.len())
             }
-        })?;
-        Ok(counters)
+        })
     }
 
-    /// Copies, and waits for it, after an error too.
-    fn with_stream(&self, copy: impl FnOnce(&dyn Stream) -> Result<()>) -> Result<()> {
+    /// Copies from or to a buffer as long as the counters, of zeroes at first, and waits for it, after an error too. Returns the buffer.
+    fn with_stream(&self, copy: impl FnOnce(&dyn Stream, &mut [u64]) -> Result<()>) -> Result<Vec<u64>> {
         let stream = self.device.take_stream()?;
-        let copied = copy(&*stream);
-        stream.synchronize().and(copied)?;
+        // I1: until the stream says that the copy has ended the buffer stays: for ever, if it fails to say so, or panics.
+        let mut buffer = ManuallyDrop::new(vec![0; self.counters.len() as usize / size_of::<u64>()]);
+        let copied = copy(&*stream, &mut buffer);
+        stream.synchronize()?;
+        let buffer = ManuallyDrop::into_inner(buffer);
+        copied?;
         self.device.keep_stream(stream);
-        Ok(())
+        Ok(buffer)
     }
 }
