@@ -56,16 +56,11 @@ pub(crate) fn check(process: Process, operation: &'static str) -> Result<()> {
 }
 
 #[cfg(test)]
-#[path = "../tests/support/fork.rs"]
-#[allow(unreachable_pub, reason = "shared with the integration tests")]
-pub(crate) mod child;
-
-#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use super::child::in_child;
     use super::*;
+    use crate::loader::in_child;
 
     #[test]
     fn a_child_neither_uses_nor_drops_a_value() {

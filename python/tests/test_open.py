@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from support import Spec, assert_all_back, import_for, numpy_takes_flags, raw, spec, write

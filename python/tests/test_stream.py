@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 import time
+from typing import Any
 
 import pytest
 from support import Spec, assert_all_back, spec, write, write_sparse
@@ -94,6 +96,55 @@ def test_a_callback_may_end_the_stream_that_calls_it(tmp_path: pathlib.Path, dev
     with pytest.raises(tensorhold.ClosedError):
         list(stream)
     del stream
+    ended = time.monotonic() + 60
+    while pool.stats().live_bytes and time.monotonic() < ended:
+        pool.trim()
+    assert_all_back(pool)
+
+
+def test_a_callback_that_asks_its_own_stream_for_a_tensor_is_at_the_end(tmp_path: pathlib.Path, device: str, pool: tensorhold.Pool) -> None:
+    file = write_sparse(tmp_path / "t.safetensors", 50, 4 << 20)
+    streams: list[tensorhold.Stream] = []
+    found: list[object] = []
+
+    def ask(progress: tensorhold.Progress) -> None:
+        if streams:
+            found.append(next(streams.pop(), None))
+
+    stream = tensorhold.stream(file, device, pool=pool, threads=1, progress=ask)
+    streams.append(stream)
+    with pytest.raises(tensorhold.CancelledError):
+        list(stream)
+    assert found == [None]
+    del stream
+    assert_all_back(pool)
+
+
+@pytest.mark.parametrize("how", ["close", "__next__"])
+def test_a_callback_that_asks_its_own_batches_is_at_the_end(tmp_path: pathlib.Path, device: str, pool: tensorhold.Pool, how: str) -> None:
+    file = write_sparse(tmp_path / "t.safetensors", 50, 4 << 20)
+    made: list[Any] = []
+    at_end = threading.Event()
+
+    def ask(progress: tensorhold.Progress) -> None:
+        if made and progress.done_bytes:
+            batches = made.pop()
+            try:
+                getattr(batches, how)()
+            except StopIteration:
+                pass
+            at_end.set()
+
+    batches = tensorhold._core.batches(file, device, pool=pool, threads=1, max_batch_bytes=100 << 20, progress=ask)
+    made.append(batches)
+    try:
+        for weights in batches:
+            del weights
+    except (tensorhold.ClosedError, tensorhold.CancelledError):
+        pass
+    assert at_end.wait(60)
+    del batches
+    # Its thread ends by itself.
     ended = time.monotonic() + 60
     while pool.stats().live_bytes and time.monotonic() < ended:
         pool.trim()

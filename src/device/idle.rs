@@ -15,8 +15,10 @@ const KEPT: usize = 16;
 /// Streams on which nothing is enqueued, and which no one else can use.
 #[derive(Default)]
 pub(super) struct IdleStreams {
-    slots: [Mutex<Option<OfProcess<Box<dyn Stream>>>>; KEPT],
+    slots: [Slot; KEPT],
 }
+
+type Slot = Mutex<Option<OfProcess<Box<dyn Stream>>>>;
 
 impl IdleStreams {
     /// One of them, if one is at hand.
@@ -51,7 +53,7 @@ mod tests {
     use super::*;
     use crate::device::host::HostStream;
     use crate::error::Result;
-    use crate::fork::child::in_child;
+    use crate::loader::in_child;
 
     fn taken(idle: &IdleStreams) -> usize {
         std::iter::from_fn(|| idle.take()).count()

@@ -295,8 +295,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::fork::child::in_child;
     use crate::io::buffer_at;
+    use crate::loader::in_child;
 
     #[test]
     fn a_forked_child_leaves_the_ring_and_its_reads_to_its_parent() {

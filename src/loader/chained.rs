@@ -137,7 +137,8 @@ impl Loader {
     }
 
     /// Calls `progress` on the thread that called [`load`](Self::load): before the first byte, as bytes arrive, and at
-    /// the end. Breaking cancels the load, which then gives everything back and returns [`Error::Cancelled`](crate::Error::Cancelled).
+    /// the end. Breaking cancels the load, which then gives everything back and returns [`Error::Cancelled`](crate::Error::Cancelled). If it panics, so does
+    /// the load, when its readers have ended. A process that it forks has no readers, and must end or run another program without returning from it.
     pub fn progress(mut self, progress: impl FnMut(&Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.callback = Some(Box::new(progress));
         self.only_interrupts = false;

@@ -81,6 +81,10 @@ use crate::format::{self, Shards};
 use crate::io;
 use crate::weights::Weights;
 
+// What unit tests share with the integration tests.
+#[cfg(test)]
+pub(crate) use fault_tests::support::fork::in_child;
+
 pub use asked::{CutReads, TransformOn};
 pub use batches::{BatchPlan, Batches, Batching};
 pub use checkpoint::Checkpoint;

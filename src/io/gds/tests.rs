@@ -13,9 +13,9 @@ use super::fake::Fake;
 use super::open::{Guards, open};
 use super::{CuFile, Gds, Mode, Registered};
 use crate::device::Device;
-use crate::fork::child::in_child;
 use crate::io::conformance::{Targets, conforms_on};
 use crate::io::{Completion, Engine, FileSource, Queue, Read, buffer_at};
+use crate::loader::in_child;
 
 const BLOCK: u64 = 4096;
 
