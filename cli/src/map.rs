@@ -4,10 +4,11 @@
 //! hatched. A pointer that rests on a fragment is told its name, size and offset.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tensorhold::allocator::{Bytes, RegionSnapshot, Snapshot};
 
 use crate::args::MapArgs;
@@ -16,7 +17,7 @@ use crate::{device, load, output};
 pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
     let snapshot = match &args.snapshot {
         Some(file) => {
-            let bytes = fs::read(file).with_context(|| format!("read {file:?}"))?;
+            let bytes = read_snapshot(file).with_context(|| format!("read {file:?}"))?;
             serde_json::from_slice(&bytes).with_context(|| {
                 format!("read {file:?}: it is no snapshot of a pool, as Pool::snapshot gives it")
             })?
@@ -28,6 +29,21 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
         }
     };
     output::print_to(args.out.as_deref(), |out| draw(out, &snapshot))
+}
+
+/// No snapshot is longer: that of a million tensors takes half of it.
+const MAX_SNAPSHOT_BYTES: u64 = 256 << 20;
+
+/// Reads a snapshot, which may come through a pipe.
+fn read_snapshot(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_SNAPSHOT_BYTES + 1).read_to_end(&mut bytes)?;
+    let limit = Bytes(MAX_SNAPSHOT_BYTES);
+    ensure!(
+        bytes.len() as u64 <= MAX_SNAPSHOT_BYTES,
+        "got more than {limit}, expected at most that of a snapshot; name a file that Pool::snapshot gave"
+    );
+    Ok(bytes)
 }
 
 const WIDTH: f64 = 1200.0;

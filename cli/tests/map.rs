@@ -66,3 +66,9 @@ fn a_snapshot_with_holes_is_drawn_and_damaged_ones_are_refused() {
     assert!(failure(&map(&["--snapshot", "/nowhere.json"]), 1).contains("/nowhere.json"));
     failure(&map(&[]), 2);
 }
+
+#[test]
+fn a_snapshot_without_end_is_refused() {
+    let message = failure(&command().args(["map", "--snapshot", "/dev/zero"]).output().unwrap(), 1);
+    assert!(message.contains("got more than 256.0 MiB"), "{message}");
+}

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import stat
 from collections import OrderedDict
 from ctypes import string_at
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
@@ -170,8 +171,11 @@ class SafeTensorsMetadata:
     @classmethod
     def from_file(cls, filename: str, framework: "FrameworkOpBase") -> "SafeTensorsMetadata":
         """Of a file."""
-        fd = os.open(filename, os.O_RDONLY | os.O_CLOEXEC)
+        # A FIFO would wait for a writer, and a device has no end.
+        fd = os.open(filename, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise _core.FormatError(f"open {filename!r}: it is not a regular file, expected a safetensors file; name one")
             return cls.from_fd(fd, filename, framework)
         finally:
             os.close(fd)

@@ -357,6 +357,11 @@ class TestHeaders:
             memory = ctypes.create_string_buffer(b"1234567", 7)
             SafeTensorsMetadata.from_buffer(ctypes.addressof(memory), 7, "memory", op)
 
+    def test_a_fifo_is_refused_without_waiting_for_a_writer(self, tmp_path: pathlib.Path) -> None:
+        os.mkfifo(tmp_path / "pipe.safetensors")
+        with pytest.raises(tensorhold.FormatError, match="not a regular file"):
+            SafeTensorsMetadata.from_file(str(tmp_path / "pipe.safetensors"), get_framework_op("pytorch"))
+
 
 def test_a_group_may_close_what_it_serves(files: list[str]) -> None:
     class Group:

@@ -1,13 +1,15 @@
 //! Whether cuFile reads directly here, or through the CPU.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use super::library::{CuFile, Properties};
 use crate::io::{FileSource, FileSystem};
-use crate::settings;
+use crate::{regular, settings};
 
 /// How cuFile reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +59,16 @@ pub(super) fn is_likely() -> bool {
     Path::new("/proc/driver/nvidia-fs/version").exists() || is_p2p_configured(&settings::cufile_config())
 }
 
+/// No more is read of a configuration.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
 /// Whether a configuration of cuFile's asks for the kernel's own transfers. The file is JSON with comments.
 fn is_p2p_configured(config: &Path) -> bool {
-    let Ok(text) = fs::read_to_string(config) else { return false };
+    let mut text = String::new();
+    let read = regular::open(config, OFlags::empty()).map_err(io::Error::from);
+    if read.and_then(|(file, _)| file.take(MAX_CONFIG_BYTES).read_to_string(&mut text)).is_err() {
+        return false;
+    }
     text.lines().any(|line| {
         let line = line.split("//").next().unwrap_or_default();
         let value = line.split_once("\"use_pci_p2pdma\"").map(|(_, value)| value.trim_start());

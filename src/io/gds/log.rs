@@ -4,14 +4,19 @@
 //! library leaves alone, or a configuration file keep it away. So what appears there while the driver is opened is passed on to `tracing` and
 //! removed. What cuFile says afterwards goes into a file without a name, and with the process.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+
+use rustix::fs::OFlags;
+
+use crate::regular;
 
 /// The name that cuFile gives it.
 const NAME: &str = "cufile.log";
 
 /// No more of it is passed on.
-const MAX_BYTES: usize = 16 << 10;
+const MAX_BYTES: u64 = 16 << 10;
 
 /// The place where the log may appear, watched while the driver is opened.
 #[derive(Debug)]
@@ -32,12 +37,14 @@ impl Log {
     /// Takes away what has appeared.
     pub(super) fn take(self) {
         let Some(path) = self.appears else { return };
-        let text = match fs::read(&path) {
-            Ok(text) => text,
+        let mut text = Vec::new();
+        let read = regular::open(&path, OFlags::empty()).map_err(io::Error::from);
+        match read.and_then(|(file, _)| file.take(MAX_BYTES).read_to_end(&mut text)) {
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => return tracing::warn!(%error, ?path, "cuFile's log is not to be read, and stays"),
         };
-        let shown = String::from_utf8_lossy(&text[..text.len().min(MAX_BYTES)]);
+        let shown = String::from_utf8_lossy(&text);
         tracing::debug!(log = %shown.trim(), "cuFile says");
         if let Err(error) = fs::remove_file(&path) {
             tracing::warn!(%error, ?path, "cuFile's log stays");
