@@ -3,11 +3,10 @@
 use std::fmt;
 
 use half::{bf16, f16};
-use safetensors::Dtype;
 use serde::{Serialize, Serializer};
 
 macro_rules! dtypes {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $bits:literal, $theirs:ident;)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $bits:literal;)*) => {
         /// The type of a tensor's elements.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[allow(non_camel_case_types, reason = "the spelling of the format, and of the specifications that it cites")]
@@ -30,10 +29,10 @@ macro_rules! dtypes {
                 match self { $(DType::$variant => $name,)* }
             }
 
-            /// What the `safetensors` crate calls it; `None` for one that it has learned since.
-            pub(crate) fn from_safetensors(dtype: Dtype) -> Option<Self> {
-                Some(match dtype {
-                    $(Dtype::$theirs => DType::$variant,)*
+            /// The dtype of a name that the format uses.
+            pub(crate) fn from_name(name: &str) -> Option<Self> {
+                Some(match name {
+                    $($name => DType::$variant,)*
                     _ => return None,
                 })
             }
@@ -43,49 +42,49 @@ macro_rules! dtypes {
 
 dtypes! {
     /// A boolean in a byte.
-    BOOL = "BOOL", 8, BOOL;
+    BOOL = "BOOL", 8;
     /// 4-bit float, E2M1, two to a byte (OCP Microscaling Formats 1.0).
-    F4 = "F4", 4, F4;
+    F4 = "F4", 4;
     /// 6-bit float, E2M3, packed (OCP Microscaling Formats 1.0).
-    F6_E2M3 = "F6_E2M3", 6, F6_E2M3;
+    F6_E2M3 = "F6_E2M3", 6;
     /// 6-bit float, E3M2, packed (OCP Microscaling Formats 1.0).
-    F6_E3M2 = "F6_E3M2", 6, F6_E3M2;
+    F6_E3M2 = "F6_E3M2", 6;
     /// Unsigned 8-bit integer.
-    U8 = "U8", 8, U8;
+    U8 = "U8", 8;
     /// Signed 8-bit integer.
-    I8 = "I8", 8, I8;
+    I8 = "I8", 8;
     /// 8-bit float, E5M2 (OCP 8-bit Floating Point 1.0).
-    F8_E5M2 = "F8_E5M2", 8, F8_E5M2;
+    F8_E5M2 = "F8_E5M2", 8;
     /// 8-bit float, E4M3 (OCP 8-bit Floating Point 1.0).
-    F8_E4M3 = "F8_E4M3", 8, F8_E4M3;
+    F8_E4M3 = "F8_E4M3", 8;
     /// 8-bit power of two, E8M0, a scale (OCP Microscaling Formats 1.0).
-    F8_E8M0 = "F8_E8M0", 8, F8_E8M0;
+    F8_E8M0 = "F8_E8M0", 8;
     /// 8-bit float, E4M3, finite with an unsigned zero (Noune et al., arXiv:2206.02915).
-    F8_E4M3FNUZ = "F8_E4M3FNUZ", 8, F8_E4M3FNUZ;
+    F8_E4M3FNUZ = "F8_E4M3FNUZ", 8;
     /// 8-bit float, E5M2, finite with an unsigned zero (Noune et al., arXiv:2206.02915).
-    F8_E5M2FNUZ = "F8_E5M2FNUZ", 8, F8_E5M2FNUZ;
+    F8_E5M2FNUZ = "F8_E5M2FNUZ", 8;
     /// Signed 16-bit integer.
-    I16 = "I16", 16, I16;
+    I16 = "I16", 16;
     /// Unsigned 16-bit integer.
-    U16 = "U16", 16, U16;
+    U16 = "U16", 16;
     /// 16-bit float, IEEE 754 binary16.
-    F16 = "F16", 16, F16;
+    F16 = "F16", 16;
     /// 16-bit float with the exponent of a 32-bit one.
-    BF16 = "BF16", 16, BF16;
+    BF16 = "BF16", 16;
     /// Signed 32-bit integer.
-    I32 = "I32", 32, I32;
+    I32 = "I32", 32;
     /// Unsigned 32-bit integer.
-    U32 = "U32", 32, U32;
+    U32 = "U32", 32;
     /// 32-bit float, IEEE 754 binary32.
-    F32 = "F32", 32, F32;
+    F32 = "F32", 32;
     /// Complex number of two 32-bit floats.
-    C64 = "C64", 64, C64;
+    C64 = "C64", 64;
     /// 64-bit float, IEEE 754 binary64.
-    F64 = "F64", 64, F64;
+    F64 = "F64", 64;
     /// Signed 64-bit integer.
-    I64 = "I64", 64, I64;
+    I64 = "I64", 64;
     /// Unsigned 64-bit integer.
-    U64 = "U64", 64, U64;
+    U64 = "U64", 64;
 }
 
 impl fmt::Display for DType {
@@ -143,8 +142,8 @@ mod tests {
     #[test]
     fn names_and_sizes_are_those_of_the_format() {
         for &dtype in DType::ALL {
-            let theirs: Dtype = serde_json::from_str(&format!("{:?}", dtype.name())).unwrap();
-            assert_eq!(DType::from_safetensors(theirs), Some(dtype));
+            let theirs: safetensors::Dtype = serde_json::from_str(&format!("{:?}", dtype.name())).unwrap();
+            assert_eq!(DType::from_name(&theirs.to_string()), Some(dtype));
             assert_eq!(theirs.bitsize(), dtype.bits() as usize, "{dtype}");
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use tensorhold_allocator::Bytes;
+use tensorhold_allocator::{Bytes, Quoted};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -83,7 +83,8 @@ pub enum Error {
     },
     /// Two files hold tensors of the same name.
     #[error(
-        "load tensor {name:?}: it is in {first:?} and in {second:?}, expected in one file; leave one of them out"
+        "load tensor {name}: it is in {first:?} and in {second:?}, expected in one file; leave one of them out",
+        name = Quoted(name)
     )]
     DuplicateTensor {
         /// The tensor.
@@ -119,7 +120,7 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A setting in the environment that makes no sense.
-    #[error("setting {variable}: got {got:?}, expected {expected}; correct or unset it")]
+    #[error("setting {variable}: got {got}, expected {expected}; correct or unset it", got = Quoted(got))]
     Setting {
         /// The variable.
         variable: &'static str,
@@ -146,10 +147,10 @@ pub enum Error {
     },
     /// No batches fit into the memory budget, or into what their pool has left, however short they are and though none is read ahead.
     #[error(
-        "load in batches within {limit}: tensor {tensor:?}, {} with {} that are kept by then, needs {} of device memory, expected \
+        "load in batches within {limit}: tensor {tensor}, {} with {} that are kept by then, needs {} of device memory, expected \
          at most {}, though each tensor is a batch and none is read ahead: the load is already fully serial; the largest tensors \
          are {}; raise the limit, keep fewer tensors, or load parts of them",
-        Bytes(*bytes), Bytes(*kept), Bytes(*needed), Bytes(*budget), named(largest)
+        Bytes(*bytes), Bytes(*kept), Bytes(*needed), Bytes(*budget), named(largest), tensor = Quoted(tensor)
     )]
     InfeasibleBudget {
         /// What sets the limit: `memory_budget`, or the pool.
@@ -195,7 +196,10 @@ pub enum Error {
         free: u64,
     },
     /// What was to make the bytes of a tensor for a file failed.
-    #[error("save tensor {name:?}: got no {} from {offset} on, expected its function to fill the buffer; see its own error", Bytes(*bytes))]
+    #[error(
+        "save tensor {name}: got no {} from {offset} on, expected its function to fill the buffer; see its own error",
+        Bytes(*bytes), name = Quoted(name)
+    )]
     Fill {
         /// The tensor.
         name: String,
@@ -247,7 +251,7 @@ pub enum Error {
         total_bytes: u64,
     },
     /// There is no tensor of that name.
-    #[error("find tensor {name:?}: there is none of that name among {tensors}{}", hint(nearest.as_deref()))]
+    #[error("find tensor {name}: there is none of that name among {tensors}{}", hint(nearest.as_deref()), name = Quoted(name))]
     UnknownTensor {
         /// What was asked for.
         name: String,
@@ -257,7 +261,7 @@ pub enum Error {
         tensors: usize,
     },
     /// A tensor cannot be used like that.
-    #[error("{operation} of tensor {name:?}: got {got}, expected {expected}; {remedy}")]
+    #[error("{operation} of tensor {name}: got {got}, expected {expected}; {remedy}", name = Quoted(name))]
     Tensor {
         /// What was tried.
         operation: &'static str,
@@ -317,12 +321,18 @@ impl Error {
         known: impl Iterator<Item = &'a str>,
         tensors: usize,
     ) -> Self {
-        // A search among very many names would cost more than the hint is worth.
-        let similar = known.take(10_000).map(|known| (strsim::normalized_levenshtein(known, name), known));
+        // A search among very many names would cost more than the hint is worth, and so would one among long names.
+        let length = name.len();
+        let is_near = |known: &&str| known.len().abs_diff(length) <= known.len().max(length) / 2;
+        let candidates = known.take(if length <= MAX_HINT_BYTES { 10_000 } else { 0 }).filter(is_near);
+        let similar = candidates.map(|known| (strsim::normalized_levenshtein(known, name), known));
         let nearest = similar.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(similarity, _)| *similarity > 0.6);
         Self::UnknownTensor { name: name.into(), nearest: nearest.map(|(_, known)| known.into()), tensors }
     }
 }
+
+/// For longer names no similar one is looked for.
+const MAX_HINT_BYTES: usize = 1000;
 
 fn described(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -342,13 +352,13 @@ fn io_remedy(error: &io::Error) -> &'static str {
 
 /// Tensors and their bytes.
 fn named(tensors: &[(String, u64)]) -> String {
-    let tensors = tensors.iter().map(|(name, bytes)| format!("{name:?} ({})", Bytes(*bytes)));
+    let tensors = tensors.iter().map(|(name, bytes)| format!("{} ({})", Quoted(name), Bytes(*bytes)));
     tensors.collect::<Vec<_>>().join(", ")
 }
 
 fn hint(nearest: Option<&str>) -> String {
     match nearest {
-        Some(nearest) => format!("; did you mean {nearest:?}?"),
+        Some(nearest) => format!("; did you mean {}?", Quoted(nearest)),
         None => "; names() lists them".into(),
     }
 }

@@ -6,6 +6,8 @@ use std::ops::{Deref, DerefMut};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use crate::dtype::DType;
+
 /// The dimensions of a tensor, outermost first. It derefs to `[usize]`; up to four take no memory of their own.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(transparent)]
@@ -43,6 +45,13 @@ pub(crate) fn elements(dimensions: &[usize]) -> Option<u64> {
         true => Some(0),
         false => dimensions.iter().try_fold(1_u64, |product, &there| product.checked_mul(there as u64)),
     }
+}
+
+/// The size of a tensor in bits; `None` if that, or the number of its elements, overflows 64 bits. As the `safetensors` crate counts, from the outermost
+/// dimension: behind a 0 no dimension is too long.
+pub(crate) fn bits(dtype: DType, shape: &[usize]) -> Option<u64> {
+    let elements = shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length as u64))?;
+    elements.checked_mul(u64::from(dtype.bits()))
 }
 
 impl fmt::Debug for Shape {

@@ -64,7 +64,7 @@ impl Deref for Named {
 #[derive(Debug)]
 pub struct Weights {
     tensors: Named,
-    metadata: BTreeMap<PathBuf, Metadata>,
+    metadata: BTreeMap<PathBuf, Arc<Metadata>>,
     report: Report,
     pool: Pool,
     /// The pool was made for these weights alone, and closes with them.
@@ -74,7 +74,7 @@ pub struct Weights {
 impl Weights {
     pub(crate) fn new(
         tensors: Named,
-        metadata: BTreeMap<PathBuf, Metadata>,
+        metadata: BTreeMap<PathBuf, Arc<Metadata>>,
         report: Report,
         pool: Pool,
         owns_pool: bool,
@@ -166,7 +166,7 @@ impl Weights {
 
     /// The strings in a file's header, by the path that it was opened under; `None` for a file not loaded.
     pub fn metadata(&self, file: impl AsRef<Path>) -> Option<&Metadata> {
-        self.metadata.get(file.as_ref())
+        self.metadata.get(file.as_ref()).map(|metadata| &**metadata)
     }
 
     /// How the load went.

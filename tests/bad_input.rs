@@ -363,3 +363,61 @@ fn a_long_index_that_does_not_belong_to_the_files_near_it_is_told() {
     index(&|text| text[..text.len() - 1].to_owned());
     refuses(folder.path(), &["index.json", "fetch it again"]);
 }
+
+#[test]
+fn what_a_file_says_is_quoted_in_part_where_it_is_long() {
+    let long = "\u{7f}n".repeat(500_000);
+    let is_short = |error: Error| {
+        let message = full_message(&error);
+        assert!(message.len() < 2000, "{} bytes: {:.300}", message.len(), message);
+        assert!(!message.contains('\u{7f}') && message.contains("characters)"), "{message}");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let load = |header: &str| {
+        fs::write(&path, file_bytes(header, &[0; 3])).unwrap();
+        Loader::new(Device::host()).files([&path]).load()
+    };
+    let entry = |name: &str, fields: &str| format!(r#""{name}":{{{fields}}}"#);
+    let right = r#""dtype":"U8","shape":[3],"data_offsets":[0,3]"#;
+    let empty = r#""dtype":"U8","shape":[0],"data_offsets":[0,0]"#;
+    for header in [
+        format!("{{{}}}", entry(&long, "")),
+        format!("{{{}}}", entry("t", &right.replace("U8", &long))),
+        format!("{{{}}}", entry("t", &right.replace("[3]", &format!("\"{long}\"")))),
+        format!("{{{}}}", entry("t", &right.replace("[0,3]", &format!("[0,\"{long}\"]")))),
+        format!("{{{}}}", entry("t", &format!("{right},\"{long}\":1,\"{long}\":2"))),
+        format!("{{{},{}}}", entry(&long, empty), entry(&long, right)),
+        format!(r#"{{"__metadata__":"{long}"}}"#),
+        format!(r#"{{"__metadata__":{{"{long}":1}}}}"#),
+        format!(r#"{{"__metadata__":{{"{long}":"","{long}":""}}}}"#),
+        format!(r#"{{"t":"{long}"}}"#),
+        format!("\"{long}\""),
+    ] {
+        is_short(load(&header).unwrap_err());
+    }
+    let weights = load(&format!("{{{}}}", entry(&long, right))).unwrap();
+    is_short(weights.view(&format!("{long}?")).unwrap_err());
+    is_short(weights.tensor(&long).unwrap().narrow(7, 0, 1).unwrap_err());
+    let cut =
+        Loader::new(Device::host()).files([&path]).cut(format!("{long}!"), tensorhold::Cut::narrow(0, 0, 1));
+    is_short(cut.load().unwrap_err());
+    let budget = Loader::new(Device::host()).files([&path]).memory_budget(1).load();
+    is_short(budget.unwrap_err());
+    let other = folder.path().join("other.safetensors");
+    fs::copy(&path, &other).unwrap();
+    is_short(Loader::new(Device::host()).files([&path, &other]).load().unwrap_err());
+    fs::remove_file(&other).unwrap();
+    let index = folder.path().join("model.safetensors.index.json");
+    for map in [
+        format!(r#"{{"{long}":"absent"}}"#),
+        format!(r#"{{"t":"{long}"}}"#),
+        format!(r#"{{"t":"../{long}"}}"#),
+        format!(r#"{{"{long}?":"model.safetensors"}}"#),
+        format!(r#"{{"{long}":"model.safetensors","{long}":"model.safetensors"}}"#),
+        format!("\"{long}\""),
+    ] {
+        fs::write(&index, format!(r#"{{"weight_map":{map}}}"#)).unwrap();
+        is_short(Loader::new(Device::host()).checkpoint(folder.path()).and_then(Loader::load).unwrap_err());
+    }
+}

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::bytes::Bytes;
 use crate::memory::MemoryError;
+use crate::quoted::Quoted;
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -14,9 +15,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The pool's own limit stands in the way.
     #[error(
-        "place {label:?} on pool {pool:?}: requested {}, largest free block {}, reserved {} of a limit of {}; \
+        "place {label} on pool {pool}: requested {}, largest free block {}, reserved {} of a limit of {}; \
          raise the limit or drop fragments",
-        Bytes(*requested), Bytes(*largest_free), Bytes(*reserved), Bytes(*limit)
+        Bytes(*requested), Bytes(*largest_free), Bytes(*reserved), Bytes(*limit),
+        label = Quoted(label), pool = Quoted(pool)
     )]
     LimitReached {
         /// The pool's name.
@@ -34,9 +36,10 @@ pub enum Error {
     },
     /// The memory refused a region.
     #[error(
-        "reserve a region of {} for {label:?} on pool {pool:?}: the memory refused; \
+        "reserve a region of {} for {label} on pool {pool}: the memory refused; \
          reserved so far {}; drop fragments, load less at once, or use a memory with more room",
-        Bytes(*requested), Bytes(*reserved)
+        Bytes(*requested), Bytes(*reserved),
+        label = Quoted(label), pool = Quoted(pool)
     )]
     OutOfMemory {
         /// The pool's name.
@@ -51,7 +54,7 @@ pub enum Error {
         source: MemoryError,
     },
     /// The pool has been closed.
-    #[error("place {label:?} on pool {pool:?}: the pool is closed; place on a pool that is open")]
+    #[error("place {label} on pool {pool}: the pool is closed; place on a pool that is open", label = Quoted(label), pool = Quoted(pool))]
     Closed {
         /// The pool's name.
         pool: String,
@@ -60,7 +63,8 @@ pub enum Error {
     },
     /// An alignment that is not a power of two.
     #[error(
-        "place {label:?} on pool {pool:?}: alignment {align} is not a power of two; ask for 1, 2, 4, ..."
+        "place {label} on pool {pool}: alignment {align} is not a power of two; ask for 1, 2, 4, ...",
+        label = Quoted(label), pool = Quoted(pool)
     )]
     Alignment {
         /// The pool's name.
@@ -71,7 +75,7 @@ pub enum Error {
         align: u64,
     },
     /// A planned batch whose layout and fragments do not belong together, or whose sizes overflow.
-    #[error("place a batch of {fragments} fragments on pool {pool:?}: {problem}; lay the batch out again")]
+    #[error("place a batch of {fragments} fragments on pool {pool}: {problem}; lay the batch out again", pool = Quoted(pool))]
     Batch {
         /// The pool's name.
         pool: String,
@@ -82,9 +86,10 @@ pub enum Error {
     },
     /// A use on a stream that cannot be recorded.
     #[error(
-        "use a fragment of {} of pool {pool:?} on a stream: the use cannot be recorded; use a stream that is not being \
+        "use a fragment of {} of pool {pool} on a stream: the use cannot be recorded; use a stream that is not being \
          captured and whose work has not failed",
-        Bytes(*bytes)
+        Bytes(*bytes),
+        pool = Quoted(pool)
     )]
     Stream {
         /// The pool's name.
@@ -107,7 +112,8 @@ pub enum Error {
     },
     /// Regions in parts were required of a memory that has none.
     #[error(
-        "back the regions of pool {pool:?} in parts: the memory cannot; use RegionParts::Auto, or another memory"
+        "back the regions of pool {pool} in parts: the memory cannot; use RegionParts::Auto, or another memory",
+        pool = Quoted(pool)
     )]
     NoParts {
         /// The pool's name.
@@ -117,7 +123,8 @@ pub enum Error {
     },
     /// The reaper thread could not be started.
     #[error(
-        "start the reaper thread of pool {pool:?}: the system refused a thread; raise the limit on threads"
+        "start the reaper thread of pool {pool}: the system refused a thread; raise the limit on threads",
+        pool = Quoted(pool)
     )]
     Reaper {
         /// The pool's name.

@@ -1,6 +1,9 @@
 //! Which tensor is in which file, over all files of a load.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use foldhash::fast::RandomState;
 
 use super::problem::Problem;
 use crate::error::{Error, Result};
@@ -51,7 +54,7 @@ impl<'a> Catalog<'a> {
             if let Some(first) = names.insert(name, known.len(), |number| known[number].name) {
                 let first = known[first].file as usize;
                 if first == file {
-                    return Err(Problem::Duplicate { key: name.into() }.of(files[file]));
+                    return Err(Problem::duplicate(name).of(files[file]));
                 }
                 let (first, second) = (files[first].into(), files[file].into());
                 return Err(Error::DuplicateTensor { name: name.into(), first, second });
@@ -80,9 +83,14 @@ impl<'a> Catalog<'a> {
         }
     }
 
-    /// The number of a file.
-    pub(super) fn number_of(&self, path: &Path) -> Option<usize> {
-        self.files.iter().position(|file| *file == path)
+    /// The numbers of files.
+    pub(super) fn numbers(&self, paths: impl Iterator<Item = PathBuf>) -> Vec<Option<usize>> {
+        let mut numbers: HashMap<&Path, usize, RandomState> = HashMap::default();
+        for (number, file) in self.files.iter().enumerate() {
+            // A file that is there twice has its first number.
+            numbers.entry(file).or_insert(number);
+        }
+        paths.map(|path| numbers.get(&*path).copied()).collect()
     }
 
     /// The file of a number.

@@ -16,12 +16,11 @@ struct Header {
 }
 
 fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
-    let mut tensors = Vec::new();
-    let metadata = super::header::parse(header, file_len, |entry| tensors.push(entry))?;
+    let (tensors, metadata) = super::header::parse(header, file_len)?;
     // Whatever is right has an outline, which says the same of places.
     let places = tensors.iter().map(|entry| Place { start: entry.start, bytes: entry.nbytes });
     assert_eq!(outline(header, file_len), Some(places.collect()));
-    Ok(Header { tensors, metadata })
+    Ok(Header { tensors, metadata: metadata.into_map() })
 }
 
 /// Parses a whole file.
@@ -68,7 +67,7 @@ proptest! {
         let mut end = None;
         for entry in &header.tensors {
             let (dtype, shape, bytes) = &tensors[&*entry.name];
-            prop_assert_eq!(Some(entry.dtype), DType::from_safetensors(*dtype));
+            prop_assert_eq!(Some(entry.dtype), DType::from_name(&dtype.to_string()));
             prop_assert_eq!((&*entry.shape, entry.nbytes), (&shape[..], bytes.len() as u64));
             prop_assert!(end.is_none_or(|end| end == entry.start), "in the order of their bytes");
             end = Some(entry.start + entry.nbytes);
@@ -121,7 +120,15 @@ fn messages_name_the_tensor_what_was_got_and_what_was_expected() {
             "[8,15]",
             r#"tensor "b": its offsets span 7 bytes, expected 8 by shape [2] of F32; write the file again"#,
         ),
-        ("[8]", r#"tensor "b": its "data_offsets" is [8], expected two numbers; write the file again"#),
+        ("[8]", r#"tensor "b": its "data_offsets" has one, expected two numbers; write the file again"#),
+        (
+            "[8,16,24]",
+            r#"tensor "b": its "data_offsets" has more, expected two numbers; write the file again"#,
+        ),
+        (
+            "[8,1.5]",
+            r#"tensor "b": its "data_offsets" is a list with 1.5, expected a list of whole numbers from 0 to 2^64-1; write the file again"#,
+        ),
     ];
     for (offsets, text) in expected {
         assert_eq!(message(&two(offsets), 1000), text);

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use rustix::fs::OFlags;
-use tensorhold_allocator::Bytes;
+use tensorhold_allocator::{Brief, Bytes, Quoted};
 
 use super::catalog::{Catalog, Found};
 use super::json::for_each_pair_of;
@@ -70,8 +70,10 @@ impl Index {
             let shard = index.path_of(file);
             if !shard.exists() {
                 let problem = format!(
-                    "it says that tensor {tensor:?} is in {file:?}, which is not in the folder; \
-                     the download may be incomplete: fetch the missing file"
+                    "it says that tensor {} is in {}, which is not in the folder; \
+                     the download may be incomplete: fetch the missing file",
+                    Quoted(tensor),
+                    Quoted(file)
                 );
                 return Err(index.error(problem));
             }
@@ -81,7 +83,9 @@ impl Index {
 
     fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         let error = |problem| Error::Index { path: path.into(), problem };
-        let damaged = |error| format!("it is not the JSON object that it should be: {error}; fetch it again");
+        let damaged = |error: String| {
+            format!("it is not the JSON object that it should be: {}; fetch it again", Brief(error))
+        };
         let text = String::from_utf8(bytes).map_err(|utf8| error(damaged(utf8.to_string())))?;
         let mut files: IndexMap<String, String, RandomState> = IndexMap::default();
         let mut last = None;
@@ -102,7 +106,9 @@ impl Index {
             if !inside || file.is_empty() {
                 let expected = "expected the name of a file in the index's folder";
                 return Err(error(format!(
-                    "tensor {tensor:?} is in {file:?}, {expected}; do not trust this index"
+                    "tensor {} is in {}, {expected}; do not trust this index",
+                    Quoted(tensor),
+                    Quoted(file)
                 )));
             }
         }
@@ -125,35 +131,33 @@ impl Index {
     /// When a tensor is named twice, or is in another file, or in none.
     pub(crate) fn check(&self, catalog: &mut Catalog<'_>) -> Result<()> {
         catalog.begin();
-        let mut last = None;
+        let numbers = catalog.numbers(self.files.keys().map(|file| self.path_of(file)));
         let mut wrong = None;
         let read = for_each_pair_of(&self.text, WEIGHT_MAP, |tensor, file| {
             if wrong.is_some() {
                 return;
             }
-            let number = match &last {
-                Some((name, number)) if *name == file => *number,
-                _ => {
-                    let number = catalog.number_of(&self.path_of(&file));
-                    last = Some((file.clone(), number));
-                    number
-                }
-            };
+            let number = self.files.get_index_of(&*file).and_then(|file| *numbers.get(file)?);
             let actual = match catalog.named(&tensor) {
                 Found::In(actual) if Some(actual) == number => return,
                 Found::Named => {
-                    wrong = Some(format!("the key {tensor:?} is there twice, expected once; fetch it again"));
+                    wrong = Some(format!(
+                        "the key {} is there twice, expected once; fetch it again",
+                        Quoted(tensor)
+                    ));
                     return;
                 }
                 Found::In(actual) => format!("in {:?}", catalog.path_of(actual).unwrap_or(Path::new(""))),
                 Found::Nowhere => "in no file".into(),
             };
             wrong = Some(format!(
-                "it says that tensor {tensor:?} is in {file:?}, but it is {actual}; \
-                 index and files do not belong together: fetch them again, or load the files by name"
+                "it says that tensor {} is in {}, but it is {actual}; \
+                 index and files do not belong together: fetch them again, or load the files by name",
+                Quoted(tensor),
+                Quoted(file)
             ));
         });
-        let unread = |error| format!("it is not the JSON object that it was: {error}");
+        let unread = |error| format!("it is not the JSON object that it was: {}", Brief(error));
         match wrong.or(read.err().map(unread)) {
             Some(problem) => Err(self.error(problem)),
             None => Ok(()),

@@ -4,7 +4,6 @@
 
 mod catalog;
 mod checkpoint;
-mod diagnose;
 mod header;
 #[cfg(test)]
 mod header_tests;
@@ -12,9 +11,16 @@ mod index;
 mod json;
 mod outline;
 mod problem;
+mod read;
+mod strings;
+mod values;
 
 pub(crate) use catalog::Catalog;
 pub(crate) use checkpoint::{Shards, resolve};
 pub(crate) use header::{Entry, MAX_HEADER_LEN, header_len, parse};
 pub(crate) use index::Index;
 pub(crate) use outline::{Place, outline};
+pub(crate) use strings::Sorted;
+
+/// The key of a header that is no tensor's name.
+pub(crate) const METADATA: &str = "__metadata__";

@@ -6,12 +6,12 @@
 use std::fmt;
 use std::str;
 
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::diagnose::METADATA;
+use super::METADATA;
 use super::header::{LIKELY_BYTES, PREFIX_LEN};
 use super::json::Text;
+use super::values::{Offsets, Reader, refuses, seed};
 
 /// Where a tensor's bytes are in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,8 @@ pub(crate) struct Place {
 pub(crate) fn outline(header: &[u8], file_len: u64) -> Option<Vec<Place>> {
     let text = str::from_utf8(header).ok()?;
     let mut json = serde_json::Deserializer::from_str(text);
-    let mut offsets = json.deserialize_map(Tensors { likely: text.len() / LIKELY_BYTES }).ok()?;
+    let (reader, likely) = (&mut Reader::default(), text.len() / LIKELY_BYTES);
+    let mut offsets = Tensors { reader, likely }.deserialize(&mut json).ok()?;
     json.end().ok()?;
     offsets.sort_unstable();
     let mut end = 0;
@@ -40,16 +41,18 @@ pub(crate) fn outline(header: &[u8], file_len: u64) -> Option<Vec<Place>> {
 }
 
 /// Reads the offsets of a header that has about so many tensors.
-struct Tensors {
+struct Tensors<'r> {
+    reader: &'r mut Reader,
     likely: usize,
 }
 
-#[derive(Deserialize)]
-struct Tensor {
-    data_offsets: (u64, u64),
-}
+/// Reads those of a tensor.
+struct Tensor<'r>(&'r mut Reader);
 
-impl<'de> Visitor<'de> for Tensors {
+seed!(Tensors gives Vec<(u64, u64)>);
+seed!(Tensor gives (u64, u64));
+
+impl<'de> Visitor<'de> for Tensors<'_> {
     type Value = Vec<(u64, u64)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,13 +61,49 @@ impl<'de> Visitor<'de> for Tensors {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut offsets = Vec::with_capacity(self.likely);
-        while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
+        while let Some(Text(key)) = map.next_key()? {
             if key == METADATA {
                 map.next_value::<IgnoredAny>()?;
             } else {
-                offsets.push(map.next_value::<Tensor>()?.data_offsets);
+                offsets.push(map.next_value_seed(Tensor(self.reader))?);
             }
         }
         Ok(offsets)
+    }
+
+    refuses! { scalars null text list }
+}
+
+impl<'de> Visitor<'de> for Tensor<'_> {
+    type Value = (u64, u64);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut offsets = None;
+        while let Some(Text(key)) = map.next_key()? {
+            if key != "data_offsets" {
+                map.next_value::<IgnoredAny>()?;
+            } else if offsets.replace(map.next_value_seed(Offsets(self.0))?).is_some() {
+                return Err(A::Error::duplicate_field("data_offsets"));
+            }
+        }
+        offsets.ok_or_else(|| A::Error::missing_field("data_offsets"))
+    }
+
+    refuses! { scalars null text list }
+}
+
+impl Tensors<'_> {
+    fn refuse<E: Error>(self, _: impl fmt::Display) -> E {
+        E::custom("no header")
+    }
+}
+
+impl Tensor<'_> {
+    fn refuse<E: Error>(self, _: impl fmt::Display) -> E {
+        E::custom("no tensor")
     }
 }

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use tensorhold_allocator::{Brief, Quoted};
+
 use crate::error::Error;
 
-/// What is wrong with a header.
+/// What is wrong with a header. What is in it of the header's own texts is quoted, and bounded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
     #[error(
@@ -25,14 +27,19 @@ pub(crate) enum Problem {
     #[error("it is not UTF-8 from byte {valid} on; this is not a safetensors file, or a damaged one")]
     Utf8 { valid: usize },
     #[error(
-        "it is not the JSON object that it should be: {0}; this is not a safetensors file, or a damaged one"
+        "it is not the JSON object that it should be: {}; this is not a safetensors file, or a damaged one",
+        Brief(_0)
     )]
     Json(serde_json::Error),
-    #[error("the key {key:?} is there twice, expected once; write the file again with distinct names")]
+    #[error(
+        "it is not the JSON object that it should be, but {got}; this is not a safetensors file, or a damaged one"
+    )]
+    NoObject { got: String },
+    #[error("the key {key} is there twice, expected once; write the file again with distinct names")]
     Duplicate { key: String },
     #[error("its __metadata__ is {got}, expected an object of strings; write the file again")]
     Metadata { got: String },
-    #[error("tensor {tensor:?}: {problem}; write the file again")]
+    #[error("tensor {tensor}: {problem}; write the file again")]
     Tensor { tensor: String, problem: String },
     #[error(
         "the file is {file_len} bytes, expected {expected} by its header: it is cut short; download or write it again"
@@ -47,6 +54,16 @@ pub(crate) enum Problem {
 }
 
 impl Problem {
+    /// A key is there twice.
+    pub(super) fn duplicate(key: &str) -> Self {
+        Self::Duplicate { key: Quoted(key).to_string() }
+    }
+
+    /// Something is wrong with the tensor of that name.
+    pub(super) fn tensor(name: &str, problem: String) -> Self {
+        Self::Tensor { tensor: Quoted(name).to_string(), problem }
+    }
+
     /// The error for this problem of a file.
     pub(crate) fn of(self, path: &Path) -> Error {
         Error::Header { path: path.into(), problem: self.to_string() }

@@ -123,7 +123,7 @@ impl Checkpoint {
     /// The strings in a file's header, by the path that it was opened under; `None` for another file.
     pub fn metadata(&self, file: impl AsRef<Path>) -> Option<&Metadata> {
         let file = self.inner.files.iter().find(|opened| **opened.source.path() == *file.as_ref())?;
-        file.header.said().map(|said| &said.metadata)
+        Some(&**file.header.said()?.strings.map()?)
     }
 
     /// Checks that the files still are what was opened. Each load does so, too, of those that it reads.
@@ -226,7 +226,7 @@ impl Inner {
             let Header::Read(all) = &file.header else { continue };
             if last != Some(index) {
                 last = Some(index);
-                let said = Said { metadata: all.metadata.clone(), ..Said::default() };
+                let said = Said { strings: all.strings.clone(), ..Said::default() };
                 let source = file.source.clone();
                 files.push(Opened { source, places: Vec::new(), header: Header::Read(said) });
             }

@@ -9,7 +9,7 @@ use std::{mem, thread};
 use super::asked::Asked;
 use super::beside::each;
 use super::change::Change;
-use super::headers::{self, Header, Indexed, Opened, Said};
+use super::headers::{self, Header, Indexed, Opened, Said, Strings};
 use super::rule::Rule;
 use crate::device::Device;
 use crate::error::Result;
@@ -153,14 +153,17 @@ impl Described {
         labels
     }
 
-    /// Files' free-form strings, by file. Taken once.
-    pub(super) fn take_metadata(&mut self) -> Vec<Metadata> {
-        self.said.iter_mut().map(|said| mem::take(&mut said.metadata)).collect()
+    /// Files' free-form strings, by file. Taken once, when all has been checked: as maps they take much memory.
+    pub(super) fn take_metadata(&mut self) -> Vec<Arc<Metadata>> {
+        self.said.iter_mut().map(|said| mem::take(&mut said.strings).into_map()).collect()
     }
 
-    /// Gives what headers say back to the files.
+    /// Gives what headers say back to the files, when all has been checked.
     pub(super) fn give_back(self, files: &mut [Opened]) {
-        files.iter_mut().zip(self.said).for_each(|(file, said)| file.header = Header::Read(said));
+        for (file, mut said) in files.iter_mut().zip(self.said) {
+            said.strings = Strings::Map(said.strings.into_map());
+            file.header = Header::Read(said);
+        }
     }
 
     /// The wanted tensors' descriptions, in the order of the batch.

@@ -49,8 +49,39 @@ pub(super) struct Said {
     /// The same tensors' names, for their memory. Counted here, where they are at hand: later that would take longer than
     /// all else that is done for a tensor.
     pub(super) labels: Vec<Arc<str>>,
-    /// The free-form strings.
-    pub(super) metadata: Metadata,
+    pub(super) strings: Strings,
+}
+
+/// The free-form strings of a header.
+#[derive(Debug, Clone)]
+pub(super) enum Strings {
+    /// Until all headers are found to be right: in little memory.
+    Compact(format::Sorted),
+    Map(Arc<Metadata>),
+}
+
+impl Default for Strings {
+    fn default() -> Self {
+        Self::Map(Arc::default())
+    }
+}
+
+impl Strings {
+    /// As they are handed out.
+    pub(super) fn into_map(self) -> Arc<Metadata> {
+        match self {
+            Self::Compact(strings) => Arc::new(strings.into_map()),
+            Self::Map(map) => map,
+        }
+    }
+
+    /// The same, once that is what they are.
+    pub(super) fn map(&self) -> Option<&Arc<Metadata>> {
+        match self {
+            Self::Compact(_) => None,
+            Self::Map(map) => Some(map),
+        }
+    }
 }
 
 impl Default for Header {
@@ -209,14 +240,15 @@ impl Begun {
 /// Reads what a file's header says.
 pub(super) fn describe(text: &[u8], source: &FileSource, device: &Device) -> Result<(Vec<Place>, Said)> {
     let (path, device) = (source.path(), Arc::new(device.clone()));
-    let (mut places, mut said) = (Vec::new(), Said::default());
-    let add = |Entry { name, dtype, shape, start, nbytes }| {
+    let (entries, strings) = format::parse(text, source.len()).map_err(|problem| problem.of(path))?;
+    let mut places = Vec::with_capacity(entries.len());
+    let (descriptions, labels) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
+    let mut said = Said { descriptions, labels, strings: Strings::Compact(strings) };
+    for Entry { name, dtype, shape, start, nbytes } in entries {
         said.labels.push(Arc::clone(&name));
         let info = TensorInfo { name, dtype, shape, nbytes, file: Arc::clone(path) };
         said.descriptions.push(Arc::new(Description { info, device: Arc::clone(&device) }));
         places.push(Place { start, bytes: nbytes });
-    };
-    let metadata = format::parse(text, source.len(), add).map_err(|problem| problem.of(path))?;
-    said.metadata = metadata;
+    }
     Ok((places, said))
 }

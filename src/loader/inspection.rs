@@ -10,7 +10,7 @@ use super::headers::Opened;
 use super::rule::Rule;
 use crate::error::Result;
 use crate::format::Place;
-use crate::tensor::TensorInfo;
+use crate::tensor::{TensorInfo, as_text};
 use crate::weights::Metadata;
 
 /// What a checkpoint holds, by its headers. All sizes in bytes.
@@ -27,7 +27,8 @@ pub struct Inspection {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct FileInfo {
-    /// The path that it was opened under.
+    /// The path that it was opened under. Serialized, bytes that are not UTF-8 are replaced by U+FFFD.
+    #[serde(serialize_with = "as_text")]
     pub path: Arc<Path>,
     /// Its length.
     pub file_bytes: u64,
@@ -43,17 +44,17 @@ impl Inspection {
     /// Of files, each with its strings, and all their tensors; those that are wanted.
     pub(super) fn new<'a>(
         opened: Vec<Opened>,
-        metadata: Vec<Metadata>,
+        metadata: Vec<Arc<Metadata>>,
         tensors: impl Iterator<Item = &'a TensorInfo> + Clone,
         wanted: Option<&Rule<bool>>,
         asked: &Asked,
     ) -> Result<Self> {
-        let file = |(Opened { source, places, .. }, metadata): (Opened, Metadata)| FileInfo {
+        let file = |(Opened { source, places, .. }, metadata): (Opened, Arc<Metadata>)| FileInfo {
             path: Arc::clone(source.path()),
             file_bytes: source.len(),
             tensors: places.len(),
-            bytes: places.iter().map(|place| place.bytes).sum(),
-            metadata,
+            bytes: places.iter().map(|place| place.bytes).fold(0, u64::saturating_add),
+            metadata: Arc::unwrap_or_clone(metadata),
         };
         asked.check_names(tensors.clone())?;
         let mut found = Vec::new();

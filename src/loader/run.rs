@@ -63,14 +63,14 @@ pub(super) struct Run {
 /// Tensors, and their names if the files that they are of fit together. Kept until nothing writes to the memory.
 pub(super) struct Made {
     tensors: Result<Vec<Tensor>>,
-    metadata: BTreeMap<PathBuf, Metadata>,
+    metadata: BTreeMap<PathBuf, Arc<Metadata>>,
     names: Result<Names>,
 }
 
 /// What is handed out when its bytes have arrived.
 pub(super) struct Ready {
     pub(super) tensors: Named,
-    metadata: BTreeMap<PathBuf, Metadata>,
+    metadata: BTreeMap<PathBuf, Arc<Metadata>>,
 }
 
 impl Made {
@@ -134,12 +134,15 @@ impl Run {
             }
         };
         self.confirmed.store(true, Ordering::Relaxed);
-        let paths = self.batch.files.iter().map(|file| file.source.path().to_path_buf());
-        let metadata = paths.zip(described.take_metadata()).collect();
         let labels = described.take_labels();
         let check = || described.check(&self.batch.files);
         let place = || self.batch.place(reserved, labels);
         let (names, placed) = beside(self.batch.len(), "tensorhold-check", check, place);
+        let paths = self.batch.files.iter().map(|file| file.source.path().to_path_buf());
+        let metadata = match &names {
+            Ok(_) => paths.zip(described.take_metadata()).collect(),
+            Err(_) => BTreeMap::new(),
+        };
         let tensors = placed.and_then(|fragments| {
             let mut tensors = Vec::with_capacity(fragments.len());
             for (bytes, description) in fragments.into_iter().zip(described.into_descriptions()) {

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
+use tensorhold_allocator::Quoted;
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::shape::Shape;
+use crate::format::METADATA;
+use crate::shape::{self, Shape};
 use crate::tensor::TensorView;
-
-/// The name that the format keeps for a file's strings.
-pub(super) const METADATA: &str = "__metadata__";
 
 /// What a tensor is in a file: its name, the type of its elements and its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,12 +39,11 @@ impl Entry {
             let got = "the name that files keep for their strings".to_owned();
             return error(got, "another name", "rename the tensor");
         }
-        let elements = shape.iter().try_fold(1_u64, |product, &there| product.checked_mul(there as u64));
-        match elements.and_then(|elements| elements.checked_mul(u64::from(dtype.bits()))) {
-            None => error(format!("{dtype}{shape:?}"), "fewer than 2^64 bits", "write it in parts"),
+        match shape::bits(dtype, shape) {
+            None => error(format!("{dtype}{}", Quoted(shape)), "fewer than 2^64 bits", "write it in parts"),
             Some(bits) if !bits.is_multiple_of(8) => {
                 let remedy = "pad the last dimension to an even number of bytes";
-                error(format!("{dtype}{shape:?}, which is {bits} bits"), "whole bytes", remedy)
+                error(format!("{dtype}{}, which is {bits} bits", Quoted(shape)), "whole bytes", remedy)
             }
             Some(bits) => Ok(Self { name, dtype, shape: shape.into(), nbytes: bits / 8 }),
         }
@@ -117,7 +116,12 @@ impl<'a> Item<'a> {
         Err(Error::Tensor {
             operation: "save",
             got: format!("{} bytes", bytes.len()),
-            expected: format!("{} by its type and shape, {}{:?}", entry.nbytes, entry.dtype, entry.shape),
+            expected: format!(
+                "{} by its type and shape, {}{}",
+                entry.nbytes,
+                entry.dtype,
+                Quoted(&entry.shape)
+            ),
             remedy: "give the bytes of all of its elements, and no others",
             name: entry.name,
         })

@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use tensorhold_allocator::Bytes;
+use tensorhold_allocator::{Bytes, Quoted};
 
-use super::entry::{Entry, METADATA};
+use super::entry::Entry;
 use super::set;
 use crate::error::{Error, Result};
-use crate::format::MAX_HEADER_LEN;
+use crate::format::{MAX_HEADER_LEN, METADATA};
 use crate::weights::Metadata;
 
 /// The most shards that names have room for.
@@ -150,7 +150,7 @@ impl PlanOptions {
                 if let Some(other) = metadata.insert(key.into(), value) {
                     return Err(Error::Option {
                         option: "metadata",
-                        got: format!("the key {key:?}, for {other:?}"),
+                        got: format!("the key {key:?}, for {}", Quoted(other)),
                         expected: "other keys: this one is reserved for the mark of a set".into(),
                         remedy: "name it otherwise, or write no set",
                     });

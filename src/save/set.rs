@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tensorhold_allocator::Quoted;
+
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
 
@@ -50,8 +52,10 @@ pub fn validate_shard_set<'a>(shards: impl IntoIterator<Item = (&'a Path, &'a Me
             return Err(error(
                 path,
                 format!(
-                    "it is of set {own:?} and {first:?} of {other:?}: they were written separately, expected one set; \
-                     use files that were written together"
+                    "it is of set {} and {first:?} of {}: they were written separately, expected one set; \
+                     use files that were written together",
+                    Quoted(own),
+                    Quoted(other)
                 ),
             ));
         }

@@ -23,7 +23,8 @@ mod view;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use tensorhold_allocator::Quoted;
 
 use crate::device::Device;
 use crate::dtype::DType;
@@ -47,8 +48,14 @@ pub struct TensorInfo {
     pub shape: Shape,
     /// Its size in bytes.
     pub nbytes: u64,
-    /// The file that it was read from.
+    /// The file that it was read from. Serialized, bytes of its path that are not UTF-8 are replaced by U+FFFD.
+    #[serde(serialize_with = "as_text")]
     pub file: Arc<Path>,
+}
+
+/// Serializes a path, which need not be UTF-8.
+pub(crate) fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 impl TensorInfo {
@@ -76,7 +83,7 @@ impl TensorInfo {
 
     /// Its type and shape, for an error.
     pub(crate) fn spelled(&self) -> String {
-        format!("{}{:?}", self.dtype, self.shape)
+        format!("{}{}", self.dtype, Quoted(&self.shape))
     }
 }
 
