@@ -8,6 +8,8 @@ mod batches;
 mod changes;
 #[path = "gpu/driver.rs"]
 mod driver;
+#[path = "gpu/forks.rs"]
+mod forks;
 #[path = "gpu/gds.rs"]
 mod gds;
 #[path = "gpu/handles.rs"]
@@ -74,6 +76,12 @@ fn main() {
             handles::handles_that_are_refused_are_an_error_that_names_them,
         ),
         ("a_stream_that_is_captured_is_an_error", streams::a_stream_that_is_captured_is_an_error),
+        ("a_child_leaves_the_device_to_its_parent", forks::a_child_leaves_the_device_to_its_parent),
+        ("a_child_reads_and_drops_pinned_memory", forks::a_child_reads_and_drops_pinned_memory),
+        (
+            "the_cpu_reads_pinned_memory_after_what_writes_to_it",
+            streams::the_cpu_reads_pinned_memory_after_what_writes_to_it,
+        ),
         ("every_image_loads", kernels::every_image_loads),
         (
             "conversions_on_the_device_are_those_of_the_cpu",

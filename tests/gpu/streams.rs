@@ -159,3 +159,20 @@ pub(crate) fn a_stream_that_is_captured_is_an_error() -> Result<(), Failed> {
     assert!(unsafe { device.stream_from_raw(ptr::null_mut()) }.is_ok());
     Ok(())
 }
+
+pub(crate) fn the_cpu_reads_pinned_memory_after_what_writes_to_it() -> Result<(), Failed> {
+    let device = Device::cuda(0)?;
+    let _current = device.make_current()?;
+    let stream = AppStream::new(&device);
+    let mut written = pool_for(&Device::pinned()?).place("written", Request::new(BYTES, 256))?;
+    assert!(written.as_bytes().is_some());
+    let go = stream.hold_up();
+    let mut use_ = written.use_mut_on(&*stream.ordered)?.expect("it is the only owner");
+    stream.fill(use_.as_mut_ptr(), 0x33, BYTES);
+    use_.end()?;
+    assert!(written.as_bytes().is_none() && written.as_bytes_mut().is_none());
+    drop(go);
+    stream.synchronize();
+    assert!(written.as_bytes().ok_or("its writes have ended")?.iter().all(|&byte| byte == 0x33));
+    Ok(())
+}
