@@ -312,6 +312,8 @@ fn a_range_that_work_uses_is_released_after_the_work() {
             while !stream.asked.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
+            // All of it, which is Send; its parts are not.
+            let at = at;
             // SAFETY: I1: the use has been recorded and has not ended.
             unsafe { at.base.as_ptr().write_bytes(1, at.bytes as usize) };
             *stream.done.lock().unwrap() = true;

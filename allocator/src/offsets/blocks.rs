@@ -417,7 +417,10 @@ impl Blocks {
             "no node is lost"
         );
         let mut binned = 0;
-        for class in 0..CLASSES {
+        let occupied = iter::successors(self.occupied.next(0), |class| self.occupied.next(class + 1));
+        // Miri is slow: the blocks of the classes that are marked have to be all there are.
+        let classes: Vec<usize> = if cfg!(miri) { occupied.collect() } else { (0..CLASSES).collect() };
+        for class in classes {
             let mut before = RING;
             for (index, node) in self.in_bin(class) {
                 assert_eq!((node.previous, class_of(node.size)), (before, class), "F3: class {class}");
