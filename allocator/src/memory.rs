@@ -69,7 +69,7 @@ pub unsafe trait Memory: Send + Sync + 'static {
     fn name(&self) -> &str;
 
     /// Which memory it is (M4): two handles on one device's plain memory have one id, and its pinned memory, or memory that it shares with
-    /// the CPU, another. Make it once, with [`MemoryId::new`], and keep it.
+    /// the CPU, another. Make it once, with [`MemoryId::new`], and keep it. A pool asks once, when it is built.
     fn id(&self) -> MemoryId;
 
     /// Whether the CPU can read and write the regions' addresses. A pool asks once, when it is built.
