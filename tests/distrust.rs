@@ -445,3 +445,53 @@ fn a_buffer_whose_copy_may_still_run_is_not_freed() {
         }
     }
 }
+
+/// Host memory that panics when it has been asked for its id too often.
+#[derive(Debug, Default)]
+struct Weary {
+    pages: HostMemory,
+    asked: AtomicUsize,
+}
+
+// SAFETY: as HostMemory, whose ids it has.
+unsafe impl Memory for Weary {
+    fn name(&self) -> &str {
+        self.pages.name()
+    }
+
+    fn id(&self) -> MemoryId {
+        assert!(self.asked.fetch_add(1, Ordering::Relaxed) < 100, "the test's memory has said who it is");
+        self.pages.id()
+    }
+
+    fn is_host_accessible(&self) -> bool {
+        true
+    }
+
+    fn is_used_by_devices(&self) -> bool {
+        false
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
+        self.pages.reserve(bytes, align)
+    }
+
+    unsafe fn release(&self, region: RawRegion) -> std::result::Result<(), MemoryError> {
+        // SAFETY: passed on.
+        unsafe { self.pages.release(region) }
+    }
+
+    fn synchronize(&self) -> std::result::Result<(), MemoryError> {
+        Ok(())
+    }
+}
+
+/// While tensors are made, readers write to their memory: no code of others runs between the two.
+#[test]
+fn a_memory_is_not_asked_who_it_is_for_each_tensor() {
+    let tensors: Vec<_> = (0..5000).map(|n| bytes_tensor(&format!("t{n}"), 20_000)).collect();
+    let (_folder, path) = single(&tensors);
+    let pool = pool(Weary::default());
+    let weights = Loader::new(Device::host()).files([&path]).pool(&pool).load().unwrap();
+    support::assert_holds(&weights, &tensors);
+}

@@ -99,9 +99,9 @@ impl Fragment {
         self.pool().is_host_accessible
     }
 
-    /// Which memory it lies in (M4).
+    /// Which memory it lies in (M4): what the pool's memory said when the pool was built.
     pub fn memory_id(&self) -> MemoryId {
-        self.pool().memory.id()
+        self.pool().memory_id
     }
 
     /// First address. An empty fragment's is aligned as asked but points to nothing.

@@ -69,7 +69,7 @@ pub unsafe trait Memory: Send + Sync + 'static {
     fn name(&self) -> &str;
 
     /// Which memory it is (M4): two handles on one device's plain memory have one id, and its pinned memory, or memory that it shares with
-    /// the CPU, another. Make it once, with [`MemoryId::new`], and keep it.
+    /// the CPU, another. Make it once, with [`MemoryId::new`], and keep it. A pool asks once, when it is built.
     fn id(&self) -> MemoryId;
 
     /// Whether the CPU can read and write the regions' addresses. A pool asks once, when it is built.
@@ -120,7 +120,8 @@ pub unsafe trait Memory: Send + Sync + 'static {
 /// - **V1** `unit` is a power of two, the same each time. What `reserve_range` returns is as M1 says, and each part of whole units can be
 ///   committed.
 /// - **V2** From a `commit` that has returned `Ok` to the `decommit` of the same part, the part is as the memory of a region
-///   from [`Memory::reserve`] (M1, M2). M3 holds for it. A `commit` that has returned an error, or panicked, leaves nothing behind the part.
+///   from [`Memory::reserve`] (M1, M2). M3 holds for it. A `commit` that has returned an error, or panicked, leaves nothing behind the
+///   part that anyone could reach; where it leaves anything at all, `release_range` refuses the range.
 pub unsafe trait PartedMemory: Send + Sync {
     /// Length of a unit in bytes: parts begin and end at multiples of it.
     fn unit(&self) -> u64;

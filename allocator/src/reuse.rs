@@ -1,5 +1,6 @@
 //! Placing in the order of a stream: ranges that were dropped are used again though their uses have not ended.
 
+use std::mem;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -8,9 +9,52 @@ use crate::fragment::Fragment;
 use crate::memory::MemoryError;
 use crate::offsets::Request;
 use crate::pending::Pending;
-use crate::shared::{Block, Books, Home, Shared};
+use crate::shared::{Block, Books, Entry, Home, Shared};
 use crate::sync::MutexGuard;
 use crate::uses::{Recorded, Uses};
+
+/// A range that waited for fences, taken out of the books to be used again. If it is not, it waits again: also where a stream panics.
+struct Taken<'a> {
+    shared: &'a Shared,
+    /// `None` once it is used again.
+    pending: Option<Pending>,
+}
+
+impl Taken<'_> {
+    fn uses(&self) -> &[Recorded] {
+        self.pending.as_ref().map_or(&[], |pending| &pending.uses)
+    }
+
+    /// As [`Books::split`].
+    fn split(
+        &self,
+        books: &mut Books,
+        request: Request,
+    ) -> std::result::Result<(Block, Option<Entry>), String> {
+        let pending = self.pending.as_ref().ok_or("it is used again already")?;
+        books.split(&pending.entry, request, self.shared.options.granule)
+    }
+
+    /// It is in other entries from now on. Returns its uses.
+    fn use_again(&mut self, books: &mut Books) -> Vec<Recorded> {
+        let Some(Pending { entry, uses, .. }) = self.pending.take() else { return Vec::new() };
+        books.dropped.bytes -= entry.bytes;
+        books.log_reap(entry.number, true);
+        books.log_gone();
+        uses
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let Some(Pending { entry, uses, .. }) = self.pending.take() else { return };
+        let mut books = self.shared.books();
+        books.dropped.bytes -= entry.bytes;
+        books.dropped.wait_for(entry, uses);
+        drop(books);
+        self.shared.wake_reaper();
+    }
+}
 
 impl Shared {
     /// As [`Pool::place_on`](crate::Pool::place_on).
@@ -49,33 +93,26 @@ impl Shared {
             return Ok(self.enter(books, label, request, block, Uses::default()));
         };
         drop(books);
-        // The books are locked again below, so the fences go after that lock does.
-        let Pending { entry, uses, .. } = pending;
-        let after = self.come_after(stream, &uses, request);
+        let mut taken = Taken { shared: self, pending: Some(pending) };
+        let after = self.come_after(stream, taken.uses(), request)?;
         let mut books = self.books();
-        let split = match &after {
-            Ok(_) => books.split(&entry, request, self.options.granule),
-            Err(_) => Err(String::new()),
-        };
-        books.dropped.bytes -= entry.bytes;
-        let (after, problem) = match (after, split) {
-            (Ok(after), Ok((block, left))) => {
-                // In the log it goes, and comes anew as what it was divided into.
-                books.log_reap(entry.number, true);
-                books.log_gone();
-                if let Some(mut left) = left {
-                    books.log_left(&mut left);
-                    books.dropped.wait_for(left, uses);
-                }
-                return Ok(self.enter(books, label, request, block, Uses::new(false, after)));
+        let (block, left) = match taken.split(&mut books, request) {
+            Ok(parts) => parts,
+            Err(problem) => {
+                drop(books);
+                return Err(self.broken_batch(1, problem));
             }
-            (after, split) => (after, split.err().unwrap_or_default()),
         };
-        books.dropped.wait_for(entry, uses);
-        drop(books);
-        self.wake_reaper();
-        // What was recorded goes without the lock.
-        after.and_then(|_| Err(self.broken_batch(1, problem)))
+        // In the log it goes, and comes anew as what it was divided into.
+        let mut uses = taken.use_again(&mut books);
+        if let Some(mut left) = left {
+            books.log_left(&mut left);
+            books.dropped.wait_for(left, mem::take(&mut uses));
+        }
+        let fragment = self.enter(books, label, request, block, Uses::new(false, after));
+        // Fences go without the lock.
+        drop(uses);
+        Ok(fragment)
     }
 
     /// Makes a stream wait for the uses on others, and returns what then stands for all of them.

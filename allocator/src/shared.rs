@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::events::Recorder;
 use crate::fork::Process;
 use crate::fragment::{Fragment, Record};
-use crate::memory::{Memory, RawRegion};
+use crate::memory::{Memory, MemoryId, RawRegion};
 use crate::offsets::{Allocation, Key, Policy, Request, Space, align_up};
 use crate::parts::Backing;
 use crate::pending::Dropped;
@@ -62,7 +62,8 @@ pub(crate) type OnPressure = dyn Fn(&Error, u32) -> ControlFlow<()> + Send + Syn
 
 pub(crate) struct Shared {
     pub(crate) memory: Arc<dyn Memory>,
-    /// Whether devices work on the memory, and whether the CPU can access it: the answers it gave when the pool was built (I7).
+    /// Which memory it is, whether devices work on it, and whether the CPU can access it: the answers it gave when the pool was built (I7).
+    pub(crate) memory_id: MemoryId,
     pub(crate) waits_for_devices: bool,
     pub(crate) is_host_accessible: bool,
     pub(crate) name: String,
@@ -205,6 +206,7 @@ impl Block {
 impl Shared {
     pub(crate) fn new(memory: Arc<dyn Memory>, name: String, options: Options) -> Self {
         Self {
+            memory_id: memory.id(),
             waits_for_devices: memory.is_used_by_devices(),
             is_host_accessible: memory.is_host_accessible(),
             memory,

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -9,7 +10,9 @@ use std::thread;
 use proptest::prelude::*;
 use support::{DeviceMemory, Handle, Stream};
 use tensorhold_allocator::events::{self, Log};
-use tensorhold_allocator::{Error, Fragment, HostMemory, Memory, Pool, Request};
+use tensorhold_allocator::{
+    Error, Fence, Fragment, HostMemory, Memory, MemoryError, OrderedStream, Pool, Request,
+};
 
 fn device() -> (Arc<DeviceMemory>, Pool) {
     let memory = Arc::new(DeviceMemory::default());
@@ -435,4 +438,50 @@ fn what_a_stream_that_failed_was_to_write_is_not_read_by_the_cpu() {
     other.0.captured.store(true, Ordering::Relaxed);
     guard.end().unwrap_err();
     assert!(unrecorded.as_bytes().is_none() && unrecorded.clone().as_bytes().is_none());
+}
+
+/// A stream that panics when it is to wait for a fence, or to record one.
+struct Panicking {
+    stream: Handle,
+    waits: bool,
+}
+
+// SAFETY: O2, O3 as the stream's; what has not returned promises nothing.
+unsafe impl OrderedStream for Panicking {
+    fn id(&self) -> u64 {
+        self.stream.id()
+    }
+
+    fn check(&self) -> Result<(), MemoryError> {
+        self.stream.check()
+    }
+
+    fn record(&self) -> Result<Arc<dyn Fence>, MemoryError> {
+        panic!("the test's stream panics");
+    }
+
+    fn wait_for(&self, fence: &Arc<dyn Fence>) -> Result<(), MemoryError> {
+        assert!(self.waits, "the test's stream panics");
+        self.stream.wait_for(fence)
+    }
+}
+
+#[test]
+fn a_range_that_a_stream_panicked_for_waits_again_and_goes_back() {
+    for waits in [false, true] {
+        let memory = Arc::new(DeviceMemory::default());
+        let pool = Pool::builder(memory).region_bytes(4096).build().unwrap();
+        let [one, two] = streams();
+        let used = place(&pool, 4096);
+        use_on(&used, &one);
+        drop(used);
+        let panicking = Panicking { stream: two, waits };
+        let placed = catch_unwind(AssertUnwindSafe(|| {
+            pool.place_on(&panicking, "t", Request::new(4096, 256)).map(drop)
+        }));
+        assert!(placed.is_err(), "it panics");
+        assert_eq!(pool.stats().pending_bytes, 4096);
+        one.0.finish();
+        assert_empty(&pool);
+    }
 }

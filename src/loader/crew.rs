@@ -47,8 +47,8 @@ pub(super) struct Unfilled {
     pub(super) for_staging: bool,
 }
 
-/// Stops the readers if the callback panics, so that the scope can join them.
-struct StopOnPanic<'a>(&'a Control);
+/// Stops the load's threads if the callback panics, so that a scope can join them.
+pub(super) struct StopOnPanic<'a>(pub(super) &'a Control);
 
 impl Drop for StopOnPanic<'_> {
     fn drop(&mut self) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -13,7 +14,7 @@ use tensorhold_allocator::{Bases, Bytes, Pool, Reserved};
 
 use super::batch::Batch;
 use super::beside::beside;
-use super::crew::{self, Filled, Unfilled};
+use super::crew::{self, Filled, StopOnPanic, Unfilled};
 use super::described::Told;
 use super::engines::Engines;
 use super::fill::Fill;
@@ -183,7 +184,11 @@ impl Run {
             return self.read_to(bases, callback, arrivals);
         }
         thread::scope(|scope| {
-            let bring_up = || bases.bring_up(|| self.control.is_stopped());
+            let _stop = StopOnPanic(&self.control);
+            // If the memory panics, whoever waits for the part is told so.
+            let bring_up = || {
+                let _ = catch_unwind(AssertUnwindSafe(|| bases.bring_up(|| self.control.is_stopped())));
+            };
             let thread = thread::Builder::new().name("tensorhold-bring".into());
             if thread.spawn_scoped(scope, bring_up).is_err() {
                 bring_up();

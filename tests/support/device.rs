@@ -12,6 +12,8 @@ pub fn conforms(device: &Device) {
     conformance::memory(device.memory());
     conformance::memory(device.staging_memory());
     memories_stay_what_they_are(device);
+    what_is_no_region_is_refused(device);
+    an_event_of_any_number_is_recorded_or_refused(device);
     bytes_make_the_round_trip(device);
     an_event_never_recorded_has_passed(device);
     slots_are_reused_behind_events(device);
@@ -36,6 +38,30 @@ fn memories_stay_what_they_are(device: &Device) {
     assert_eq!(driver.memory().is_host_accessible(), device.is_host_accessible());
     let on_host = matches!(device.kind(), DeviceKind::Host | DeviceKind::Pinned);
     assert!(device.is_host_accessible() || !on_host);
+}
+
+/// `reserve` is safe: anyone can ask for anything.
+fn what_is_no_region_is_refused(device: &Device) {
+    let asks =
+        [(0, 256), (0, 1 << 21), (4096, 0), (4096, 3), (4096, 3 << 20), (u64::MAX, 256), (u64::MAX, 1 << 63)];
+    for memory in [device.memory(), device.staging_memory()] {
+        for (bytes, align) in asks {
+            assert!(memory.reserve(bytes, align).is_err(), "{bytes} bytes aligned to {align}");
+            let range = memory.parted().map(|parted| parted.reserve_range(bytes, align).is_err());
+            assert!(range.unwrap_or(true), "a range of {bytes} bytes aligned to {align}");
+        }
+    }
+}
+
+fn an_event_of_any_number_is_recorded_or_refused(device: &Device) {
+    let stream = device.driver().stream().unwrap();
+    for event in [1 << 20, 1 << 40, usize::MAX] {
+        if stream.record(event).is_ok() {
+            stream.wait(event).unwrap();
+        }
+        assert!(stream.has_passed(event).unwrap(), "event {event}");
+    }
+    stream.synchronize().unwrap();
 }
 
 /// A fragment of the device's memory and one of its staging memory.

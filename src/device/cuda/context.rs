@@ -176,7 +176,7 @@ impl Context {
 
     /// # Errors
     /// In a forked child.
-    fn check_process(&self) -> Result<()> {
+    pub(super) fn check_process(&self) -> Result<()> {
         fork::check(self.process, "use a CUDA device")
     }
 
@@ -186,7 +186,11 @@ impl Context {
     }
 
     /// What the driver says of the device.
+    ///
+    /// # Errors
+    /// When the driver refuses, and in a forked child.
     pub(super) fn attribute(&self, attribute: CUdevice_attribute) -> Result<i32> {
+        self.check_process()?;
         let mut value = 0;
         // SAFETY: C1: a context exists only with the library; `value` is valid for the write.
         let status = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, self.device) };
@@ -245,6 +249,7 @@ impl Context {
 
     /// Lets this context address the memory of another device's.
     pub(super) fn enable_peer(&'static self, peer: &'static Context) -> Result<()> {
+        let _current = self.enter()?;
         let mut possible = 0;
         // SAFETY: C1; `possible` is valid for the write, and both devices were got from the driver.
         let status = unsafe { sys::cuDeviceCanAccessPeer(&mut possible, self.device, peer.device) };
@@ -256,7 +261,6 @@ impl Context {
                 "the driver sees no path between them",
             ));
         }
-        let _current = self.enter()?;
         // SAFETY: C1, C3; C2: the peer's context is retained.
         let status = unsafe { sys::cuCtxEnablePeerAccess(peer.raw, 0) };
         if status == CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED {

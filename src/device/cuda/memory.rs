@@ -100,6 +100,7 @@ unsafe impl Memory for DeviceMemory {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
+        check_request(&self.context.name, bytes, align)?;
         // cuMemAlloc aligns to 256 bytes by its documentation. What is shorter than a block of the driver's shares one with others, and is
         // aligned to no more in practice; whole blocks begin where blocks do.
         let blocks =
@@ -241,6 +242,7 @@ unsafe impl Memory for PinnedMemory {
 
     fn synchronize(&self) -> std::result::Result<(), MemoryError> {
         let Some(library) = self.all_devices else { return Ok(self.context.synchronize()?) };
+        self.context.check_process()?;
         let devices = library.device_count()?;
         for ordinal in (0..devices).filter(|&ordinal| Context::is_active(library, ordinal)) {
             Context::of(ordinal)?.synchronize()?;
@@ -291,6 +293,21 @@ fn populate_run(region: &RawRegion, offset: u64) {
         start.write_volatile(0);
         let _ = madvise(start.cast(), bytes as usize, Advice::LinuxPopulateWrite);
     }
+}
+
+/// Refuses what is no region: anyone can ask a memory for anything.
+pub(super) fn check_request(device: &str, bytes: u64, align: u64) -> Result<()> {
+    if bytes > 0 && align.is_power_of_two() {
+        return Ok(());
+    }
+    Err(Error::Device {
+        device: device.into(),
+        operation: "reserve memory",
+        detail: format!(
+            "expected a size of at least 1 byte and a power of two as the alignment, got {bytes} and {align}"
+        ),
+        remedy: "ask for another size or alignment",
+    })
 }
 
 fn misaligned(device: &str, address: u64, align: u64) -> Error {

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::ptr::{self, NonNull};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{
     self, CUdevice_attribute, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc,
@@ -11,6 +12,7 @@ use cudarc::driver::sys::{
 use tensorhold_allocator::{MemoryError, PartedMemory, RawRegion};
 
 use super::context::Context;
+use super::memory::check_request;
 use super::status::check;
 use crate::device::HandleTypes;
 use crate::error::{Error, Result};
@@ -21,6 +23,8 @@ pub(super) struct PartedDeviceMemory {
     context: &'static Context,
     handles: HandleTypes,
     unit: u64,
+    /// First addresses of parts that could neither be made ready nor unmapped: their ranges are not released (V2).
+    stuck: Mutex<Vec<CUdeviceptr>>,
 }
 
 impl PartedDeviceMemory {
@@ -52,7 +56,11 @@ impl PartedDeviceMemory {
         // SAFETY: C1, C3; `unit` is valid for the write, `prop` for the read.
         let status = unsafe { sys::cuMemGetAllocationGranularity(&mut unit, &prop, option) };
         check(&context.name, "ask for the granularity of memory", status)?;
-        Ok(Self { context, handles, unit: (unit as u64).max(1).next_power_of_two() })
+        Ok(Self { context, handles, unit: (unit as u64).max(1).next_power_of_two(), stuck: Mutex::default() })
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, Vec<CUdeviceptr>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a unit of memory, and gives it back.
@@ -107,14 +115,19 @@ impl PartedDeviceMemory {
         let ready = released.and_then(|()| check(&context.name, "allow access to memory", allowed));
         if ready.is_err() {
             // SAFETY: C1, C3; mapped above, and no one knows it.
-            let _ = unsafe { sys::cuMemUnmap(address, bytes) };
+            let unmapped = check(&context.name, "unmap memory", unsafe { sys::cuMemUnmap(address, bytes) });
+            if let Err(error) = unmapped {
+                tracing::error!(%error, bytes, "memory stays behind addresses: they are never given back");
+                self.stuck().push(address);
+            }
         }
         ready
     }
 }
 
 // SAFETY: V1: the unit is kept; the driver's ranges do not overlap, and parts of whole units can be mapped. V2: mapped memory is the
-// device's as cuMemAlloc's is, and cuCtxSynchronize waits for work on it (M3).
+// device's as cuMemAlloc's is, and cuCtxSynchronize waits for work on it (M3). What `commit` could not make ready it unmaps, or else it keeps the
+// range from being released.
 unsafe impl PartedMemory for PartedDeviceMemory {
     fn unit(&self) -> u64 {
         self.unit
@@ -122,6 +135,7 @@ unsafe impl PartedMemory for PartedDeviceMemory {
 
     fn reserve_range(&self, bytes: u64, align: u64) -> std::result::Result<RawRegion, MemoryError> {
         let name = &self.context.name;
+        check_request(name, bytes, align)?;
         let too_long = || Error::Device {
             device: name.clone(),
             operation: "reserve addresses",
@@ -141,8 +155,12 @@ unsafe impl PartedMemory for PartedDeviceMemory {
     }
 
     unsafe fn release_range(&self, range: RawRegion) -> std::result::Result<(), MemoryError> {
-        let _current = self.context.enter()?;
         let address = range.base.as_ptr() as CUdeviceptr;
+        let end = address.saturating_add(range.bytes);
+        if self.stuck().iter().any(|part| (address..end).contains(part)) {
+            return Err("memory stays behind a part of the range: the driver would not unmap it".into());
+        }
+        let _current = self.context.enter()?;
         // SAFETY: C1, C3; by the caller's promise the range came from `reserve_range` and nothing is mapped there.
         let status = unsafe { sys::cuMemAddressFree(address, range.bytes as usize) };
         Ok(check(&self.context.name, "release addresses", status)?)

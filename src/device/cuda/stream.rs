@@ -8,7 +8,10 @@ use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUresult, CUstream, CUstre
 use super::context::{Context, Current};
 use super::status::check;
 use crate::device::{Stream, Transform};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// Events have numbers below this; each number takes 8 bytes of a list.
+const MAX_EVENTS: usize = 1 << 20;
 
 /// A stream that does not wait for the default stream, with events that block instead of spinning.
 #[derive(Debug)]
@@ -94,6 +97,14 @@ unsafe impl Stream for CudaStream {
     }
 
     fn record(&self, event: usize) -> Result<()> {
+        if event >= MAX_EVENTS {
+            return Err(Error::Device {
+                device: self.context.name.clone(),
+                operation: "record an event",
+                detail: format!("got event number {event}, expected one below {MAX_EVENTS}"),
+                remedy: "use small numbers",
+            });
+        }
         let current = self.context.enter()?;
         let mut events = self.events();
         if events.len() <= event {
