@@ -308,7 +308,6 @@ fn a_range_that_work_uses_is_released_after_the_work() {
     let device = {
         let stream = Arc::clone(&stream.0);
         thread::spawn(move || {
-            let at: RawRegion = at;
             while !stream.asked.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
