@@ -344,6 +344,7 @@ mod tests {
         });
         assert_eq!(&bytes, b"late");
     }
+
     #[test]
     fn a_completion_of_no_read_is_not_counted() {
         let Ok(mut queue) = Ring::open(2) else { return };
