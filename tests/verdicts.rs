@@ -40,8 +40,11 @@ fn said<'a>(tensors: impl IntoIterator<Item = &'a TensorInfo>) -> BTreeMap<Strin
     tensors.into_iter().map(said).collect()
 }
 
+/// What a header says of each tensor, or why it is refused.
+type Verdict = Result<BTreeMap<String, Said>, Error>;
+
 /// What each way to read the file makes of it.
-fn ours(path: &Path) -> Vec<(&'static str, Result<BTreeMap<String, Said>, Error>)> {
+fn ours(path: &Path) -> Vec<(&'static str, Verdict)> {
     let loader = || Loader::new(Device::host()).files([path]);
     let load = |loader: Loader| loader.load().map(|weights| said(weights.iter().map(|view| view.info())));
     let stream = || {

@@ -342,7 +342,11 @@ impl PyOpen {
 
     /// Closes the files. Tensors stay, and a read that is under way goes on.
     fn close(&self, py: Python<'_>) {
-        let checkpoint = self.checkpoint.write().unwrap_or_else(PoisonError::into_inner).take();
+        let checkpoint = match self.process.is_current() {
+            true => self.checkpoint.write().unwrap_or_else(PoisonError::into_inner).take(),
+            // A thread of the parent that looked at it without the interpreter never stops looking in a forked child.
+            false => self.checkpoint.try_write().ok().and_then(|mut checkpoint| checkpoint.take()),
+        };
         py.detach(|| {
             drop(checkpoint);
             self.end_walk_if_closed();

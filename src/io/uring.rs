@@ -262,7 +262,7 @@ impl Ring {
     fn drain(&mut self) {
         while !self.in_flight.is_empty() {
             if let Err(error) = self.complete() {
-                tracing::error!(%error, reads = self.in_flight.len(), "io_uring refuses to wait for its reads");
+                let reads = self.in_flight.len();
                 // What it has not taken never begins. The rest ends without a call, too; closing the ring would not wait for that (U1).
                 let waiting = self.ring.submission().len();
                 while self.in_flight.len() > waiting {
@@ -270,6 +270,8 @@ impl Ring {
                         thread::yield_now();
                     }
                 }
+                // Only now: a subscriber that panics ends this.
+                tracing::error!(%error, reads, "io_uring refuses to wait for its reads");
                 return;
             }
         }
@@ -342,6 +344,7 @@ mod tests {
         });
         assert_eq!(&bytes, b"late");
     }
+
     #[test]
     fn a_completion_of_no_read_is_not_counted() {
         let Ok(mut queue) = Ring::open(2) else { return };

@@ -250,10 +250,11 @@ impl Drop for Batches {
             if let Err(error) = self.wait() {
                 // D4: what they write to stays, and so do the batches.
                 let reads: usize = self.batches.iter().map(|batch| batch.in_flight).sum();
-                tracing::error!(%error, reads, "cuFile does not say whether reads have ended");
                 self.files.cufile.lose();
                 // The library may look at them again, and write to the events.
                 mem::forget(mem::take(&mut self.batches));
+                // Only now: a subscriber that panics ends this.
+                tracing::error!(%error, reads, "cuFile does not say whether reads have ended");
                 return;
             }
         }
