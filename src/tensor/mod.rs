@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use tensorhold_allocator::Quoted;
+use tensorhold_allocator::Brief;
 
 use crate::device::Device;
 use crate::dtype::DType;
@@ -51,7 +51,7 @@ pub(crate) fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok
 impl TensorInfo {
     /// Its type and shape, for an error.
     pub(crate) fn spelled(&self) -> String {
-        format!("{}{}", self.dtype, Quoted(&self.shape))
+        format!("{}{}", self.dtype, Brief(format_args!("{:?}", self.shape)))
     }
 }
 
