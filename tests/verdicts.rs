@@ -13,8 +13,11 @@ use tensorhold::{Batching, Device, Error, Loader, TensorInfo};
 /// Headers of this length are read in two steps: where tensors lie, and then the rest.
 const LONG: usize = 300_000;
 
-/// What a header says of a tensor.
+/// What a header says of a tensor: its type, shape and bytes.
 type Said = (String, Vec<usize>, u64);
+
+/// A way to read a file, and what comes of it.
+type Way = (&'static str, Result<BTreeMap<String, Said>, Error>);
 
 fn file(header: &[u8], data: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
@@ -40,11 +43,8 @@ fn said<'a>(tensors: impl IntoIterator<Item = &'a TensorInfo>) -> BTreeMap<Strin
     tensors.into_iter().map(said).collect()
 }
 
-/// What a header says of each tensor, or why it is refused.
-type Verdict = Result<BTreeMap<String, Said>, Error>;
-
 /// What each way to read the file makes of it.
-fn ours(path: &Path) -> Vec<(&'static str, Verdict)> {
+fn ours(path: &Path) -> Vec<Way> {
     let loader = || Loader::new(Device::host()).files([path]);
     let load = |loader: Loader| loader.load().map(|weights| said(weights.iter().map(|view| view.info())));
     let stream = || {
