@@ -270,6 +270,7 @@ unsafe impl Fence for End {
     }
 
     fn wait(&self) -> Result<(), MemoryError> {
+        self.0.asked.store(true, Ordering::Relaxed);
         drop(self.0.ends.wait_while(self.0.done.lock().unwrap(), |done| !*done).unwrap());
         Ok(())
     }
