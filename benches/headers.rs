@@ -59,6 +59,33 @@ fn compare(folder: &Path, hostile: &Hostile, rounds: usize) {
     );
 }
 
+/// An index of 1,000 files, whose tensors are in order or alternate between the files: how long it takes to load.
+fn compare_indexes(folder: &Path, rounds: usize) {
+    const FILES: usize = 1000;
+    const EACH: usize = 100;
+    let file = |number: usize| format!("model-{number:05}.safetensors");
+    for number in 0..FILES {
+        let entry = |n: usize| format!(r#""{number}.{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+        let header = format!("{{{}}}", (0..EACH).map(entry).collect::<Vec<_>>().join(","));
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        fs::write(folder.join(file(number)), bytes).unwrap();
+    }
+    let entry = |number: usize, n: usize| format!(r#""{number}.{n}":"{}""#, file(number));
+    let in_order = (0..FILES * EACH).map(|all| entry(all / EACH, all % EACH)).collect::<Vec<_>>();
+    let alternating = (0..FILES * EACH).map(|all| entry(all % FILES, all / FILES)).collect::<Vec<_>>();
+    for (what, entries) in [("in order", in_order), ("alternating", alternating)] {
+        let index = format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(","));
+        fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+        let load = || Loader::new(Device::host()).checkpoint(folder).and_then(Loader::load).is_ok();
+        let (loaded, _) = median(rounds, load);
+        println!(
+            "index of {FILES} files, {} tensors, {what}: {:.0} ms",
+            FILES * EACH,
+            loaded.as_secs_f64() * 1e3
+        );
+    }
+}
+
 fn main() {
     let (bytes, rounds) = (number("BENCH_BYTES", 15_000_000), number("BENCH_ROUNDS", 5));
     let only = env::var("BENCH_ONLY").unwrap_or_default();
@@ -71,5 +98,8 @@ fn main() {
         for hostile in headers.iter().filter(|hostile| hostile.what.contains(&only)) {
             compare(folder.path(), hostile, rounds);
         }
+    }
+    if only.is_empty() || only == "index" {
+        compare_indexes(tempfile::tempdir().unwrap().path(), rounds);
     }
 }

@@ -13,8 +13,11 @@ use tensorhold::{Batching, Device, Error, Loader, TensorInfo};
 /// Headers of this length are read in two steps: where tensors lie, and then the rest.
 const LONG: usize = 300_000;
 
-/// What a header says of a tensor.
+/// What a header says of a tensor: its type, shape and bytes.
 type Said = (String, Vec<usize>, u64);
+
+/// A way to read a file, and what comes of it.
+type Way = (&'static str, Result<BTreeMap<String, Said>, Error>);
 
 fn file(header: &[u8], data: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
@@ -41,7 +44,7 @@ fn said<'a>(tensors: impl IntoIterator<Item = &'a TensorInfo>) -> BTreeMap<Strin
 }
 
 /// What each way to read the file makes of it.
-fn ours(path: &Path) -> Vec<(&'static str, Result<BTreeMap<String, Said>, Error>)> {
+fn ours(path: &Path) -> Vec<Way> {
     let loader = || Loader::new(Device::host()).files([path]);
     let load = |loader: Loader| loader.load().map(|weights| said(weights.iter().map(|view| view.info())));
     let stream = || {

@@ -5,25 +5,34 @@ use std::fmt::{self, Write};
 /// How many characters of a text are shown.
 const SHOWN: usize = 200;
 
-/// Displays what `T` shows for debugging, such as a string in quotes: its first 200 characters and, if it is longer, how many there are.
+/// Displays a text in quotes, with control characters escaped: its first 200 characters and, if it is longer, its length in bytes.
 ///
-/// For names, paths and the like in messages: they come from files and may be megabytes long.
+/// For names and the like in messages: they come from files and may be megabytes long.
 #[derive(Debug, Clone, Copy)]
 pub struct Quoted<T>(pub T);
 
-/// The same of what `T` displays, in which control characters are escaped.
+/// Displays what `T` does, with control characters escaped: its first 200 characters and, if there are more, how many.
 #[derive(Debug, Clone, Copy)]
 pub struct Brief<T>(pub T);
 
-impl<T: fmt::Debug> fmt::Display for Quoted<T> {
+impl<T: AsRef<str>> fmt::Display for Quoted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Bounded::show(f, format_args!("{:?}", self.0))
+        let text = self.0.as_ref();
+        match text.char_indices().nth(SHOWN).and_then(|(end, _)| text.get(..end)) {
+            Some(start) => write!(f, "{start:?}... ({} bytes)", text.len()),
+            None => write!(f, "{text:?}"),
+        }
     }
 }
 
 impl<T: fmt::Display> fmt::Display for Brief<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Bounded::show(f, format_args!("{}", self.0))
+        let mut bounded = Bounded { out: f, characters: 0 };
+        write!(bounded, "{}", self.0)?;
+        match bounded.characters {
+            all if all > SHOWN => write!(f, "... ({all} characters)"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -31,17 +40,6 @@ impl<T: fmt::Display> fmt::Display for Brief<T> {
 struct Bounded<'a, 'f> {
     out: &'a mut fmt::Formatter<'f>,
     characters: usize,
-}
-
-impl Bounded<'_, '_> {
-    fn show(out: &mut fmt::Formatter<'_>, text: fmt::Arguments<'_>) -> fmt::Result {
-        let mut bounded = Bounded { out, characters: 0 };
-        bounded.write_fmt(text)?;
-        match bounded.characters {
-            all if all > SHOWN => write!(out, "... ({all} characters)"),
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Write for Bounded<'_, '_> {
@@ -69,15 +67,14 @@ mod tests {
     fn short_texts_are_shown_whole() {
         assert_eq!(Quoted("a\u{1b}[2Jß\n").to_string(), r#""a\u{1b}[2Jß\n""#);
         assert_eq!(Brief("a\u{1b}[2Jß\n").to_string(), "a\\u{1b}[2Jß\\n");
-        assert_eq!(Quoted([1, 2]).to_string(), "[1, 2]");
+        assert_eq!(Quoted("x".repeat(200)).to_string(), format!("\"{}\"", "x".repeat(200)));
         assert_eq!(Brief("x".repeat(200)).to_string(), "x".repeat(200));
     }
 
     #[test]
     fn long_texts_are_cut_and_their_length_is_said() {
         let long = "ß".repeat(1_000_000);
-        assert_eq!(Quoted(&long).to_string(), format!("\"{}... (1000002 characters)", "ß".repeat(199)));
+        assert_eq!(Quoted(&long).to_string(), format!("\"{}\"... (2000000 bytes)", "ß".repeat(200)));
         assert_eq!(Brief(&long).to_string(), format!("{}... (1000000 characters)", "ß".repeat(200)));
-        assert_eq!(Quoted(vec![1; 100]).to_string().len(), 200 + "... (300 characters)".len());
     }
 }

@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::iter;
 
 use serde::Serialize;
+use tensorhold::allocator::Brief;
 use tensorhold::{Device, Inspection, Loader, TensorInfo};
 
 use crate::args::InspectArgs;
-use crate::output::{self, count, data, printable};
+use crate::output::{self, brief, count, data, printable};
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let selection = args.selection.clone();
@@ -42,7 +43,7 @@ impl Total {
     fn of<'a>(tensors: impl IntoIterator<Item = &'a TensorInfo>) -> Self {
         let add = |sum: Self, tensor: &TensorInfo| Self {
             tensors: sum.tensors + 1,
-            bytes: sum.bytes + tensor.nbytes,
+            bytes: sum.bytes.saturating_add(tensor.nbytes),
         };
         tensors.into_iter().fold(Self { tensors: 0, bytes: 0 }, add)
     }
@@ -74,6 +75,6 @@ fn write_text(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
 }
 
 fn row(tensor: &TensorInfo) -> [String; 4] {
-    let shape = format!("{:?}", tensor.shape);
-    [printable(&tensor.name).into_owned(), tensor.dtype.to_string(), shape, data(tensor.nbytes)]
+    let shape = Brief(format_args!("{:?}", tensor.shape)).to_string();
+    [brief(&tensor.name), tensor.dtype.to_string(), shape, data(tensor.nbytes)]
 }

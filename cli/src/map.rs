@@ -184,7 +184,7 @@ fn text(out: &mut dyn Write, y: f64, size: u32, text: &str) -> io::Result<()> {
 /// A string from a file as it can stand in XML: no markup, no characters that XML does not have.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in output::printable(text).chars() {
+    for c in output::brief(text).chars() {
         match c {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),

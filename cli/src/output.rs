@@ -11,7 +11,8 @@ use std::path::Path;
 use anyhow::Context;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use tensorhold::allocator::Brief;
 
 /// Writes a result to standard output. A reader that has gone has seen enough: that is no error.
 pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
@@ -37,6 +38,11 @@ pub(crate) fn print_to(
 pub(crate) fn write_json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)
+}
+
+/// Serializes a path as text, in which bytes that are not UTF-8 are replaced by U+FFFD.
+pub(crate) fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// Writes an error and its sources to standard error.
@@ -82,6 +88,11 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
 pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
     let per_second = bytes as f64 / 1e9 / seconds.max(f64::MIN_POSITIVE);
     format!("{} in {seconds:.3} s: {per_second:.2} GB/s", data(bytes))
+}
+
+/// A name from a file as it can be shown on a terminal: bounded, since a column is as wide as its longest row.
+pub(crate) fn brief(text: &str) -> String {
+    Brief(text).to_string()
 }
 
 /// A string from a file as it can be shown on a terminal: control characters are escaped.

@@ -2,7 +2,9 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 
 use serde_json::json;
 use support::{checkpoint, command, failure, json, run, stdout, write};
@@ -101,4 +103,45 @@ fn a_selection_of_nothing_is_an_error() {
     let folder = checkpoint();
     let message = failure(&run("inspect", folder.path(), &["--select", "bias"]), 1);
     assert!(message.starts_with("error: select: no tensor's name matches \"bias\""), "{message}");
+}
+
+#[test]
+fn one_long_name_or_shape_does_not_widen_every_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let entry = |name: &str, ones: usize| {
+        let shape = format!("[0{}]", ",1".repeat(ones));
+        format!(r#""{name}":{{"dtype":"U8","shape":{shape},"data_offsets":[0,0]}}"#)
+    };
+    let mut entries: Vec<_> = (0..1000).map(|number| entry(&format!("t{number}"), 0)).collect();
+    entries.extend([entry(&"n".repeat(1_000_000), 0), entry("shape", 4000)]);
+    let header = format!("{{{}}}", entries.join(","));
+    fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    let printed = stdout(&run("inspect", &path, &[]));
+    assert!(printed.contains("nnn... (1000000 characters)"));
+    assert!(printed.len() < 1_000_000, "{} bytes", printed.len());
+    let all = json(&run("inspect", &path, &["--json"]));
+    let lengths =
+        all["tensors"].as_array().unwrap().iter().map(|tensor| tensor["name"].as_str().unwrap().len());
+    assert_eq!(lengths.max(), Some(1_000_000));
+}
+
+#[test]
+fn a_path_that_is_not_utf8_is_a_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(OsStr::from_bytes(b"m\xffdel.safetensors"));
+    write(&path, &[("t", &[2])]);
+    assert!(stdout(&run("inspect", &path, &[])).contains("m\u{fffd}del.safetensors: 1 tensor"));
+    let shown = json!(path.display().to_string());
+    let document = json(&run("inspect", &path, &["--json"]));
+    assert_eq!((&document["files"][0]["path"], &document["tensors"][0]["file"]), (&shown, &shown));
+    for (subcommand, options) in
+        [("load", &["--json"][..]), ("load", &[]), ("verify", &["--json"]), ("verify", &[])]
+    {
+        let output = command().arg(subcommand).arg(&path).args(options).output().unwrap();
+        assert!(output.status.success(), "{subcommand} {options:?}: {output:?}");
+    }
+    let picture = folder.path().join(OsStr::from_bytes(b"m\xffp.svg"));
+    let output = command().arg("map").arg(&path).arg("--out").arg(&picture).output().unwrap();
+    assert!(output.status.success() && picture.exists(), "{output:?}");
 }

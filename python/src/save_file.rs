@@ -1,11 +1,13 @@
 //! Writing a file of tensors of any framework, whose bytes are in host memory or a device's.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use dlpark::python::{ImportedDlpack, from_dlpack};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::IntoPyDict;
+use pyo3::types::{IntoPyDict, PyString};
+use tensorhold::allocator::Quoted;
 use tensorhold::save::{Durability, Entry, Item, Saver};
 use tensorhold::{Metadata, Tensor};
 
@@ -38,7 +40,8 @@ impl Source {
             Ok(_) => Ok(source),
             Err(problem) => {
                 let message = format!(
-                    "save tensor {name:?}: got bytes that cannot be read: {problem}; expected dense ones in host memory; copy it there"
+                    "save tensor {}: got bytes that cannot be read: {problem}; expected dense ones in host memory; copy it there",
+                    Quoted(name)
                 );
                 Err(errors::new(py, Kind::Tensor, message))
             }
@@ -70,7 +73,20 @@ fn capsule<'py>(found: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
 }
 
 /// Name, type, shape, and bytes.
-type PyItem<'py> = (String, Bound<'py, PyAny>, Vec<usize>, Bound<'py, PyAny>);
+type PyItem<'py> = (Bound<'py, PyString>, Bound<'py, PyAny>, Vec<usize>, Bound<'py, PyAny>);
+
+/// A text for a header, which is UTF-8: Python's strings may hold halves of surrogate pairs, which it does not have.
+fn text<'py>(
+    found: &'py Bound<'_, PyString>,
+    subject: impl FnOnce(&str) -> String,
+) -> PyResult<Cow<'py, str>> {
+    found.to_cow().map_err(|_| {
+        let shown = found.to_string_lossy();
+        let problem = "got a lone surrogate, expected text that UTF-8 can hold; replace it";
+        let message = format!("{}: {problem}", subject(&Quoted(&*shown).to_string()));
+        errors::new(found.py(), Kind::Tensor, message)
+    })
+}
 
 /// Writes a file of tensors, each a name, a type, a shape, and its bytes.
 #[pyfunction]
@@ -78,21 +94,30 @@ pub(crate) fn save_file(
     py: Python<'_>,
     path: PathBuf,
     items: Vec<PyItem<'_>>,
-    metadata: Metadata,
+    metadata: Vec<(Bound<'_, PyString>, Bound<'_, PyString>)>,
     synced: bool,
 ) -> PyResult<()> {
     let mut sources = Vec::with_capacity(items.len());
     for (name, dtype, shape, found) in &items {
+        let name = text(name, |name| format!("save tensor {name}: its name"))?;
         let dtype = info::dtype(dtype).map_err(|_| {
-            let message =
-                format!("save tensor {name:?}: got {dtype}, expected a type of the format; convert it");
+            let message = format!(
+                "save tensor {}: got {dtype}, expected a type of the format; convert it",
+                Quoted(&name)
+            );
             errors::new(py, Kind::Tensor, message)
         })?;
-        let entry = Entry::new(name.as_str(), dtype, shape).map_err(|error| raise(py, error))?;
-        sources.push((entry, Source::of(name, found)?));
+        let entry = Entry::new(&*name, dtype, shape).map_err(|error| raise(py, error))?;
+        sources.push((entry, Source::of(&name, found)?));
+    }
+    let mut strings = Metadata::new();
+    for (key, value) in &metadata {
+        let named = text(key, |key| format!("save metadata {key}: its key"))?;
+        let value = text(value, |_| format!("save metadata {}: its value", Quoted(&named)))?;
+        strings.insert(named.into_owned(), value.into_owned());
     }
     let durability = if synced { Durability::Synced } else { Durability::Cached };
-    let saver = Saver::new().metadata(metadata).durability(durability);
+    let saver = Saver::new().metadata(strings).durability(durability);
     let save = || {
         let items = sources.iter().map(|(entry, source)| {
             // Found to be there before.

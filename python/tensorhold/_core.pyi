@@ -442,7 +442,7 @@ def inspect(
     """What the headers say: the tensors as they would be loaded, and the strings of each file."""
 
 def save_file(
-    path: Path, items: Sequence[tuple[str, DType, list[int], Any]], metadata: dict[str, str], synced: bool
+    path: Path, items: Sequence[tuple[str, DType, list[int], Any]], metadata: Sequence[tuple[str, str]], synced: bool
 ) -> None:
     """Writes a file of tensors, each a name, a type, a shape, and its bytes."""
 

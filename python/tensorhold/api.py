@@ -77,7 +77,7 @@ def save_file(
     from tensorhold import frameworks
 
     items = [frameworks.item(name, tensor) for name, tensor in tensors.items()]
-    _core.save_file(filename, items, dict(metadata or {}), synced)
+    _core.save_file(filename, items, list((metadata or {}).items()), synced)
 
 
 def install_as_fastsafetensors() -> None:

@@ -113,3 +113,21 @@ def test_the_modules_of_frameworks_save_too(tmp_path: pathlib.Path) -> None:
 
     tensorhold.numpy.save_file({"a": numpy.ones(2, dtype=numpy.int16)}, tmp_path / "a.safetensors")
     assert raw(tensorhold.numpy.load_file(tmp_path / "a.safetensors")["a"]) == b"\x01\x00\x01\x00"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "words"),
+    [
+        (["a", "b\ud800"], {}, ["save tensor \"b", "its name", "lone surrogate"]),
+        (["a"], {"k\udc00": "v"}, ["save metadata \"k", "its key", "lone surrogate"]),
+        (["a"], {"k": "\ud800v"}, ["save metadata \"k\"", "its value", "lone surrogate"]),
+    ],
+)
+def test_text_that_utf8_cannot_hold_is_refused_by_name(
+    tensors: list[str], metadata: dict[str, str], words: list[str], tmp_path: pathlib.Path
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(tensorhold.TensorError) as refused:
+        tensorhold.save_file({name: numpy.ones(3) for name in tensors}, tmp_path / "saved.safetensors", metadata)
+    assert all(word in str(refused.value) for word in words), refused.value
+    assert list(tmp_path.iterdir()) == []

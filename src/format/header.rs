@@ -5,7 +5,7 @@ use std::str;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use tensorhold_allocator::Quoted;
+use tensorhold_allocator::Brief;
 
 use super::problem::Problem;
 use super::read::Parsed;
@@ -39,13 +39,20 @@ impl Entry {
             return Err(format!("its offset {start} {how}, expected {previous_end}"));
         }
         let Some(bits) = shape::bits(*dtype, shape) else {
-            return Err(format!("the size of shape {} of {dtype} overflows 64 bits", Quoted(shape)));
+            return Err(format!(
+                "the size of shape {} of {dtype} overflows 64 bits",
+                Brief(format_args!("{shape:?}"))
+            ));
         };
         if !bits.is_multiple_of(8) {
-            return Err(format!("shape {} of {dtype} is {bits} bits, expected whole bytes", Quoted(shape)));
+            return Err(format!(
+                "shape {} of {dtype} is {bits} bits, expected whole bytes",
+                Brief(format_args!("{shape:?}"))
+            ));
         }
         if *nbytes != bits / 8 {
-            let expected = format!("expected {} by shape {} of {dtype}", bits / 8, Quoted(shape));
+            let expected =
+                format!("expected {} by shape {} of {dtype}", bits / 8, Brief(format_args!("{shape:?}")));
             return Err(format!("its offsets span {nbytes} bytes, {expected}"));
         }
         Ok(())

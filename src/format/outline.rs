@@ -6,12 +6,12 @@
 use std::fmt;
 use std::str;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::METADATA;
 use super::header::{LIKELY_BYTES, PREFIX_LEN};
 use super::json::Text;
-use super::values::{Offsets, Reader, refuses, seed};
+use super::values::{Offsets, Reader, Skipped, refuses, seed};
 
 /// Where a tensor's bytes are in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl<'de> Visitor<'de> for Tensors<'_> {
         let mut offsets = Vec::with_capacity(self.likely);
         while let Some(Text(key)) = map.next_key()? {
             if key == METADATA {
-                map.next_value::<IgnoredAny>()?;
+                map.next_value_seed(Skipped { reader: self.reader, keys: false })?;
             } else {
                 offsets.push(map.next_value_seed(Tensor(self.reader))?);
             }
@@ -85,7 +85,7 @@ impl<'de> Visitor<'de> for Tensor<'_> {
         let mut offsets = None;
         while let Some(Text(key)) = map.next_key()? {
             if key != "data_offsets" {
-                map.next_value::<IgnoredAny>()?;
+                map.next_value_seed(Skipped { reader: self.0, keys: false })?;
             } else if offsets.replace(map.next_value_seed(Offsets(self.0))?).is_some() {
                 return Err(A::Error::duplicate_field("data_offsets"));
             }

@@ -26,11 +26,21 @@ pub(super) struct Parsed {
 
 impl Parsed {
     pub(super) fn read(text: &str) -> Result<Self, Problem> {
-        let mut reader = Reader::default();
+        Self::read_by(text, Reader::default())
+    }
+
+    fn read_by(text: &str, mut reader: Reader) -> Result<Self, Problem> {
         let mut json = serde_json::Deserializer::from_str(text);
         let header = Header { reader: &mut reader, likely: text.len() / LIKELY_BYTES };
         let parsed = header.deserialize(&mut json).and_then(|parsed| json.end().map(|()| parsed));
-        parsed.map_err(|error| reader.problem.unwrap_or(Problem::Json(error)))
+        let Err(error) = parsed else { return parsed.map_err(Problem::Json) };
+        let Reader { problem, seen, .. } = reader;
+        match (problem, seen.again()) {
+            (Some(problem), _) => Err(problem),
+            // Which key it is, of which only the hash is known.
+            (None, Some(seen)) => Self::read_by(text, Reader { seen, ..Reader::default() }),
+            (None, None) => Err(Problem::Json(error)),
+        }
     }
 }
 
@@ -172,19 +182,22 @@ impl<'de> Visitor<'de> for Tensor<'_> {
         let Self { reader, name } = self;
         let (mut dtype, mut shape, mut offsets, mut others) = (None, None, None, None);
         while let Some(Text(key)) = map.next_key()? {
-            let is_new = match &*key {
-                "dtype" => dtype.replace(map.next_value_seed(TypeName(reader))?).is_none(),
-                "shape" => shape.replace(map.next_value_seed(Dimensions(reader))?).is_none(),
-                "data_offsets" => offsets.replace(map.next_value_seed(Offsets(reader))?).is_none(),
+            let is_twice = match &*key {
+                "dtype" => dtype.replace(map.next_value_seed(TypeName(reader))?).is_some(),
+                "shape" => shape.replace(map.next_value_seed(Dimensions(reader))?).is_some(),
+                "data_offsets" => offsets.replace(map.next_value_seed(Offsets(reader))?).is_some(),
                 _ => {
-                    let object = *others.get_or_insert_with(|| reader.seen.object());
-                    map.next_value_seed(Skipped(reader))?;
-                    reader.seen.insert(object, &key)
+                    let others = *others.get_or_insert_with(|| reader.seen.object());
+                    map.next_value_seed(Skipped { reader, keys: true })?;
+                    reader.seen.note(others, &key)
                 }
             };
-            if !is_new {
+            if is_twice {
                 return Err(reader.fail(Problem::duplicate(&key)));
             }
+        }
+        if others.is_some_and(|others| reader.seen.has_twice(others)) {
+            return Err(A::Error::custom("a key is there twice"));
         }
         let mut missing = |field: &str| reader.fail_tensor(format!("it has no {field:?}"));
         let dtype: DType = dtype.ok_or_else(|| missing("dtype"))?;

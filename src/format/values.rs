@@ -1,13 +1,12 @@
 //! The values in what a header says of a tensor, each looked at whatever its type is: the parser's own errors would quote texts of any length.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use tensorhold_allocator::Quoted;
+use tensorhold_allocator::{Brief, Quoted};
 
 use super::json::Text;
 use super::problem::Problem;
@@ -25,7 +24,7 @@ pub(super) struct Reader {
     /// What is wrong with the tensor that is being read.
     pub(super) wrong: Option<String>,
     /// The dimensions of the tensor that is being read.
-    dimensions: Vec<usize>,
+    pub(super) dimensions: Vec<usize>,
     pub(super) seen: Seen,
 }
 
@@ -41,25 +40,56 @@ impl Reader {
     }
 }
 
-/// The keys of objects that the format does not have, by their hashes: two that differ have the same one with a probability of 2^-64, and no one
-/// can choose them so, since the hasher is keyed at random.
+/// The keys of the objects that are being read, of those that the format does not have: by their hashes, which are compared at an object's end. Two keys
+/// that differ have the same hash with a probability of 2^-64, and no one can choose them so, since the hasher is keyed at random.
 #[derive(Default)]
 pub(super) struct Seen {
-    keys: HashSet<u64, foldhash::fast::RandomState>,
+    hashes: Vec<u64>,
     hasher: RandomState,
     objects: u64,
+    /// A hash that an object has twice, when its key is looked for; and whether it has been found once.
+    watched: Option<(u64, bool)>,
 }
 
+/// An object that is being read: its number, and where its hashes begin.
+#[derive(Clone, Copy)]
+pub(super) struct Object(u64, usize);
+
 impl Seen {
-    /// A number for another object.
-    pub(super) fn object(&mut self) -> u64 {
-        self.objects += 1;
-        self.objects
+    /// Looks for the key of which an object has two, now that one has.
+    pub(super) fn again(mut self) -> Option<Self> {
+        self.watched?;
+        self.hashes.clear();
+        self.objects = 0;
+        Some(self)
     }
 
-    /// Notes a key of an object. Returns whether it is new.
-    pub(super) fn insert(&mut self, object: u64, key: &str) -> bool {
-        self.keys.insert(self.hasher.hash_one((object, key)))
+    pub(super) fn object(&mut self) -> Object {
+        self.objects += 1;
+        Object(self.objects, self.hashes.len())
+    }
+
+    /// Notes a key of an object. Returns whether it is that which is looked for.
+    pub(super) fn note(&mut self, object: Object, key: &str) -> bool {
+        let hash = self.hasher.hash_one((object.0, key));
+        match &mut self.watched {
+            Some((watched, found)) if *watched == hash => std::mem::replace(found, true),
+            Some(_) => false,
+            None => {
+                self.hashes.push(hash);
+                false
+            }
+        }
+    }
+
+    /// Whether an object that ends has had two of a key.
+    pub(super) fn has_twice(&mut self, object: Object) -> bool {
+        let hashes = self.hashes.get_mut(object.1..).unwrap_or_default();
+        hashes.sort_unstable();
+        let twice = hashes.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| (pair[0], false));
+        self.hashes.truncate(object.1);
+        self.watched = self.watched.or(twice);
+        twice.is_some()
     }
 }
 
@@ -262,7 +292,7 @@ impl<'de> Visitor<'de> for Number<'_> {
     /// Where an application has turned on serde_json's `arbitrary_precision`, numbers come as objects.
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<u64, A::Error> {
         match serde_json::Number::deserialize(MapAccessDeserializer::new(map)) {
-            Ok(number) => number.as_u64().ok_or_else(|| self.refuse(Quoted(number))),
+            Ok(number) => number.as_u64().ok_or_else(|| self.refuse(Brief(number))),
             Err(_) => Err(self.refuse("an object")),
         }
     }
@@ -274,8 +304,11 @@ fn not_numbers(field: &str, got: impl fmt::Display) -> String {
     format!("its {field:?} is {got}, expected a list of whole numbers from 0 to 2^64-1")
 }
 
-/// A value that the format does not have.
-pub(super) struct Skipped<'r>(pub(super) &'r mut Reader);
+/// A value that is not used. Whether its objects have keys twice is looked at, or left to be.
+pub(super) struct Skipped<'r> {
+    pub(super) reader: &'r mut Reader,
+    pub(super) keys: bool,
+}
 
 seed!(Skipped gives ());
 
@@ -287,19 +320,23 @@ impl<'de> Visitor<'de> for Skipped<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let reader = self.0;
+        let Self { reader, keys } = self;
         let object = reader.seen.object();
         while let Some(Text(key)) = map.next_key()? {
-            map.next_value_seed(Skipped(reader))?;
-            if !reader.seen.insert(object, &key) {
+            map.next_value_seed(Skipped { reader, keys })?;
+            if keys && reader.seen.note(object, &key) {
                 return Err(reader.fail(Problem::duplicate(&key)));
             }
+        }
+        if reader.seen.has_twice(object) {
+            return Err(A::Error::custom("a key is there twice"));
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Skipped(self.0))?.is_some() {}
+        let Self { reader, keys } = self;
+        while list.next_element_seed(Skipped { reader, keys })?.is_some() {}
         Ok(())
     }
 

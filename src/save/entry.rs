@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tensorhold_allocator::Quoted;
+use tensorhold_allocator::Brief;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -40,10 +40,18 @@ impl Entry {
             return error(got, "another name", "rename the tensor");
         }
         match shape::bits(dtype, shape) {
-            None => error(format!("{dtype}{}", Quoted(shape)), "fewer than 2^64 bits", "write it in parts"),
+            None => error(
+                format!("{dtype}{}", Brief(format_args!("{shape:?}"))),
+                "fewer than 2^64 bits",
+                "write it in parts",
+            ),
             Some(bits) if !bits.is_multiple_of(8) => {
                 let remedy = "pad the last dimension to an even number of bytes";
-                error(format!("{dtype}{}, which is {bits} bits", Quoted(shape)), "whole bytes", remedy)
+                error(
+                    format!("{dtype}{}, which is {bits} bits", Brief(format_args!("{shape:?}"))),
+                    "whole bytes",
+                    remedy,
+                )
             }
             Some(bits) => Ok(Self { name, dtype, shape: shape.into(), nbytes: bits / 8 }),
         }
@@ -120,7 +128,7 @@ impl<'a> Item<'a> {
                 "{} by its type and shape, {}{}",
                 entry.nbytes,
                 entry.dtype,
-                Quoted(&entry.shape)
+                Brief(format_args!("{:?}", entry.shape))
             ),
             remedy: "give the bytes of all of its elements, and no others",
             name: entry.name,

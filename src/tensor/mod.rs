@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use tensorhold_allocator::Quoted;
+use tensorhold_allocator::Brief;
 
 use crate::device::Device;
 use crate::dtype::DType;
@@ -83,7 +83,7 @@ impl TensorInfo {
 
     /// Its type and shape, for an error.
     pub(crate) fn spelled(&self) -> String {
-        format!("{}{}", self.dtype, Quoted(&self.shape))
+        format!("{}{}", self.dtype, Brief(format_args!("{:?}", self.shape)))
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Instant;
 use anyhow::Context;
 use indicatif::ProgressBar;
 use serde::Serialize;
+use tensorhold::allocator::{Brief, Quoted};
 use tensorhold::{Tensor, Weights};
 
 use super::reference::Reference;
@@ -47,6 +48,7 @@ pub(crate) struct Verification {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Difference {
     tensor: String,
+    #[serde(serialize_with = "output::path_text")]
     file: Arc<Path>,
     #[serde(flatten)]
     kind: Kind,
@@ -67,7 +69,7 @@ enum Kind {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tensor {:?} of {:?}: {}", self.tensor, self.file, self.kind)
+        write!(f, "tensor {} of {:?}: {}", Quoted(&self.tensor), self.file, self.kind)
     }
 }
 
@@ -78,7 +80,7 @@ impl fmt::Display for Kind {
                 write!(f, "byte {offset} is {in_file:#04x} in the file and {on_device:#04x} on the device")
             }
             Self::Description { in_file, on_device } => {
-                write!(f, "it is {in_file} in the file and {on_device} on the device")
+                write!(f, "it is {} in the file and {} on the device", Brief(in_file), Brief(on_device))
             }
             Self::NotLoaded => f.write_str("it is in the file and was not loaded"),
             Self::NotInFile => f.write_str("it was loaded and is not in the file"),
