@@ -324,7 +324,13 @@ impl Error {
         // A search among very many names would cost more than the hint is worth, and so would one among long names.
         let length = name.len();
         let is_near = |known: &&str| known.len().abs_diff(length) <= known.len().max(length) / 2;
-        let candidates = known.take(if length <= MAX_HINT_BYTES { 10_000 } else { 0 }).filter(is_near);
+        let mut left = if length <= MAX_HINT_BYTES { MAX_HINT_PAIRS } else { 0 };
+        let candidates = known.take(10_000).filter(is_near).take_while(|known| {
+            let pairs = known.len() * length;
+            let is_worth_it = pairs <= left;
+            left = left.saturating_sub(pairs);
+            is_worth_it
+        });
         let similar = candidates.map(|known| (strsim::normalized_levenshtein(known, name), known));
         let nearest = similar.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(similarity, _)| *similarity > 0.6);
         Self::UnknownTensor { name: name.into(), nearest: nearest.map(|(_, known)| known.into()), tensors }
@@ -333,6 +339,9 @@ impl Error {
 
 /// For longer names no similar one is looked for.
 const MAX_HINT_BYTES: usize = 1000;
+
+/// A comparison takes as many steps as the two names have pairs of bytes; so many are worth it. Names of 80 bytes are all compared.
+const MAX_HINT_PAIRS: usize = 10_000 * 80 * 80;
 
 fn described(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -360,5 +369,23 @@ fn hint(nearest: Option<&str>) -> String {
     match nearest {
         Some(nearest) => format!("; did you mean {}?", Quoted(nearest)),
         None => "; names() lists them".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_similar_name_is_looked_for_as_long_as_that_takes_few_steps() {
+        let hinted = |bytes: usize, others: usize| {
+            let mut names: Vec<String> = (0..others).map(|number| format!("{number:0bytes$}")).collect();
+            names.push("x".repeat(bytes));
+            let wrong = "x".repeat(bytes - 1) + "y";
+            let error = Error::unknown_tensor(&wrong, names.iter().map(|name| &**name), names.len());
+            matches!(error, Error::UnknownTensor { nearest: Some(_), .. })
+        };
+        assert!(hinted(20, 9_999) && hinted(MAX_HINT_BYTES, 10));
+        assert!(!hinted(20, 10_000) && !hinted(MAX_HINT_BYTES, 100));
     }
 }

@@ -92,7 +92,7 @@ fn an_index_beyond_the_limit_is_refused_unread() {
 }
 
 #[test]
-fn a_file_that_says_that_it_is_empty_is_read_up_to_its_end() {
+fn an_index_that_says_that_it_is_empty_is_read_up_to_its_end_and_a_shard_is_not() {
     // The kernel's own files have no length, and may have bytes all the same.
     let folder = tempfile::tempdir().unwrap();
     symlink("/proc/self/status", folder.path().join(INDEX)).unwrap();
@@ -101,4 +101,19 @@ fn a_file_that_says_that_it_is_empty_is_read_up_to_its_end() {
     symlink("/proc/self/status", folder.path().join("a.safetensors")).unwrap();
     let error = load(&folder.path().join("a.safetensors"));
     assert!(matches!(&error, Error::Header { .. }), "{error}");
+    // Its first bytes would be taken for a length.
+    assert!(error.to_string().contains("the file is 0 bytes"), "{error}");
+}
+
+#[test]
+fn files_of_the_kernel_that_have_readers_wait_are_errors() {
+    // A regular file, by what the system says; without the permission to open it, an error just the same.
+    let endless = Path::new("/proc/kmsg");
+    let folder = tempfile::tempdir().unwrap();
+    symlink(endless, folder.path().join(INDEX)).unwrap();
+    load(folder.path());
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(INDEX), r#"{"weight_map": {"x": "a.safetensors"}}"#).unwrap();
+    symlink(endless, folder.path().join("a.safetensors")).unwrap();
+    load(folder.path());
 }

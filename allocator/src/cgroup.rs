@@ -2,7 +2,7 @@
 //!
 //! A limit of a group holds for all groups below it, so those of the process's own group and of each one above it are read, as far as
 //! they can be seen: by version 2 (`memory.max`, `memory.swap.max`) and by version 1 (`memory.limit_in_bytes`,
-//! `memory.memsw.limit_in_bytes`), of which a system can have both. Which group that is, `/proc/self/cgroup` says; where it is to
+//! `memory.memsw.limit_in_bytes`; of groups that cannot be seen, `memory.stat` tells), of which a system can have both. Which group that is, `/proc/self/cgroup` says; where it is to
 //! be seen, `/proc/self/mountinfo`, since a container sees a part of the tree, at any place.
 
 use std::ffi::OsStr;
@@ -61,8 +61,12 @@ impl Version {
         let limit = |file| read(file).unwrap_or(u64::MAX);
         match self {
             Self::One => {
-                let both = limit("memory.memsw.limit_in_bytes");
-                limit("memory.limit_in_bytes").saturating_add(swap).min(both)
+                // Groups above the top of what a container sees have limits, too.
+                let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+                let above = |name| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+                let least = |file, name| limit(file).min(above(name).unwrap_or(u64::MAX));
+                let both = least("memory.memsw.limit_in_bytes", "hierarchical_memsw_limit ");
+                least("memory.limit_in_bytes", "hierarchical_memory_limit ").saturating_add(swap).min(both)
             }
             Self::Two => limit("memory.max").saturating_add(limit("memory.swap.max").min(swap)),
         }
@@ -218,6 +222,20 @@ mod tests {
             System::new("4:memory:/../x\n", V1).with("sys/fs/cgroup/x/memory.max", "1").bytes(0),
             u64::MAX
         );
+    }
+
+    #[test]
+    fn groups_above_what_a_container_sees_limit_it_by_version_1() {
+        let folder = "sys/fs/cgroup/memory/";
+        let one = |stat: &str| {
+            System::new("4:memory:/\n", V1)
+                .with(&format!("{folder}memory.limit_in_bytes"), "9223372036854771712\n")
+                .with(&format!("{folder}memory.stat"), stat)
+        };
+        let stat = "cache 0\nhierarchical_memory_limit 4096\nhierarchical_memsw_limit 9223372036854771712\n";
+        assert_eq!(one(stat).bytes(100), 4196);
+        assert_eq!(one("hierarchical_memory_limit 4096\nhierarchical_memsw_limit 4100\n").bytes(100), 4100);
+        assert_eq!(one("hierarchical_memory_limit many\n").bytes(0), 9223372036854771712);
     }
 
     #[test]

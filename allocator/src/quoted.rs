@@ -48,7 +48,7 @@ impl Write for Bounded<'_, '_> {
         while self.characters < SHOWN
             && let Some(character) = rest.next()
         {
-            match character.is_control() {
+            match acts(character) {
                 true => write!(self.out, "{}", character.escape_debug())?,
                 false => self.out.write_char(character)?,
             }
@@ -57,6 +57,13 @@ impl Write for Bounded<'_, '_> {
         self.characters += rest.as_str().chars().count();
         Ok(())
     }
+}
+
+/// Whether a character acts on the terminal, or on the order or the lines of what follows it.
+fn acts(character: char) -> bool {
+    let on_text = '\u{2028}'..='\u{202e}';
+    let isolates = '\u{2066}'..='\u{2069}';
+    character.is_control() || on_text.contains(&character) || isolates.contains(&character)
 }
 
 #[cfg(test)]
@@ -69,6 +76,13 @@ mod tests {
         assert_eq!(Brief("a\u{1b}[2Jß\n").to_string(), "a\\u{1b}[2Jß\\n");
         assert_eq!(Quoted("x".repeat(200)).to_string(), format!("\"{}\"", "x".repeat(200)));
         assert_eq!(Brief("x".repeat(200)).to_string(), "x".repeat(200));
+    }
+
+    #[test]
+    fn characters_that_reorder_or_break_lines_are_escaped() {
+        let text = "a\u{202e}b\u{2028}c\u{2069}\u{5d0}";
+        assert_eq!(Brief(text).to_string(), "a\\u{202e}b\\u{2028}c\\u{2069}\u{5d0}");
+        assert_eq!(Quoted(text).to_string(), "\"a\\u{202e}b\\u{2028}c\\u{2069}\u{5d0}\"");
     }
 
     #[test]

@@ -33,7 +33,8 @@ const MAX_BYTES: u64 = 256 << 20;
 /// # Errors
 /// When it cannot be read, is not a regular file, or is longer than [`MAX_BYTES`].
 fn read_text(path: &Path) -> Result<Vec<u8>> {
-    let (file, metadata) = regular::open(path, OFlags::empty()).map_err(|error| match error {
+    // Some of the kernel's own files are regular, and have readers wait for more.
+    let (file, metadata) = regular::open(path, OFlags::NONBLOCK).map_err(|error| match error {
         NotOpened::System(source) => Error::Io { operation: "read index", path: path.into(), source },
         NotOpened::NotRegular(what) => {
             let problem = format!("it is {what}, expected a file; name an index, or the files without one");

@@ -214,7 +214,8 @@ impl Begun {
     fn new(path: &Path) -> Result<Self> {
         let source = FileSource::open(path)?;
         let mut prefix = [0; 8];
-        let prefix_bytes = source.read(&mut prefix, 0)?;
+        // Of a file that says that it is shorter nothing is read: the kernel's own say so, and some of these have readers wait.
+        let prefix_bytes = if source.len() < 8 { 0 } else { source.read(&mut prefix, 0)? };
         let header_bytes =
             format::header_len(&prefix[..prefix_bytes], source.len()).map_err(|problem| problem.of(path))?;
         Ok(Self { source, header_bytes })
