@@ -32,12 +32,14 @@ enum Change {
     Replaced,
     /// By a folder.
     ReplacedByAFolder,
+    /// By a link that leads to itself.
+    ReplacedByALoop,
     Removed,
     /// With its folder.
     FolderRemoved,
 }
 
-const CHANGES: [Change; 9] = [
+const CHANGES: [Change; 10] = [
     Change::Written,
     Change::WrittenAndPutBack,
     Change::Grown,
@@ -45,6 +47,7 @@ const CHANGES: [Change; 9] = [
     Change::Emptied,
     Change::Replaced,
     Change::ReplacedByAFolder,
+    Change::ReplacedByALoop,
     Change::Removed,
     Change::FolderRemoved,
 ];
@@ -76,6 +79,10 @@ impl Change {
             Self::ReplacedByAFolder => {
                 fs::rename(path, &aside)?;
                 fs::create_dir(path)?;
+            }
+            Self::ReplacedByALoop => {
+                fs::remove_file(path)?;
+                std::os::unix::fs::symlink(path, path)?;
             }
             Self::Removed => fs::remove_file(path)?,
             Self::FolderRemoved => fs::remove_dir_all(path.parent().unwrap())?,

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt};
+use tensorhold::allocator::Quoted;
 use tensorhold::{Device, DeviceKind};
 
 use crate::errors::{self, Kind, raise};
@@ -38,8 +39,9 @@ fn parse(py: Python<'_>, named: &Bound<'_, PyAny>) -> PyResult<DeviceKind> {
                 other.strip_prefix("cuda:").filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
             let Some(ordinal) = ordinal.and_then(|digits| digits.parse::<u16>().ok()) else {
                 let message = format!(
-                    "option device: got {spelled:?}, expected \"cpu\", \"pinned\", \"cuda\" or \"cuda:N\"; \
-                     name a device of this machine"
+                    "option device: got {}, expected \"cpu\", \"pinned\", \"cuda\" or \"cuda:N\"; \
+                     name a device of this machine",
+                    Quoted(&spelled)
                 );
                 return Err(errors::new(py, Kind::Option, message));
             };

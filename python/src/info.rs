@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use tensorhold::allocator::Quoted;
 use tensorhold::{Cut, DType, TensorInfo};
 
 use crate::errors::{self, Kind};
@@ -95,8 +96,11 @@ pub(crate) fn dtype(spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
     let name = text.trim_end_matches("'>").rsplit('.').next().unwrap_or_default();
     by_name(name).ok_or_else(|| {
         let known: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
-        let message =
-            format!("option dtype: got {text:?}, expected one of {}; name one of these", known.join(", "));
+        let message = format!(
+            "option dtype: got {}, expected one of {}; name one of these",
+            Quoted(&text),
+            known.join(", ")
+        );
         errors::new(spelled.py(), Kind::Option, message)
     })
 }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError, RwLock, TryLockError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use tensorhold::allocator::RegionParts;
+use tensorhold::allocator::{Quoted, RegionParts};
 use tensorhold::{Checkpoint, Pool, Tensor};
 
 use crate::convert::{Conversion, PyGetter};
@@ -216,7 +216,7 @@ impl PyOpen {
             self.end_walk_if_closed();
             taken
         };
-        self.with(py, &format!("read tensor {name:?}"), take)
+        self.with(py, &format!("read tensor {}", Quoted(name)), take)
     }
 
     fn is_open(&self) -> bool {
@@ -310,7 +310,7 @@ impl PyOpen {
     fn hand_over_part(&self, py: Python<'_>, name: &str, cuts: &Bound<'_, PyAny>) -> PyResult<PyHandover> {
         let cuts = info::cuts(cuts)?;
         let read = |checkpoint: &Checkpoint| checkpoint.load_part(name, &cuts);
-        self.with(py, &format!("read tensor {name:?}"), read).map(PyHandover::new)
+        self.with(py, &format!("read tensor {}", Quoted(name)), read).map(PyHandover::new)
     }
 
     /// All tensors, or those of the names.

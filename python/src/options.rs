@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
-use tensorhold::allocator::RegionParts;
+use tensorhold::allocator::{Quoted, RegionParts};
 use tensorhold::{Backend, BackendKind, Cut, Device, Loader, Pool};
 
 use crate::device;
@@ -57,7 +57,8 @@ impl Missing {
         let names = self.names();
         let first = names.iter().min()?;
         let message = format!(
-            "select tensor {first:?}: there is none of that name, and {} of the selected are missing in all; select what is there",
+            "select tensor {}: there is none of that name, and {} of the selected are missing in all; select what is there",
+            Quoted(first),
             names.len()
         );
         Some(errors::new(py, Kind::MissingTensor, message))
@@ -272,7 +273,8 @@ fn backend(named: &Bound<'_, PyAny>) -> PyResult<Backend> {
     let kind = BackendKind::ALL.into_iter().find(|kind| kind.name() == name);
     kind.map(Backend::Require).ok_or_else(|| {
         let known = BackendKind::ALL.map(BackendKind::name).join(", ");
-        let message = format!("option backend: got {name:?}, expected auto, {known}; leave it out for auto");
+        let message =
+            format!("option backend: got {}, expected auto, {known}; leave it out for auto", Quoted(name));
         errors::new(named.py(), Kind::Option, message)
     })
 }

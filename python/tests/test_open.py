@@ -266,3 +266,21 @@ def test_a_rule_may_close_the_checkpoint_that_asks_it(
     assert f.closed
     del f
     assert_all_back(pool)
+
+
+def test_names_and_options_of_any_length_are_bounded_in_errors(checkpoint: pathlib.Path) -> None:
+    import_for("numpy", "cpu")
+    long = "\x1b" + "n" * 1_000_000
+    closed = tensorhold.safe_open(checkpoint, "np")
+    closed.close()
+    calls: list[Callable[[], Any]] = [
+        lambda: tensorhold.load(checkpoint, select=[long]),
+        lambda: tensorhold.load(checkpoint, device=long),
+        lambda: tensorhold.load(checkpoint, dtype=long),  # type: ignore[arg-type]
+        lambda: tensorhold.load(checkpoint, backend=long),  # type: ignore[arg-type]
+        lambda: closed.get_tensor(long),
+    ]
+    for call in calls:
+        with pytest.raises(tensorhold.Error) as caught:
+            call()
+        assert len(str(caught.value)) < 2000 and "\x1b" not in str(caught.value)

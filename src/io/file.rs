@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::FileSystem;
 use super::retries::Retries;
@@ -156,6 +157,9 @@ impl FileSource {
             Ok(metadata) => Identity::of(&metadata),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(self.changed("it was removed".into()));
+            }
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::LOOP) => {
+                return Err(self.changed("a link that leads to no file has taken its place".into()));
             }
             Err(error) => return Err(stat_error(error)),
         };
