@@ -8,6 +8,7 @@ import gc
 import sys
 
 from tensorhold._core import FrameworkError, OptionError, Tensor, TensorError, device_name
+from tensorhold._text import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Converter:
     def lacks(self, tensor: "Tensor | _Handover", view: str) -> TensorError:
         """The error for a type that the framework does not have."""
         return TensorError(
-            f"convert tensor {tensor.name!r} to {self.name}: got {tensor.dtype}, expected a type that {self.name} has; "
+            f"convert tensor {quoted(tensor.name)} to {self.name}: got {tensor.dtype}, expected a type that {self.name} has; "
             f"take tensor.view({view!r}), as from tensorhold.load(), or convert it on its way with dtype="
         )
 
@@ -199,7 +200,7 @@ class Jax(Converter):
         if tensor.dtype in self.WIDE:
             if not self.jax.config.jax_enable_x64:
                 raise TensorError(
-                    f"convert tensor {tensor.name!r} to jax: got {tensor.dtype}, and jax has no 64-bit types unless they are enabled; "
+                    f"convert tensor {quoted(tensor.name)} to jax: got {tensor.dtype}, and jax has no 64-bit types unless they are enabled; "
                     "set jax_enable_x64, or take tensor.view('U32')"
                 )
             return self.jax.dlpack.from_dlpack(tensor)
@@ -246,7 +247,7 @@ def find(framework: str) -> Converter:
     """The converter of a framework, by any of its names. Imports the framework."""
     kind = CONVERTERS.get(framework)
     if kind is None:
-        raise OptionError(f"option framework: got {framework!r}, expected one of {', '.join(CONVERTERS)}; name one of these")
+        raise OptionError(f"option framework: got {quoted(framework)}, expected one of {', '.join(CONVERTERS)}; name one of these")
     converter = _made.get(kind)
     if converter is None:
         converter = _made[kind] = kind()
@@ -291,9 +292,9 @@ def _item_of_torch(name: str, tensor: "Any") -> "tuple[str, str, list[int], Any]
     import torch
 
     if tensor.layout is not torch.strided:
-        raise TensorError(f"save tensor {name!r}: got one of {tensor.layout}, expected a dense one; save its parts, or to_dense()")
+        raise TensorError(f"save tensor {quoted(name)}: got one of {tensor.layout}, expected a dense one; save its parts, or to_dense()")
     if tensor.is_meta:
-        raise TensorError(f"save tensor {name!r}: got one on the device meta, which has no bytes, expected one that has; load it first")
+        raise TensorError(f"save tensor {quoted(name)}: got one on the device meta, which has no bytes, expected one that has; load it first")
     shape = list(tensor.shape)
     if str(tensor.dtype) == "torch.float4_e2m1fn_x2" and shape:
         shape[-1] *= 2
@@ -307,12 +308,12 @@ def _item_of_array(name: str, array: "Any") -> "tuple[str, str, list[int], Any]"
 
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise TensorError(
-            f"save tensor {name!r}: got {type(array).__name__}, expected a tensor of torch, numpy, jax, cupy or tensorhold; convert it"
+            f"save tensor {quoted(name)}: got {type(array).__name__}, expected a tensor of torch, numpy, jax, cupy or tensorhold; convert it"
         )
     shape = list(array.shape)
     dense = numpy.ascontiguousarray(array)
     if dense.dtype.hasobject:
-        raise TensorError(f"save tensor {name!r}: got an array of objects, expected one of a type of the format; convert it")
+        raise TensorError(f"save tensor {quoted(name)}: got an array of objects, expected one of a type of the format; convert it")
     if dense.dtype.byteorder == ">" or dense.dtype.byteorder == "=" and sys.byteorder == "big":
         dense = dense.astype(dense.dtype.newbyteorder("<"))
     return name, dense.dtype.name, shape, dense.reshape(-1).view(numpy.uint8)

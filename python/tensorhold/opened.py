@@ -1,6 +1,7 @@
 """`safe_open`: a checkpoint that is open, read tensor by tensor, in parts, or as its bytes land."""
 
 from tensorhold import _core
+from tensorhold._text import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Slice:
                 start, count = part + length if part < 0 else part, 1
                 if not 0 <= start < length:
                     raise _core.TensorIndexError(
-                        f"slice of tensor {self._info.name!r}: got index {part}, expected one within the {length} of dimension {dim}; "
+                        f"slice of tensor {quoted(self._info.name)}: got index {part}, expected one within the {length} of dimension {dim}; "
                         "see get_shape()"
                     )
             if (start, count) != (0, length):
@@ -175,7 +176,7 @@ class Slice:
         dots = [at for at, part in enumerate(indexes) if part is Ellipsis]
         if len(dots) > 1 or len(indexes) - len(dots) > dims:
             raise _core.TensorIndexError(
-                f"slice of tensor {self._info.name!r}: got {len(indexes)} indexes, expected one for each of its {dims} dimensions at most, "
+                f"slice of tensor {quoted(self._info.name)}: got {len(indexes)} indexes, expected one for each of its {dims} dimensions at most, "
                 "and ... once; see get_shape()"
             )
         at = dots[0] if dots else len(indexes)
@@ -194,4 +195,4 @@ class Slice:
         )
 
     def _error(self, got: str, expected: str, remedy: str) -> _core.TensorError:
-        return _core.TensorError(f"slice of tensor {self._info.name!r}: got {got}, expected {expected}; {remedy}")
+        return _core.TensorError(f"slice of tensor {quoted(self._info.name)}: got {got}, expected {expected}; {remedy}")

@@ -284,3 +284,14 @@ def test_names_and_options_of_any_length_are_bounded_in_errors(checkpoint: pathl
         with pytest.raises(tensorhold.Error) as caught:
             call()
         assert len(str(caught.value)) < 2000 and "\x1b" not in str(caught.value)
+
+
+def test_names_in_files_are_bounded_in_errors_of_slices(tmp_path: pathlib.Path) -> None:
+    import_for("numpy", "cpu")
+    name = "n" * 1_000_000
+    path = write(tmp_path / "long.safetensors", {name: spec("F32", (2, 3))})
+    with tensorhold.safe_open(path, "np") as f:
+        for index in (9, (0, 0, 0), "one"):
+            with pytest.raises((tensorhold.Error, TypeError)) as caught:
+                f.get_slice(name)[index]  # type: ignore[index]
+            assert len(str(caught.value)) < 2000

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tensorhold_allocator::{Pool, Request};
+use tensorhold_allocator::{Pool, Quoted, Request};
 use tensorhold_kernels::Block;
 
 use super::{ProcessGroup, Ranks, refused};
@@ -116,7 +116,7 @@ impl Place {
             return Ok(());
         }
         let (there, here) = difference(&*tensor.device().memory(), &*self.device.memory());
-        let detail = format!("got {:?} in {there}, expected tensors in {here}", tensor.name());
+        let detail = format!("got {} in {there}, expected tensors in {here}", Quoted(tensor.name()));
         Err(refused(group, operation, detail, "load each rank's tensors to the device that is given"))
     }
 
@@ -153,8 +153,8 @@ impl Place {
         }
         let (got, expected) = (tensor.view(), description.info.spelled());
         let detail = format!(
-            "got {got:?} in the place of the tensor that was to be filled, {:?}: {expected}",
-            description.info.name
+            "got {got:?} in the place of the tensor that was to be filled, {}: {expected}",
+            Quoted(&description.info.name)
         );
         Err(refused(group, "receive a tensor", detail, "receive into the tensors that are given"))
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::sync::Arc;
 
-use tensorhold_allocator::Pool;
+use tensorhold_allocator::{Pool, Quoted};
 
 use super::memory::Place;
 use super::{ProcessGroup, Ranks, refused};
@@ -40,7 +40,8 @@ impl<I: Iterator<Item = Result<Tensor>>> Relay<I> {
         let place = Place::new(&*group, Ranks::of(&*group)?, device, pool)?;
         order.iter().try_for_each(|(info, _)| info.check("relay"))?;
         if let Some((info, owner)) = order.iter().find(|(_, owner)| *owner >= place.ranks.size) {
-            let detail = format!("tensor {:?} is said to be on rank {owner}, which there is not", info.name);
+            let detail =
+                format!("tensor {} is said to be on rank {owner}, which there is not", Quoted(&info.name));
             return Err(refused(&*group, "relay tensors", detail, "count ranks from 0"));
         }
         Ok(Self::of(group, place, order, local))
@@ -66,8 +67,8 @@ impl<I: Iterator<Item = Result<Tensor>>> Relay<I> {
             found => {
                 let found = found.map_or("none".into(), |tensor| format!("{:?}", tensor.view()));
                 let detail = format!(
-                    "got {found} of this rank's tensors, expected {:?}, {}",
-                    info.name,
+                    "got {found} of this rank's tensors, expected {}, {}",
+                    Quoted(&info.name),
                     info.spelled()
                 );
                 Err(refused(&*self.group, "relay tensors", detail, "give every rank the same order"))

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tensorhold_allocator::Pool;
+use tensorhold_allocator::{Pool, Quoted};
 
 use super::memory::{Part, Place};
 use super::{ProcessGroup, Ranks, Relay, chunk, refused};
@@ -66,12 +66,14 @@ impl Shared {
         for (info, owner) in tensors {
             info.check("share")?;
             if owner >= place.ranks.size {
-                let detail =
-                    format!("tensor {:?} is said to be on rank {owner}, which there is not", info.name);
+                let detail = format!(
+                    "tensor {} is said to be on rank {owner}, which there is not",
+                    Quoted(&info.name)
+                );
                 return wrong(detail, "count ranks from 0");
             }
             if by_name.insert(Arc::clone(&info.name), entries.len()).is_some() {
-                let detail = format!("tensor {:?} comes twice", info.name);
+                let detail = format!("tensor {} comes twice", Quoted(&info.name));
                 return wrong(detail, "leave out one of the files that hold it");
             }
             entries.push(Entry { info, owner, tensor: None });
@@ -84,14 +86,15 @@ impl Shared {
                 Some(entry) if expected(entry) => entry.tensor = Some(tensor),
                 _ => {
                     let spelled = tensor.info().spelled();
-                    let detail = format!("this rank has {:?}, {spelled}, and is not said to", tensor.name());
+                    let detail =
+                        format!("this rank has {}, {spelled}, and is not said to", Quoted(tensor.name()));
                     return wrong(detail, "give every rank the same list of tensors and owners");
                 }
             }
         }
         if let Some(entry) = entries.iter().find(|entry| entry.owner == place.own() && entry.tensor.is_none())
         {
-            let detail = format!("this rank is said to have {:?}, and has not", entry.info.name);
+            let detail = format!("this rank is said to have {}, and has not", Quoted(&entry.info.name));
             return wrong(detail, "give every rank the same list of tensors and owners");
         }
         Ok(Self { group, place, entries, by_name })
@@ -194,8 +197,8 @@ impl Shared {
         for Entry { info, .. } in &entries {
             if others(info).is_none() || others(info) != others(&first.info) {
                 let expected = format!(
-                    "one that is as {:?}, {}, but in dimension {dim}",
-                    first.info.name,
+                    "one that is as {}, {}, but in dimension {dim}",
+                    Quoted(&first.info.name),
                     first.info.spelled()
                 );
                 let (name, got) = (info.name.to_string(), info.spelled());

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tensorhold_allocator::Quoted;
+
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
 
@@ -34,8 +36,8 @@ impl<T> Rule<T> {
         let _asking = Asking::begin(Arc::as_ptr(&self.0).addr()).ok_or_else(|| Error::Option {
             option: "select, keep, dtype_by or cut_by",
             got: format!(
-                "a rule that, asked of tensor {:?}, begins a load that asks the same rule",
-                info.name
+                "a rule that, asked of tensor {}, begins a load that asks the same rule",
+                Quoted(&info.name)
             ),
             expected: "one that answers without such a load".into(),
             remedy: "load what it needs before, or by another loader",

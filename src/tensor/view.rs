@@ -1,6 +1,6 @@
 //! [`TensorView`]: a borrowed tensor, and all that can be read of one.
 
-use tensorhold_allocator::{FragmentView, FragmentViewMut};
+use tensorhold_allocator::{FragmentView, FragmentViewMut, Quoted};
 
 use super::{Description, TensorInfo};
 use crate::device::Device;
@@ -136,7 +136,7 @@ impl<'a> TensorView<'a> {
 
 impl std::fmt::Debug for TensorView<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}: {}{:?} on {}", self.name(), self.dtype(), self.shape(), self.device())
+        write!(f, "{}: {} on {}", Quoted(self.name()), self.info().spelled(), self.device())
     }
 }
 

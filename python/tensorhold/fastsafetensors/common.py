@@ -9,6 +9,7 @@ from ctypes import string_at
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from tensorhold import _core
+from tensorhold._text import quoted
 from tensorhold.fastsafetensors._frames import TensorFrame
 from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, Device, DType
 
@@ -125,21 +126,21 @@ class SafeTensorsMetadata:
             extents = [int(extent) for extent in entry["shape"]]
             DType(entry["dtype"])
         except (KeyError, TypeError, ValueError) as error:
-            raise self._wrong(f"tensor {name!r}: {error!r}; expected dtype, shape and data_offsets as the format has them") from error
+            raise self._wrong(f"tensor {quoted(name)}: {error!r}; expected dtype, shape and data_offsets as the format has them") from error
         if min(extents, default=0) < 0:
-            raise self._wrong(f"tensor {name!r}: got shape {extents}, expected no negative number; write the file again")
+            raise self._wrong(f"tensor {quoted(name)}: got shape {extents}, expected no negative number; write the file again")
         return start, end
 
     def _check(self, name: str, frame: TensorFrame, expected_start: int) -> None:
         start, end = frame.data_offsets
         if start != expected_start or end < start:
-            raise self._wrong(f"InvalidOffset of tensor {name!r}: got {start} to {end}, expected a start of {expected_start}; write the file again")
+            raise self._wrong(f"InvalidOffset of tensor {quoted(name)}: got {start} to {end}, expected a start of {expected_start}; write the file again")
         elements = 1
         for extent in frame.shape:
             elements *= extent
         if end - start != elements * DTYPE_SIZES[frame.dtype]:
             raise self._wrong(
-                f"TensorInvalidInfo of tensor {name!r}: got {end - start} bytes, expected {elements * DTYPE_SIZES[frame.dtype]} "
+                f"TensorInvalidInfo of tensor {quoted(name)}: got {end - start} bytes, expected {elements * DTYPE_SIZES[frame.dtype]} "
                 f"for {frame.dtype.value}{frame.shape}; write the file again"
             )
 

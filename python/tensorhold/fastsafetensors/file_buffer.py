@@ -4,6 +4,7 @@ import weakref
 from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
+from tensorhold._text import quoted
 from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, ProcessGroupBase, TensorBase
 from tensorhold.fastsafetensors.st_types import Device, DType
 from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
@@ -55,7 +56,7 @@ class FilesBufferOnDevice:
         found = self.key_to_rank_lidx.get(tensor_name)
         if found is None:
             raise ValueError(
-                f"find tensor {tensor_name!r}: it was not found in the files, or is filtered out, of {len(self.key_to_rank_lidx)} tensors; "
+                f"find tensor {quoted(tensor_name)}: it was not found in the files, or is filtered out, of {len(self.key_to_rank_lidx)} tensors; "
                 "key_to_rank_lidx has their names"
             )
         return self.rank_loaders[found[0]][found[1]]
@@ -101,7 +102,7 @@ class FilesBufferOnDevice:
     def _check_dim(self, tensor_name: str, dim: int) -> None:
         shape = self.get_shape(tensor_name)
         if dim >= len(shape):
-            raise IndexError(f"cut tensor {tensor_name!r}: got dimension {dim}, expected one of its {len(shape)}; count dimensions from 0")
+            raise IndexError(f"cut tensor {quoted(tensor_name)}: got dimension {dim}, expected one of its {len(shape)}; count dimensions from 0")
 
     def get_multi_cols(
         self, tensor_names: Sequence[str], dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
@@ -121,7 +122,7 @@ class FilesBufferOnDevice:
         """The whole tensor on one rank; None on the others."""
         self._file(tensor_name)
         if not 0 <= dst_rank < self.pg.size():
-            raise ValueError(f"push tensor {tensor_name!r}: got rank {dst_rank}, expected 0 to {self.pg.size() - 1}; count ranks from 0")
+            raise ValueError(f"push tensor {quoted(tensor_name)}: got rank {dst_rank}, expected 0 to {self.pg.size() - 1}; count ranks from 0")
         pushed = self._shared.push(tensor_name, dst_rank)
         return None if pushed is None else self._given(pushed, device, dtype).get_raw()
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 from tensorhold import _core
+from tensorhold._text import quoted
 from tensorhold.fastsafetensors.allocation import device_pool
 from tensorhold.fastsafetensors.common import HeaderTooSmall
 from tensorhold.fastsafetensors.file_buffer import FilesBufferOnDevice
@@ -108,7 +109,7 @@ class BaseSafeTensorsFileLoader:
             there = self._infos.get(info.name)
             if there is not None:
                 raise _core.FormatError(
-                    f"add files: tensor {info.name!r} is in {there.file!r} and in {info.file!r}, expected in one file; leave one of them out"
+                    f"add files: tensor {quoted(info.name)} is in {there.file!r} and in {info.file!r}, expected in one file; leave one of them out"
                 )
         for info in infos:
             self._infos[info.name] = info
@@ -123,7 +124,7 @@ class BaseSafeTensorsFileLoader:
         """The shape in the header."""
         info = self._infos[tensor_name]
         if self._keep is not None and not self._keep(tensor_name):
-            raise ValueError(f"get the shape of tensor {tensor_name!r}: it is filtered out; change the filter, or ask for another")
+            raise ValueError(f"get the shape of tensor {quoted(tensor_name)}: it is filtered out; change the filter, or ask for another")
         return list(info.shape)
 
     def copy_files_to_device(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tensorhold import _core
+from tensorhold._text import quoted
 from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, TensorBase, get_framework_op
 from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, DType
 
@@ -86,8 +87,8 @@ def shard_paths(base: str, num_shards: int) -> List[str]:
 
 def _check(entry: WriteEntry) -> None:
     if not isinstance(entry.name, str):
-        raise ValueError(f"write a tensor: got the name {entry.name!r}; names are strings")
-    wrong = f"write tensor {entry.name!r}:"
+        raise ValueError(f"write a tensor: got the name {quoted(entry.name)}; names are strings")
+    wrong = f"write tensor {quoted(entry.name)}:"
     if entry.dtype is DType.AUTO:
         raise ValueError(f"{wrong} AUTO is no type of the format; name the type of its elements")
     if any(not isinstance(extent, int) or extent < 0 for extent in entry.shape):
@@ -127,7 +128,7 @@ def plan_shards(
     for entry in entries:
         _check(entry)
         if entry.name in by_name or entry.name == METADATA:
-            raise ValueError(f"write tensor {entry.name!r}: the name is duplicate or reserved; rename the tensor")
+            raise ValueError(f"write tensor {quoted(entry.name)}: the name is duplicate or reserved; rename the tensor")
         by_name[entry.name] = entry
     if header_align <= 0 or header_align % 8:
         raise ValueError(f"header_align must be a positive multiple of 8: got {header_align}; leave it out for 8")
@@ -224,7 +225,7 @@ def tensor_fill(num_threads: int = 8, *, framework: str = "pytorch") -> Fill:
         source = _wrapped(op, entry.source)
         if source.get_nbytes() != entry.nbytes:
             raise ValueError(
-                f"write tensor {entry.name!r}: its source has {source.get_nbytes()} bytes, expected {entry.nbytes}; give the tensor that was planned"
+                f"write tensor {quoted(entry.name)}: its source has {source.get_nbytes()} bytes, expected {entry.nbytes}; give the tensor that was planned"
             )
         source.copy_to_buffer(view)
 
