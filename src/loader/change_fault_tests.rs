@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Loader;
 use super::asked::{CutReads, TransformOn};
 use super::engines::Engines;
-use super::fault_tests::support;
+use super::fault_tests::{halting, support};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::io::faulty::{Fault, Faults, Faulty};
@@ -58,15 +58,11 @@ fn file() -> (tempfile::TempDir, std::path::PathBuf) {
 #[test]
 fn short_and_interrupted_reads_end_in_the_right_elements() {
     let (_folder, path) = file();
-    let halting = |short| {
-        let faults = [Fault::Short(short), Fault::Errno(libc::EINTR), Fault::Errno(libc::EAGAIN)];
-        let reads = (0..3000).map(|read| (read, faults[read as usize % 3])).collect();
-        Faults { reads, ..Faults::default() }
-    };
-    let buffered = Engines { buffered: Arc::new(Faulty::new(Buffered, halting(700))), ..Engines::default() };
+    let buffered =
+        Engines { buffered: Arc::new(Faulty::new(Buffered, halting(3000, 700))), ..Engines::default() };
     let past = Engines {
-        direct: Arc::new(Faulty::new(Direct, halting(8192))),
-        uring: Arc::new(Faulty::new(Uring::default(), halting(8192))),
+        direct: Arc::new(Faulty::new(Direct, halting(3000, 8192))),
+        uring: Arc::new(Faulty::new(Uring::default(), halting(3000, 8192))),
         ..Engines::default()
     };
     loads(&path, Backend::Require(BackendKind::Buffered), &buffered, || (), |_| ());

@@ -27,6 +27,18 @@ fn reads(faults: impl IntoIterator<Item = (u64, Fault)>) -> Faults {
     Faults { reads: faults.into_iter().collect(), ..Faults::default() }
 }
 
+/// So many reads that stop short, are interrupted, or would have to wait. Of the latter two there are fewer than one read is tried again for, since one may
+/// meet them all.
+pub(super) fn halting(count: u64, short: usize) -> Faults {
+    let step = |most: u64| (count / most).max(2);
+    let (interrupted, waits) = (step(200), step(12));
+    reads((0..count).map(|read| match read {
+        _ if read % waits == waits - 1 => (read, Fault::Errno(libc::EAGAIN)),
+        _ if read % interrupted == 1 => (read, Fault::Errno(libc::EINTR)),
+        _ => (read, Fault::Short(short)),
+    }))
+}
+
 pub(super) fn every(fault: Fault) -> Faults {
     Faults { every_read: Some(fault), ..Faults::default() }
 }
@@ -81,16 +93,18 @@ pub(super) fn with<E: Engine>(
 fn short_and_interrupted_reads_end_in_the_right_bytes() {
     let tensors = tensors();
     let (_folder, path) = on_disk(&tensors);
-    let halting = |short| {
-        let faults = [Fault::Short(short), Fault::Errno(libc::EINTR), Fault::Errno(libc::EAGAIN)];
-        reads((0..400).map(move |read| (read, faults[read as usize % 3])))
-    };
     let required = |kind| Backend::Require(kind);
     let arrives = |loaded: Result<Report, Error>| drop(loaded.unwrap());
-    with(&path, required(BackendKind::Buffered), &buffered(&halting(1000)), arrives, &tensors);
-    with(&path, Backend::Auto, &buffered(&halting(1000)), arrives, &tensors);
-    with(&path, required(BackendKind::Direct), &past(|| Direct, &halting(8192)), arrives, &tensors);
-    with(&path, required(BackendKind::IoUring), &past(Uring::default, &halting(8192)), arrives, &tensors);
+    with(&path, required(BackendKind::Buffered), &buffered(&halting(400, 1000)), arrives, &tensors);
+    with(&path, Backend::Auto, &buffered(&halting(400, 1000)), arrives, &tensors);
+    with(&path, required(BackendKind::Direct), &past(|| Direct, &halting(400, 8192)), arrives, &tensors);
+    with(
+        &path,
+        required(BackendKind::IoUring),
+        &past(Uring::default, &halting(400, 8192)),
+        arrives,
+        &tensors,
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use tensorhold_allocator::{Memory, Pool, RegionParts};
 use tensorhold_kernels::Overflow;
 
 use super::engines::Engines;
+use super::fault_tests::halting;
 use super::fault_tests::support::changed::{Changed, assert_changed};
 use super::fault_tests::support::{
     Spec, assert_all_back, assert_holds, bytes_tensor, on_disk, pool_for, staged_host, tensor,
@@ -121,9 +122,7 @@ fn reads_that_stop_short_or_are_interrupted_end_in_the_right_bytes() {
     let fake = Fake::new();
     fake.set("short", 5000);
     load(&path, REQUIRED, Fakes::new(fake), &tensors).unwrap();
-    let halts = [Fault::Short(8192), Fault::Errno(libc::EINTR), Fault::Errno(libc::EAGAIN)];
-    let reads = (0..100).map(|read| (read, halts[read as usize % 3])).collect();
-    let faults = Faults { reads, ..Faults::default() };
+    let faults = halting(100, 8192);
     load(&path, REQUIRED, Fakes { faults, ..Fakes::new(Fake::new()) }, &tensors).unwrap();
 }
 
