@@ -1,5 +1,5 @@
 //! What threads share state with: the standard library's, or loom's, which tries the orders in which threads can meet
-//! (`tests/loom.rs`). `Arc` is the standard library's in both.
+//! (`tests/loom`). `Arc` is the standard library's in both.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, atomic};
