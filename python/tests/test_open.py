@@ -276,8 +276,8 @@ def test_names_and_options_of_any_length_are_bounded_in_errors(checkpoint: pathl
     calls: list[Callable[[], Any]] = [
         lambda: tensorhold.load(checkpoint, select=[long]),
         lambda: tensorhold.load(checkpoint, device=long),
-        lambda: tensorhold.load(checkpoint, dtype=long),  # type: ignore[arg-type]
-        lambda: tensorhold.load(checkpoint, backend=long),  # type: ignore[arg-type]
+        lambda: tensorhold.load(checkpoint, dtype=long),
+        lambda: tensorhold.load(checkpoint, backend=long),
         lambda: closed.get_tensor(long),
     ]
     for call in calls:
@@ -293,5 +293,5 @@ def test_names_in_files_are_bounded_in_errors_of_slices(tmp_path: pathlib.Path) 
     with tensorhold.safe_open(path, "np") as f:
         for index in (9, (0, 0, 0), "one"):
             with pytest.raises((tensorhold.Error, TypeError)) as caught:
-                f.get_slice(name)[index]  # type: ignore[index]
+                f.get_slice(name)[index]
             assert len(str(caught.value)) < 2000
