@@ -61,7 +61,7 @@ impl Shared {
         self.attempt(label, request).under_pressure(Attempt::grow_alone)
     }
 
-    /// As [`take_block`](Self::take_block), in a new region of so many bytes that is backed in these parts: a range of addresses without
+    /// As [`take_block`](Self::take_block), in a new region of `bytes` bytes that is backed in these parts: a range of addresses without
     /// memory.
     pub(crate) fn take_parts<'a>(
         &'a self,

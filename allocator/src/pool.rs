@@ -273,7 +273,7 @@ impl Pool {
         self.shared().settle_and_keep(Fences::Wait, bytes);
     }
 
-    /// The pool's numbers; all 0 in a forked child, where the books may be locked for good.
+    /// The pool's numbers; all 0 in a forked child, where another thread of the parent may have held their lock.
     pub fn stats(&self) -> Stats {
         self.shared().stats()
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tensorhold_allocator::{HostMemory, Pool, Request};
 
-/// The argument with which this program places so many bytes, and says what came of it.
+/// Given this argument and a number of bytes, the program places them and prints the outcome.
 const PLACE: &str = "--place-bytes";
 
 const LIMIT_BYTES: u64 = 256 << 20;

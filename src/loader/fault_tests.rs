@@ -27,7 +27,7 @@ fn reads(faults: impl IntoIterator<Item = (u64, Fault)>) -> Faults {
     Faults { reads: faults.into_iter().collect(), ..Faults::default() }
 }
 
-/// So many reads that stop short, are interrupted, or would have to wait. Of the latter two there are fewer than one read is tried again for, since one may
+/// `count` reads that stop short, are interrupted, or would have to wait. The latter two are fewer than the trials of one read, since one may
 /// meet them all.
 pub(super) fn halting(count: u64, short: usize) -> Faults {
     let step = |most: u64| (count / most).max(2);

@@ -64,7 +64,7 @@ fn with_fields(fields: &str) -> String {
     format!(r#"{{"t":{{"dtype":"U8","shape":[0],"data_offsets":[0,0],{fields}}}}}"#)
 }
 
-/// Right headers of about so many bytes.
+/// Valid headers of about the given number of bytes.
 pub fn right(bytes: usize) -> Vec<Hostile> {
     let object = |inner: String| format!("{{{inner}}}");
     let nest =

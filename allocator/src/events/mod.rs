@@ -347,7 +347,7 @@ impl EventLog {
         true
     }
 
-    /// `None` in a forked child, where it may be locked for good.
+    /// `None` in a forked child, where another thread of the parent may have held its lock.
     fn buffer(&self) -> Option<MutexGuard<'_, Buffer>> {
         // Nothing panics while it holds the lock, and the buffer is changed by whole steps.
         self.process.is_current().then(|| self.buffer.lock().unwrap_or_else(PoisonError::into_inner))
