@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use support::{Spec, assert_all_back, assert_holds, bytes_tensor, devices, pool_for, single, tensor, write};
@@ -296,11 +296,12 @@ fn a_rule_that_loads_from_the_checkpoint_that_asks_it_is_refused_and_does_not_wa
     let (_folder, path) = single(&tensors);
     for device in devices() {
         for by_dtype in [true, false] {
-            let opened: Arc<OnceLock<Checkpoint>> = Arc::default();
+            let opened: Arc<Mutex<Option<Checkpoint>>> = Arc::default();
             let refused: Arc<Mutex<Vec<String>>> = Arc::default();
             let (own, told) = (Arc::clone(&opened), Arc::clone(&refused));
             let ask = move |info: &TensorInfo| {
-                if let Some(opened) = own.get() {
+                let opened = own.lock().unwrap().clone();
+                if let Some(opened) = opened {
                     let errors = [
                         opened.load_tensor(&info.name).err(),
                         opened.load_part("b", &[Cut::narrow(0, 0, 10)]).err(),
@@ -324,9 +325,11 @@ fn a_rule_that_loads_from_the_checkpoint_that_asks_it_is_refused_and_does_not_wa
                     None
                 }),
             };
-            opened.set(loader.open().unwrap()).unwrap();
-            let checkpoint = opened.get().unwrap();
+            let checkpoint = loader.open().unwrap();
+            *opened.lock().unwrap() = Some(checkpoint.clone());
             assert_eq!(checkpoint.load_tensor("b").unwrap().to_host().unwrap(), tensors[1].bytes);
+            // The checkpoint owns the rule, which must not keep the checkpoint.
+            drop(opened.lock().unwrap().take());
             let refused = std::mem::take(&mut *refused.lock().unwrap());
             assert_eq!(refused.len(), 7);
             let names_all = |error: &String| error.contains("asks the same rule") && error.contains("\"b\"");

@@ -9,7 +9,7 @@ use tensorhold_allocator::offsets::Layout;
 use tensorhold_allocator::{Placed, Pool, RegionParts, Request, Reserved};
 
 use crate::memory::Addresses;
-use crate::{builder, model_after};
+use crate::{builder, builder_over, model_after, place};
 
 /// Two fragments of two granules, each with a part of its own, reserved and not cut.
 fn reserved() -> (Arc<Addresses>, Pool, Layout, Reserved) {
@@ -119,6 +119,23 @@ fn who_waits_for_a_part_that_is_stopped_is_told_and_the_region_goes() {
         pool.trim();
         assert_eq!((memory.regions.load(Ordering::Relaxed), memory.parts.committed_bytes()), (0, 0));
         comes.join().unwrap();
+        assert_nothing_is_left(&memory, pool);
+    });
+}
+
+/// A placer, which takes back what was dropped, and the reaper.
+#[test]
+fn a_region_whose_parts_leave_while_another_places_is_released_after_them() {
+    let set_up = || {
+        let (memory, builder) = builder_over(Addresses::of_the_cpu());
+        let pool = builder.region_parts(RegionParts::Require).region_bytes(4096).build().unwrap();
+        let layout = pool.lay_out([Request::new(512, 256)]).unwrap();
+        let placed = pool.place_planned(&layout, &["batch".into()]).unwrap();
+        (memory, pool, placed)
+    };
+    model_after(set_up, 2, |(memory, pool, placed)| {
+        drop(placed);
+        drop(place(&pool, 256));
         assert_nothing_is_left(&memory, pool);
     });
 }

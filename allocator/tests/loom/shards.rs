@@ -200,3 +200,40 @@ fn what_two_threads_drop_in_a_shard_that_dissolves_goes_back_once() {
         assert_nothing_is_left(&memory, pool);
     });
 }
+
+/// A dropper, a placer and the reaper, which synchronizes the memory for a range while another is dropped whose work it has not waited for.
+#[test]
+fn what_is_dropped_in_a_shard_while_the_memory_is_synchronized_waits_for_the_next_time() {
+    let set_up = || {
+        let (memory, pool, [first, one]) = one_in_a_span();
+        let two = place(&pool, 256);
+        (memory, pool, first, one, two)
+    };
+    model_after(set_up, 2, |(memory, pool, first, one, two)| {
+        let stream = Stream::new(1);
+        *memory.works.lock().unwrap() = Some(stream.clone());
+        // The reaper waits for this work.
+        stream.enqueue();
+        one.view();
+        drop(one);
+        while memory.synchronized.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
+        let address = two.as_ptr().addr();
+        stream.enqueue();
+        drop(two);
+        // Takes back what was dropped.
+        let mut next = vec![place(&pool, 256)];
+        stream.run(|| {});
+        thread::yield_now();
+        next.extend((0..3).map(|_| place(&pool, 256)));
+        let device = {
+            let memory = Arc::clone(&memory);
+            thread::spawn(move || stream.run(|| memory.write(std::ptr::without_provenance(address), 256, 1)))
+        };
+        next.iter().for_each(|next| memory.write(next.as_ptr(), 256, 2));
+        device.join().unwrap();
+        drop((first, next));
+        assert_nothing_is_left(&memory, pool);
+    });
+}
