@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::METADATA;
 use super::header::{LIKELY_BYTES, PREFIX_LEN};
@@ -84,10 +84,17 @@ impl<'de> Visitor<'de> for Tensor<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut offsets = None;
         while let Some(Text(key)) = map.next_key()? {
-            if key != "data_offsets" {
-                map.next_value_seed(Skipped { reader: self.0, keys: false })?;
-            } else if offsets.replace(map.next_value_seed(Offsets(self.0))?).is_some() {
-                return Err(A::Error::duplicate_field("data_offsets"));
+            match &*key {
+                "data_offsets" => {
+                    if offsets.replace(map.next_value_seed(Offsets(self.0))?).is_some() {
+                        return Err(A::Error::duplicate_field("data_offsets"));
+                    }
+                }
+                // Each tensor has them, and they are skipped the quickest way.
+                "dtype" | "shape" => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                _ => map.next_value_seed(Skipped { reader: self.0, keys: false })?,
             }
         }
         offsets.ok_or_else(|| A::Error::missing_field("data_offsets"))

@@ -139,8 +139,11 @@ impl Indexed {
 const BYTES_WORTH_A_THREAD: usize = 64 << 10;
 const FILES_WORTH_A_THREAD: usize = 4;
 
-/// So long are headers of many tensors, which are better read beside the tensors' bytes.
+/// Headers of this length describe many tensors. They are better read while the tensors' bytes are.
 const LONG_HEADERS_BYTES: usize = 256 << 10;
+
+/// Where tensors have fewer bytes than this for each of their header's, reading them hides too little of the time that a second pass over the header takes.
+const HIDING_BYTES: u64 = 4;
 
 /// Indexes that are longer than this are worth a guess.
 const LONG_INDEX_BYTES: u64 = 128 << 10;
@@ -230,7 +233,11 @@ impl Begun {
         if got < header_bytes {
             return Err(source.changed(format!("it was cut short to {} bytes", 8 + got)));
         }
-        if outlines && let Some(places) = format::outline(&text, source.len()) {
+        let hides = source.len() / HIDING_BYTES >= header_bytes as u64;
+        if outlines
+            && hides
+            && let Some(places) = format::outline(&text, source.len())
+        {
             return Ok(Opened { source, places, header: Header::Text(text) });
         }
         let (places, said) = describe(&text, &source, device)?;
