@@ -83,7 +83,8 @@ pub enum Error {
     },
     /// Two files hold tensors of the same name.
     #[error(
-        "load tensor {name}: it is in {first:?} and in {second:?}, expected in one file; leave one of them out",
+        "load tensor {name}: it is in {first:?} and in {second:?}, expected in one file; name only one of them, or an index that says \
+         which one counts",
         name = Quoted(name)
     )]
     DuplicateTensor {

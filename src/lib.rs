@@ -67,7 +67,7 @@ pub use loader::{
     BatchPlan, Batches, Batching, Checkpoint, Cut, CutReads, FileInfo, Inspection, Loader, Progress,
     TensorStream, TransformOn,
 };
-pub use report::{Choice, Converted, Report, Stages, Times};
+pub use report::{Choice, Converted, LeftOut, Report, Stages, Times};
 pub use shape::Shape;
 pub use store::{OldVersion, WeightStore};
 #[cfg(feature = "cuda-external")]

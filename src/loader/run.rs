@@ -32,7 +32,7 @@ use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
 use crate::io::{Backend, BackendKind};
 use crate::names::Names;
-use crate::report::{Choice, Report, Times};
+use crate::report::{Choice, LeftOut, Report, Times};
 use crate::tensor::Tensor;
 use crate::weights::{Metadata, Named, Weights};
 
@@ -46,6 +46,8 @@ pub(super) struct Run {
     pub(super) told: Mutex<Told>,
     /// Set once what is loaded is known to be what was asked for, and no guess.
     pub(super) confirmed: Arc<AtomicBool>,
+    /// Files that are not loaded, or not wholly.
+    pub(super) left_out: Arc<[LeftOut]>,
     pub(super) plan: Plan,
     pub(super) staging: StagingMemory,
     /// Where readers by cuFile take their scratch from, if the caller has said so.
@@ -295,6 +297,7 @@ impl Run {
             },
             choices,
             converted,
+            left_out: Arc::clone(&self.left_out),
         })
     }
 
