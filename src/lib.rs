@@ -61,13 +61,14 @@ pub use dlpark;
 pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream, Transform};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
+pub use format::LeftOut;
 pub use io::gds::gds_memory;
 pub use io::{Backend, BackendKind};
 pub use loader::{
     BatchPlan, Batches, Batching, Checkpoint, Cut, CutReads, FileInfo, Inspection, Loader, Progress,
     TensorStream, TransformOn,
 };
-pub use report::{Choice, Converted, LeftOut, Report, Stages, Times};
+pub use report::{Choice, Converted, Report, Stages, Times};
 pub use shape::Shape;
 pub use store::{OldVersion, WeightStore};
 #[cfg(feature = "cuda-external")]

@@ -1,13 +1,12 @@
 //! What a load says of itself.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
 use crate::device::Device;
-use crate::tensor::as_text;
+use crate::format::LeftOut;
 
 /// How a load went: sizes in bytes, times in seconds when serialized.
 #[derive(Debug, Clone, Serialize)]
@@ -47,17 +46,6 @@ pub struct Report {
     pub converted: Option<Vec<Converted>>,
     /// Safetensors files of the checkpoint's folder that were not loaded, and files of which some tensors were not.
     pub left_out: Arc<[LeftOut]>,
-}
-
-/// A file of a checkpoint's folder that is not loaded, or not all of it: `docs/checkpoints.md` says which files are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct LeftOut {
-    /// The file. Serialized, bytes that are not UTF-8 are replaced by U+FFFD.
-    #[serde(serialize_with = "as_text")]
-    pub path: PathBuf,
-    /// Why.
-    pub why: String,
 }
 
 /// What a conversion met in a tensor.

@@ -83,7 +83,8 @@ const LISTED: usize = 10;
 /// What is left out of a checkpoint, a line for each file.
 pub(crate) fn left_out(files: &[LeftOut]) -> impl Iterator<Item = String> {
     let lines = files.iter().take(LISTED);
-    let lines = lines.map(|LeftOut { path, why, .. }| format!("{} ({why})", printable(&path.display().to_string())));
+    let lines =
+        lines.map(|LeftOut { path, why, .. }| format!("{} ({why})", printable(&path.display().to_string())));
     let more = files.len().checked_sub(LISTED).filter(|more| *more > 0);
     lines.chain(more.map(|more| format!("{more} more")))
 }

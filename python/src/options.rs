@@ -18,7 +18,6 @@ use crate::pool::PyPool;
 
 /// The names of the options, for what is said of one that is none of them.
 const NAMES: [&str; 12] = [
-    "variant",
     "select",
     "dtype",
     "cuts",
@@ -30,6 +29,7 @@ const NAMES: [&str; 12] = [
     "parts",
     "count_conversions",
     "progress",
+    "variant",
 ];
 
 /// A loader, and what ends its load from Python.

@@ -7,8 +7,8 @@ use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
-use tensorhold::{LeftOut, Report};
 use tensorhold::allocator;
+use tensorhold::{LeftOut, Report};
 
 /// How a load went: sizes in bytes, times in seconds. Its values can be had by name, too: `report["bytes"]`.
 #[pyclass(name = "Report", module = "tensorhold", frozen)]

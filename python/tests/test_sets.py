@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,13 +27,14 @@ def names(paths: Any, **options: Any) -> list[str]:
     """The names that each function loads, which are the same, or the error that all raise."""
     found: list[list[str]] = []
     errors: list[str] = []
-    for call in (
+    calls: list[Callable[[], list[str]]] = [
         lambda: list(tensorhold.load(paths, **options).keys()),
         lambda: [name for name, _ in tensorhold.stream(paths, in_file_order=True, **options)],
         lambda: tensorhold.safe_open(paths, "np", **options).keys(),
         lambda: [info.name for info in tensorhold.inspect(paths, **options)[0]],
         lambda: list(tensorhold.load_file(paths, framework="np", **options)),
-    ):
+    ]
+    for call in calls:
         try:
             found.append(call())
         except tensorhold.FormatError as error:

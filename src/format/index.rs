@@ -11,11 +11,10 @@ use rustix::fs::OFlags;
 use tensorhold_allocator::{Brief, Bytes, Quoted};
 
 use super::catalog::{Catalog, Found};
-use super::checkpoint::{List, Listing, json_without_weights, with_link};
+use super::checkpoint::{LeftOut, List, Listing, json_without_weights, with_link};
 use super::json::for_each_pair_of;
 use crate::error::{Error, Result};
 use crate::regular::{self, NotOpened};
-use crate::report::LeftOut;
 
 /// An index: which tensor is in which file.
 ///
@@ -39,7 +38,9 @@ const MAX_BYTES: u64 = 256 << 20;
 fn read_text(path: &Path) -> Result<Vec<u8>> {
     // Some of the kernel's own files are regular, and have readers wait for more.
     let (file, metadata) = regular::open(path, OFlags::NONBLOCK).map_err(|error| match error {
-        NotOpened::System(source) => with_link(Error::Io { operation: "read index", path: path.into(), source }),
+        NotOpened::System(source) => {
+            with_link(Error::Io { operation: "read index", path: path.into(), source })
+        }
         NotOpened::NotRegular(what) => {
             let problem = format!("it is {what}, expected a file; name an index, or the files without one");
             Error::Index { path: path.into(), problem }
@@ -91,8 +92,12 @@ impl Index {
                  {tensor}; perhaps only the index was fetched, or it belongs to another folder: fetch its files, or name files \
                  without it"
             ),
-            _ if count == 1 => format!("it says that tensor {tensor} is in {first}, which is not in the folder; {remedy}"),
-            all => format!("{count} of the {all} files that it names are not in the folder: {listed}; {remedy}"),
+            _ if count == 1 => {
+                format!("it says that tensor {tensor} is in {first}, which is not in the folder; {remedy}")
+            }
+            all => {
+                format!("{count} of the {all} files that it names are not in the folder: {listed}; {remedy}")
+            }
         })
     }
 
@@ -129,7 +134,9 @@ impl Index {
             )));
         }
         if files.is_empty() {
-            return Err(error("its \"weight_map\" is empty, expected tensors and their files; fetch it again".into()));
+            return Err(error(
+                "its \"weight_map\" is empty, expected tensors and their files; fetch it again".into(),
+            ));
         }
         if let Some(file) = files.keys().find(|file| is_pickle(file))
             && !files.keys().any(|file| file.ends_with(".safetensors"))
@@ -165,7 +172,10 @@ impl Index {
     }
 
     /// The numbers of the files that these tensors are in, by what the index says.
-    pub(crate) fn files_of<'a>(&self, tensors: &HashSet<&'a str, RandomState>) -> HashMap<&'a str, usize, RandomState> {
+    pub(crate) fn files_of<'a>(
+        &self,
+        tensors: &HashSet<&'a str, RandomState>,
+    ) -> HashMap<&'a str, usize, RandomState> {
         let mut found = HashMap::default();
         // It has been read before. What is wrong with a tensor that it names twice is said when it is checked.
         let _ = for_each_pair_of(&self.text, WEIGHT_MAP, |tensor, file| {

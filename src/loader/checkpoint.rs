@@ -19,9 +19,8 @@ use super::staging;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fork;
-use crate::format::Place;
+use crate::format::{LeftOut, Place};
 use crate::names::Names;
-use crate::report::LeftOut;
 use crate::tensor::{Description, Tensor, TensorInfo};
 use crate::weights::{Metadata, Weights};
 

@@ -8,9 +8,8 @@ use tensorhold_allocator::Quoted;
 
 use super::headers::Opened;
 use crate::error::Result;
-use crate::format::Index;
+use crate::format::{Index, LeftOut};
 use crate::names::Names;
-use crate::report::LeftOut;
 
 /// Leaves out the copies in the files of an index. Where a header has not been read, all stay.
 pub(super) fn leave_out(files: &mut [Opened], index: &Index) -> Result<Vec<LeftOut>> {
@@ -23,7 +22,9 @@ pub(super) fn leave_out(files: &mut [Opened], index: &Index) -> Result<Vec<LeftO
     }
     let named = index.files_of(&copied.keys().copied().collect());
     // Where the named file does not have it, none of the others is a copy.
-    let named = named.into_iter().filter(|(tensor, file)| copied.get(tensor).is_some_and(|files| files.contains(file)));
+    let named = named
+        .into_iter()
+        .filter(|(tensor, file)| copied.get(tensor).is_some_and(|files| files.contains(file)));
     let named: HashMap<_, _, RandomState> = named.map(|(tensor, file)| (tensor.to_owned(), file)).collect();
     let mut left_out = Vec::new();
     for (number, file) in files.iter_mut().enumerate() {
@@ -47,7 +48,8 @@ fn copied(files: &[Opened]) -> HashMap<&str, Vec<usize>, RandomState> {
     let mut copied: HashMap<_, Vec<_>, _> = HashMap::default();
     for (number, file) in files.iter().enumerate() {
         for name in names(file) {
-            let first = numbers.insert(name, known.len(), |number| known.get(number).map_or("", |(name, _)| name));
+            let first =
+                numbers.insert(name, known.len(), |number| known.get(number).map_or("", |(name, _)| name));
             match first.and_then(|first| known.get(first)) {
                 // A name that one file has twice is an error of that file.
                 Some((_, first)) if *first != number => {

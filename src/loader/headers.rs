@@ -6,13 +6,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tensorhold_allocator as allocator;
+
 use super::beside::{Ahead, each};
 use super::copies;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{self, Entry, Index, Listing, Place, Shards};
+use crate::format::{self, Entry, Index, LeftOut, Listing, Place, Shards};
 use crate::io::FileSource;
-use crate::report::LeftOut;
 use crate::tensor::{Description, TensorInfo};
 use crate::weights::Metadata;
 
@@ -131,14 +132,18 @@ pub(super) enum First {
 }
 
 impl First {
-    /// What a load reads first when it begins again after an error. `None` where that would not help: unless indexes were not `confirmed`, or one may
-    /// say which of two tensors of a name is the right one, before there is memory for both.
+    /// What a load reads first when it begins again after an error: where indexes were not `confirmed`, the indexes; where an index may say which of two
+    /// tensors of a name is the right one, all headers, before memory is reserved for both. `None` where that would not help.
     pub(super) fn after(self, error: &Error, confirmed: bool, checkpoints: &[Shards]) -> Option<Self> {
         let has_index = || checkpoints.iter().any(|shards| matches!(shards, Shards::Index { .. }));
         let next = match (self, error) {
             (_, Error::Cancelled { .. }) => None,
             (Self::PlacesNearby, _) if !confirmed => Some(Self::Places),
-            (Self::Places | Self::PlacesNearby, Error::DuplicateTensor { .. }) if has_index() => Some(Self::All),
+            (
+                Self::Places | Self::PlacesNearby,
+                Error::DuplicateTensor { .. }
+                | Error::Memory(allocator::Error::LimitReached { .. } | allocator::Error::OutOfMemory { .. }),
+            ) if has_index() => Some(Self::All),
             _ => None,
         };
         if let Some(first) = next {
@@ -226,7 +231,12 @@ pub(super) fn is_guessable(shards: &Shards) -> bool {
 
 /// Opens the files of all checkpoints and reads their headers, in order, and the indexes. The error, if any, is that of the first
 /// checkpoint and file that has one.
-pub(super) fn open_all(checkpoints: &[Shards], device: &Device, threads: usize, first: First) -> Result<Found> {
+pub(super) fn open_all(
+    checkpoints: &[Shards],
+    device: &Device,
+    threads: usize,
+    first: First,
+) -> Result<Found> {
     let (mut paths, mut indexes, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     for shards in checkpoints {
         match shards {

@@ -9,9 +9,8 @@ use super::asked::Asked;
 use super::headers::Opened;
 use super::rule::Rule;
 use crate::error::Result;
-use crate::format::Place;
-use crate::report::LeftOut;
-use crate::tensor::{TensorInfo, as_text};
+use crate::format::{LeftOut, Place, as_text};
+use crate::tensor::TensorInfo;
 use crate::weights::Metadata;
 
 /// What a checkpoint holds, by its headers. All sizes in bytes.

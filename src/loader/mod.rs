@@ -78,9 +78,8 @@ use self::progress::Callback;
 use self::run::Run;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{Named, Shards};
+use crate::format::{LeftOut, Named, Shards};
 use crate::io;
-use crate::report::LeftOut;
 use crate::weights::Weights;
 
 // What unit tests share with the integration tests.
@@ -259,10 +258,7 @@ impl Loader {
     fn may_guess(&self, checkpoints: &[Shards], told: bool) -> bool {
         let Options { select, memory_budget, pool, asked, .. } = &self.options;
         let alone = select.is_none() && memory_budget.is_none() && pool.is_none() && asked.is_nothing();
-        alone
-            && !told
-            && self.opened.is_none()
-            && checkpoints.iter().any(headers::is_guessable)
+        alone && !told && self.opened.is_none() && checkpoints.iter().any(headers::is_guessable)
     }
 
     /// What is read before the tensors' bytes, without a guess: what a selection, changes and a budget look at.
@@ -312,11 +308,7 @@ impl Loader {
     }
 
     /// The opened files and, of each, the selected tensors; and what is left out.
-    fn take(
-        &self,
-        checkpoints: &[Shards],
-        first: First,
-    ) -> Result<(Vec<Opened>, Told, Arc<[LeftOut]>)> {
+    fn take(&self, checkpoints: &[Shards], first: First) -> Result<(Vec<Opened>, Told, Arc<[LeftOut]>)> {
         let Found { mut files, indexes, left_out } = self.open_files(checkpoints, first)?;
         let told = Told::take(&mut files, indexes, self.options.select.as_ref())?;
         if !self.options.asked.is_nothing() {
@@ -373,12 +365,14 @@ impl Loader {
     /// Opens the files, and checks headers and indexes one by one.
     fn open_files(&self, checkpoints: &[Shards], first: First) -> Result<Found> {
         let mut found = self.opened.as_ref().map_or_else(Found::default, Checkpoint::all);
-        if checkpoints.iter().all(|shards| matches!(shards, Shards::Files { files, .. } if files.is_empty())) {
+        if checkpoints.iter().all(|shards| matches!(shards, Shards::Files { files, .. } if files.is_empty()))
+        {
             return if self.opened.is_some() { Ok(found) } else { Err(Error::NoFiles) };
         }
         // There is nothing else to do meanwhile: all cores read, as if in place.
         let threads = self.options.readers(true, Cores::All)?.threads;
-        let Found { files, indexes, left_out } = headers::open_all(checkpoints, &self.device, threads, first)?;
+        let Found { files, indexes, left_out } =
+            headers::open_all(checkpoints, &self.device, threads, first)?;
         if let Some(LeftOut { path, why }) = left_out.first() {
             let files = left_out.len();
             tracing::info!(files, first = %path.display(), %why, "left out, wholly or in part");

@@ -30,9 +30,10 @@ use super::tally::Tally;
 use super::work::{Arrivals, Control};
 use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
+use crate::format::LeftOut;
 use crate::io::{Backend, BackendKind};
 use crate::names::Names;
-use crate::report::{Choice, LeftOut, Report, Times};
+use crate::report::{Choice, Report, Times};
 use crate::tensor::Tensor;
 use crate::weights::{Metadata, Named, Weights};
 

@@ -31,17 +31,23 @@ impl<'s, 'a> Choice<'s, 'a> {
     pub(super) fn of(sets: &'s [Set<'a>], wanted: Option<&'a str>) -> Result<Self, String> {
         let variant = variant(sets, wanted)?;
         let (counting, mut others): (Vec<_>, Vec<_>) = sets.iter().partition(|set| set.variant == variant);
-        let preferred = counting.iter().filter_map(|set| Some((rank(set.stem)?, *set))).min_by_key(|(rank, _)| *rank);
+        let preferred =
+            counting.iter().filter_map(|set| Some((rank(set.stem)?, *set))).min_by_key(|(rank, _)| *rank);
         let mut indexed = counting.iter().copied().filter(|set| !set.indexes.is_empty());
         let chosen = match (preferred, indexed.next(), indexed.next()) {
             (Some((_, set)), ..) | (None, Some(set), None) => vec![set],
             (None, Some(_), Some(_)) => {
                 let indexes = counting.iter().flat_map(|set| &set.indexes).map(|index| index.name);
-                return Err(format!("the folder holds several indexes, {}; name one of them", List::new(indexes)));
+                return Err(format!(
+                    "the folder holds several indexes, {}; name one of them",
+                    List::new(indexes)
+                ));
             }
             (None, None, _) => counting.clone(),
         };
-        others.extend(counting.into_iter().filter(|set| !chosen.iter().any(|chosen| std::ptr::eq(*chosen, *set))));
+        others.extend(
+            counting.into_iter().filter(|set| !chosen.iter().any(|chosen| std::ptr::eq(*chosen, *set))),
+        );
         let choice = Self { sets: chosen, others, variant };
         if let [set] = choice.sets[..] {
             match set.indexes[..] {
@@ -49,7 +55,9 @@ impl<'s, 'a> Choice<'s, 'a> {
                 [_] => return Ok(choice),
                 [..] => {
                     let indexes = List::new(set.indexes.iter().map(|index| index.name));
-                    return Err(format!("the folder holds several indexes of {set}, {indexes}; name one of them"));
+                    return Err(format!(
+                        "the folder holds several indexes of {set}, {indexes}; name one of them"
+                    ));
                 }
             }
         }
@@ -95,7 +103,9 @@ impl<'s, 'a> Choice<'s, 'a> {
             (Some(variant), Some(chosen)) => {
                 format!("it is of variant {}, and {} was chosen", Quoted(variant), Quoted(chosen))
             }
-            (None, chosen) => format!("it is of no variant, and {} was chosen", Quoted(chosen.unwrap_or_default())),
+            (None, chosen) => {
+                format!("it is of no variant, and {} was chosen", Quoted(chosen.unwrap_or_default()))
+            }
         }
     }
 }
@@ -122,7 +132,9 @@ fn variant<'a>(sets: &[Set<'a>], wanted: Option<&'a str>) -> Result<Option<&'a s
     match &variants[..] {
         _ if sets.iter().any(|set| set.variant.is_none()) => Ok(None),
         [variant] => Ok(Some(variant)),
-        _ => Err(format!("the folder holds weights of the variants {listed} alone; choose a variant, or name a file")),
+        _ => Err(format!(
+            "the folder holds weights of the variants {listed} alone; choose a variant, or name a file"
+        )),
     }
 }
 
@@ -186,7 +198,10 @@ mod tests {
             ("a b a.fp16 b.fp16", "a b"),
             ("layer.0 layer.1 layer.5", "layer.0 layer.1 layer.5"),
             // As tools that load layer by layer cut models.
-            ("model.embed_tokens model.layers.0 model.norm lm_head", "lm_head model.embed_tokens model.layers.0 model.norm"),
+            (
+                "model.embed_tokens model.layers.0 model.norm lm_head",
+                "lm_head model.embed_tokens model.layers.0 model.norm",
+            ),
         ] {
             assert_eq!(choose(names, None).as_deref(), Ok(chosen), "{names}");
         }
@@ -214,7 +229,11 @@ mod tests {
     fn a_variant_is_chosen_alone() {
         for (names, variant, chosen) in [
             ("model model.fp16 consolidated", "fp16", "model.fp16"),
-            ("diffusion_pytorch_model diffusion_pytorch_model.non_ema", "non_ema", "diffusion_pytorch_model.non_ema"),
+            (
+                "diffusion_pytorch_model diffusion_pytorch_model.non_ema",
+                "non_ema",
+                "diffusion_pytorch_model.non_ema",
+            ),
             ("m m.any x", "any", "m.any"),
             ("m.q8 m.q4", "q4", "m.q4"),
             ("a a.fp16 b b.fp16", "fp16", "a.fp16 b.fp16"),
@@ -237,9 +256,17 @@ mod tests {
             ("a b.fp16", None, &["\"a\"", "\"b\" of variant \"fp16\"", "choose a variant"]),
             ("a a.q4", None, &["\"a\" of variant \"q4\""]),
             ("model model-1-of-2 consolidated", None, &["in two forms", "\"consolidated\""]),
-            ("model-1-of-2 consolidated", None, &["1 is missing", "\"model-2-of-2.safetensors\"", "\"consolidated\""]),
+            (
+                "model-1-of-2 consolidated",
+                None,
+                &["1 is missing", "\"model-2-of-2.safetensors\"", "\"consolidated\""],
+            ),
             ("a b-1-of-2", None, &["\"b-2-of-2.safetensors\""]),
-            ("a.safetensors.index.json b.safetensors.index.json", None, &["several indexes", "a.saf", "b.saf"]),
+            (
+                "a.safetensors.index.json b.safetensors.index.json",
+                None,
+                &["several indexes", "a.saf", "b.saf"],
+            ),
             (
                 "model.safetensors.index.fp16.json model.fp16.safetensors.index.json",
                 Some("fp16"),

@@ -4,6 +4,7 @@
 //! the variant is known. No file is opened here, and none is looked at by itself.
 
 mod choice;
+mod left_out;
 mod names;
 mod other;
 mod sets;
@@ -21,8 +22,9 @@ use self::choice::Choice;
 use self::names::Part;
 use self::sets::{Set, group};
 use crate::error::{Error, Result};
-use crate::report::LeftOut;
 
+pub use self::left_out::LeftOut;
+pub(crate) use self::left_out::as_text;
 pub(super) use self::other::json_without_weights;
 pub(super) use self::sets::List;
 
@@ -72,8 +74,11 @@ impl Named {
         let metadata = fs::metadata(path)
             .map_err(|source| with_link(Error::Io { operation: "open", path: path.into(), source }))?;
         if metadata.is_dir() {
-            let listing =
-                Listing::of(path).map_err(|source| Error::Io { operation: "list", path: path.into(), source })?;
+            let listing = Listing::of(path).map_err(|source| Error::Io {
+                operation: "list",
+                path: path.into(),
+                source,
+            })?;
             if listing.files.is_empty() && listing.indexes.is_empty() {
                 return Err(Error::Checkpoint { path: path.into(), problem: other::without_weights(path) });
             }
@@ -157,8 +162,8 @@ impl Listing {
 
     /// The names as text, in which bytes that are not UTF-8 are replaced.
     fn texts(&self) -> (Vec<Cow<'_, str>>, Vec<Cow<'_, str>>) {
-        let [files, indexes] =
-            [&self.files, &self.indexes].map(|names| names.iter().map(|name| name.to_string_lossy()).collect());
+        let [files, indexes] = [&self.files, &self.indexes]
+            .map(|names| names.iter().map(|name| name.to_string_lossy()).collect());
         (files, indexes)
     }
 
@@ -179,7 +184,9 @@ impl Listing {
             let why = choice.why_not(set);
             self.paths_of(set).map(move |path| LeftOut { path, why: why.clone() })
         });
-        Ok(Shards::Files { files, left_out: left_out.collect() })
+        let mut left_out: Vec<_> = left_out.collect();
+        left_out.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+        Ok(Shards::Files { files, left_out })
     }
 
     /// The checkpoint of an index that was named.
@@ -197,7 +204,8 @@ impl Listing {
         let shards = set.files.iter().filter(|(_, part)| matches!(part, Part::Shard { .. }));
         let mut near: Vec<_> = shards.filter_map(|(file, _)| self.path(file.number)).collect();
         if near.is_empty() {
-            let alike = sets.iter().filter(|other| other.variant == set.variant && other.stem.starts_with(set.stem));
+            let alike =
+                sets.iter().filter(|other| other.variant == set.variant && other.stem.starts_with(set.stem));
             near = alike.flat_map(|set| self.paths_of(set)).collect();
             near.sort_unstable();
         }
@@ -222,7 +230,8 @@ pub(crate) fn with_link(error: Error) -> Error {
     };
     match target {
         Some(target) => {
-            let problem = format!("it is a link to {target:?}, which is not there; fetch the file it stands for");
+            let problem =
+                format!("it is a link to {target:?}, which is not there; fetch the file it stands for");
             Error::Checkpoint { path: path.clone(), problem }
         }
         None => error,
@@ -253,7 +262,10 @@ mod tests {
         let (one, two) = ("model-1-of-2.safetensors", "model-2-of-2.safetensors");
         let others = ["model.safetensors", "consolidated.safetensors", "model.fp16-1-of-1.safetensors"];
         assert_eq!(near(&[one, two, index, others[0], others[1], others[2]], index), [one, two]);
-        assert_eq!(near(&["model-a.safetensors", others[0], others[1], index], index), ["model-a.safetensors", others[0]]);
+        assert_eq!(
+            near(&["model-a.safetensors", others[0], others[1], index], index),
+            ["model-a.safetensors", others[0]]
+        );
         let index = "model.safetensors.index.fp16.json";
         assert_eq!(near(&[one, index, others[2]], index), [others[2]]);
         assert_eq!(near(&[one], "some.json"), [""; 0]);
@@ -261,9 +273,12 @@ mod tests {
 
     #[test]
     fn names_that_begin_with_a_dot_are_no_part() {
-        let (folder, listing) = listing(&["._model.safetensors", ".model.safetensors.index.json", "model.safetensors"]);
+        let (folder, listing) =
+            listing(&["._model.safetensors", ".model.safetensors.index.json", "model.safetensors"]);
         assert_eq!((listing.files.len(), listing.indexes.len()), (1, 0));
-        let Shards::Files { files, left_out } = listing.choose(None).unwrap() else { panic!("it has no index") };
+        let Shards::Files { files, left_out } = listing.choose(None).unwrap() else {
+            panic!("it has no index")
+        };
         assert_eq!((files, left_out), (vec![folder.path().join("model.safetensors")], vec![]));
     }
 

@@ -10,6 +10,8 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use foldhash::fast::RandomState;
+
 const FILE_SUFFIX: &str = ".safetensors";
 const INDEX_INFIX: &str = ".safetensors.index";
 
@@ -65,9 +67,9 @@ pub(super) struct Name<'a> {
 pub(super) struct Reader<'a> {
     wanted: Option<&'a str>,
     /// What names of files and indexes begin with before `.safetensors`, without the number of a shard.
-    heads: HashSet<&'a str>,
+    heads: HashSet<&'a str, RandomState>,
     /// Variants by the names of indexes, `STEM.safetensors.index.VARIANT.json`, each with its stem.
-    indexed: HashSet<(&'a str, &'a str)>,
+    indexed: HashSet<(&'a str, &'a str), RandomState>,
 }
 
 impl<'a> Reader<'a> {
@@ -133,7 +135,9 @@ impl<'a> Reader<'a> {
         let is_a_word = !word.is_empty() && !is_number(word);
         self.wanted == Some(word)
             || is_a_word
-                && (is_known_variant(word) || self.heads.contains(stem) || self.indexed.contains(&(stem, word)))
+                && (is_known_variant(word)
+                    || self.heads.contains(stem)
+                    || self.indexed.contains(&(stem, word)))
     }
 }
 

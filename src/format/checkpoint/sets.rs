@@ -71,7 +71,8 @@ impl Set<'_> {
             Part::Shard { .. } => 1,
             Part::Numbered(_) => 2,
         };
-        let first_of = |wanted| self.files.iter().find(|(_, part)| kind(part) == wanted).map(|(file, _)| file.name);
+        let first_of =
+            |wanted| self.files.iter().find(|(_, part)| kind(part) == wanted).map(|(file, _)| file.name);
         let kinds: Vec<_> = (0..3).filter_map(first_of).collect();
         if let [one, other, ..] = kinds[..] {
             return Some(format!(
@@ -94,7 +95,8 @@ impl Set<'_> {
     }
 
     fn shard_problem(&self, of: u64, shards: &BTreeMap<u64, Vec<&str>>) -> Option<String> {
-        if let Some([one, other, ..]) = shards.values().map(|files| &files[..]).find(|files| files.len() > 1) {
+        if let Some([one, other, ..]) = shards.values().map(|files| &files[..]).find(|files| files.len() > 1)
+        {
             return Some(format!(
                 "the folder holds a shard of {self} twice, as {} and as {}, expected once; remove one of the two",
                 Quoted(one),
@@ -119,7 +121,8 @@ impl Set<'_> {
         let numbers = (first..=last).filter(|number| !shards.contains_key(number)).take(LISTED);
         let names = numbers.map(|number| names::renumbered(a_shard, number).unwrap_or_default());
         let names: Vec<_> = names.collect();
-        let listed = List { names: names.iter().map(|name| &**name).collect(), more: missing - names.len() as u64 };
+        let listed =
+            List { names: names.iter().map(|name| &**name).collect(), more: missing - names.len() as u64 };
         Some(format!(
             "of the {of} shards of {self}, {missing} {} missing: {listed}; the download may be incomplete: fetch the rest, \
              or load single shards by their names",
@@ -134,7 +137,9 @@ impl Set<'_> {
         let first = first.min(1);
         let count = (last - first).saturating_add(1);
         if numbers.len() != self.files.len() {
-            return Some(format!("the folder holds a part of {self} twice, expected once; remove one of the two"));
+            return Some(format!(
+                "the folder holds a part of {self} twice, expected once; remove one of the two"
+            ));
         }
         let missing = count - numbers.len() as u64;
         let mut gaps = (first..=last).filter(|number| !numbers.contains(number));
@@ -217,7 +222,10 @@ mod tests {
 
     #[test]
     fn missing_shards_are_named_up_to_a_limit() {
-        assert_says(&["m-00001-of-00002"], &["of the 2 shards of \"m\", 1 is missing", "\"m-00002-of-00002.safetensors\""]);
+        assert_says(
+            &["m-00001-of-00002"],
+            &["of the 2 shards of \"m\", 1 is missing", "\"m-00002-of-00002.safetensors\""],
+        );
         assert_says(&["m-2-of-3"], &["2 are missing", "\"m-1-of-3.safetensors\", \"m-3-of-3.safetensors\""]);
         assert_says(&["m-0-of-2"], &["\"m-1-of-2.safetensors\""]);
         assert_says(&["m-2-of-5000"], &["4999 are missing", "m-9-of-5000", "and 4991 more"]);
