@@ -57,12 +57,12 @@ pub enum Error {
         /// The system's reason.
         detail: String,
     },
-    /// There is no checkpoint where one should be.
+    /// A path is no checkpoint, or a folder holds an incomplete one, or several.
     #[error("find checkpoint {path:?}: {problem}")]
     Checkpoint {
         /// Where it should be.
         path: PathBuf,
-        /// What is there instead, and what to do.
+        /// What is there, and what to do.
         problem: String,
     },
     /// An index is damaged, or does not fit the files.

@@ -145,7 +145,7 @@ fn what_has_no_precedence_is_an_error_that_says_how_to_choose() {
     assert_refuses(
         &folder(&["model.safetensors", "mtp.safetensors"]),
         None,
-        &["\"model\" and \"mtp\"", "name a file"],
+        &["\"model\" and \"mtp\"", "name files"],
     );
     assert_refuses(&folder(&["model.safetensors", "model-1-of-1.safetensors"]), None, &["in two forms"]);
 }
@@ -198,6 +198,11 @@ fn a_dangling_link_is_told_with_its_target_where_its_set_is_loaded() {
     index(&folder.path().join(INDEX), &[("model-1-of-2.safetensors", "model-1-of-2.safetensors")]);
     assert_loads(&folder, None, &["model-1-of-2.safetensors"]);
     fs::remove_file(folder.path().join(INDEX)).unwrap();
+    index(&folder.path().join(INDEX), &[("x", "part/x.safetensors")]);
+    fs::create_dir(folder.path().join("part")).unwrap();
+    symlink("../../blobs/part", folder.path().join("part/x.safetensors")).unwrap();
+    assert_refuses(&folder, None, &["part/x.safetensors", "link to \"../../blobs/part\""]);
+    fs::remove_file(folder.path().join(INDEX)).unwrap();
     symlink("../blobs/index", folder.path().join(INDEX)).unwrap();
     assert_refuses(&folder, None, &[INDEX, "link to \"../blobs/index\""]);
 }
@@ -236,7 +241,13 @@ fn an_index_without_its_files_says_that_and_what_is_missing() {
     assert_refuses(
         &folder,
         None,
-        &["none of the files", "5000 missing", "and 4992 more", "only the index was fetched"],
+        &[
+            "none of the files",
+            "5000 missing",
+            "and 4992 more",
+            "only the index was fetched",
+            "\"other.safetensors\"",
+        ],
     );
     index(&path, &[("x", "gone.safetensors")]);
     assert_refuses(&folder, None, &["none of the files", "\"gone.safetensors\"", "\"x\""]);
@@ -258,6 +269,7 @@ fn other_json_files_are_named_for_what_they_are() {
         ("tokenizer.json", "{}", "a tokenizer"),
         ("adapter_config.json", "{}", "an adapter"),
         ("model_index.json", "{}", "pipeline"),
+        ("vocab.json", r#"["a"]"#, "a tokenizer"),
         ("any.json", "{}", "without a \"weight_map\""),
         (
             "pytorch_model.bin.index.json",

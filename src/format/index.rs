@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use rustix::fs::OFlags;
+use serde::de::IgnoredAny;
 use tensorhold_allocator::{Brief, Bytes, Quoted};
 
 use super::catalog::{Catalog, Found};
@@ -72,26 +73,36 @@ impl Index {
     /// Reads an index and checks that the files it names are there: by the listing of its folder, and by a look at those that are not in it.
     pub(crate) fn read(path: &Path, listing: &Listing) -> Result<Self> {
         let index = Self::parse(path, read_text(path)?)?;
-        let is_missing = |file: &str| !listing.has(file) && !index.path_of(file).exists();
+        // A link to something that is not there is told when it is opened.
+        let is_missing = |file: &str| !listing.has(file) && index.path_of(file).symlink_metadata().is_err();
         let missing: Vec<_> = index.files.iter().filter(|(file, _)| is_missing(file)).collect();
-        match index.missing(&missing) {
+        match index.missing(&missing, listing) {
             Some(problem) => Err(index.error(problem)),
             None => Ok(index),
         }
     }
 
     /// What is wrong where files, each with one of its tensors, are missing.
-    fn missing(&self, missing: &[(&String, &String)]) -> Option<String> {
+    fn missing(&self, missing: &[(&String, &String)], listing: &Listing) -> Option<String> {
         let (&(first, tensor), count) = (missing.first()?, missing.len());
         let (first, tensor) = (Quoted(first), Quoted(tensor));
         let listed = List::new(missing.iter().map(|(file, _)| &***file));
         let remedy = "the download may be incomplete: fetch the rest";
         Some(match self.files.len() {
-            all if all == count => format!(
-                "none of the files that it names is in the folder: {count} missing, {listed}, the first of them for tensor \
-                 {tensor}; perhaps only the index was fetched, or it belongs to another folder: fetch its files, or name files \
-                 without it"
-            ),
+            all if all == count => {
+                let others: Vec<_> = listing.names().collect();
+                let others = match others.is_empty() {
+                    true => String::new(),
+                    false => format!(
+                        ", or name others that are there, {}",
+                        List::new(others.iter().map(|name| &**name))
+                    ),
+                };
+                format!(
+                    "none of the files that it names is in the folder: {count} missing, {listed}, the first of them for tensor \
+                     {tensor}; perhaps only the index was fetched, or it belongs to another folder: fetch its files{others}"
+                )
+            }
             _ if count == 1 => {
                 format!("it says that tensor {tensor} is in {first}, which is not in the folder; {remedy}")
             }
@@ -121,10 +132,17 @@ impl Index {
                 }
                 last = Some(file);
             }
-        })
-        .map_err(|json| error(damaged(json.to_string())))?;
-        if !is_index {
-            return Err(without_map(path, &text));
+        });
+        match is_index {
+            Ok(true) => {}
+            Ok(false) => return Err(without_map(path, &text)),
+            Err(_)
+                if text.trim_start().starts_with('[')
+                    && serde_json::from_str::<IgnoredAny>(&text).is_ok() =>
+            {
+                return Err(without_map(path, &text));
+            }
+            Err(json) => return Err(error(damaged(json.to_string()))),
         }
         if let Some((file, tensor)) = outside {
             return Err(error(format!(

@@ -20,9 +20,6 @@ pub(super) struct Choice<'s, 'a> {
     variant: Option<&'a str>,
 }
 
-/// How to choose, for messages.
-const HOW: &str = "name a file or an index, or choose a variant";
-
 impl<'s, 'a> Choice<'s, 'a> {
     /// Chooses among sets.
     ///
@@ -63,8 +60,10 @@ impl<'s, 'a> Choice<'s, 'a> {
         }
         if let Some(other) = choice.others.iter().find(|set| !choice.may_leave_out(set, wanted.is_some())) {
             return Err(format!(
-                "the folder holds {}, and their names do not say whether {other} belongs to the same weights; {HOW}",
-                described(sets)
+                "the folder holds {}, and their names do not say whether {other} belongs to the same weights; \
+                 name files or an index{}",
+                described(sets),
+                if sets.iter().any(|set| set.variant.is_some()) { ", or choose a variant" } else { "" }
             ));
         }
         match choice.sets.iter().find_map(|set| set.problem()) {
@@ -249,7 +248,7 @@ mod tests {
             ("model.fp16 model.bf16", None, &["\"bf16\", \"fp16\"", "choose a variant"][..]),
             ("model", Some("fp16"), &["no weights of variant \"fp16\"", "leave the variant out"]),
             ("model model.bf16", Some("fp16"), &["\"fp16\", but of \"bf16\""]),
-            ("model mtp", None, &["\"model\" and \"mtp\"", "name a file"]),
+            ("model mtp", None, &["\"model\" and \"mtp\"", "name files"]),
             ("model.fp16 mtp.fp16", None, &["\"mtp\" of variant \"fp16\""]),
             ("model model.fp16 mtp.fp16", Some("fp16"), &["\"mtp\" of variant \"fp16\""]),
             ("model.fp16 consolidated", None, &["\"model\" of variant \"fp16\""]),

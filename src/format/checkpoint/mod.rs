@@ -155,6 +155,11 @@ impl Listing {
         self.files.binary_search_by(|name| name.as_os_str().cmp(file.as_ref())).is_ok()
     }
 
+    /// The names of the safetensors files, in order, as text.
+    pub(super) fn names(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.files.iter().map(|name| name.to_string_lossy())
+    }
+
     /// The safetensors files, in the order of their names.
     pub(crate) fn paths(&self) -> impl Iterator<Item = PathBuf> {
         self.files.iter().map(|file| self.folder.join(file))
@@ -162,9 +167,7 @@ impl Listing {
 
     /// The names as text, in which bytes that are not UTF-8 are replaced.
     fn texts(&self) -> (Vec<Cow<'_, str>>, Vec<Cow<'_, str>>) {
-        let [files, indexes] = [&self.files, &self.indexes]
-            .map(|names| names.iter().map(|name| name.to_string_lossy()).collect());
-        (files, indexes)
+        (self.names().collect(), self.indexes.iter().map(|name| name.to_string_lossy()).collect())
     }
 
     /// Chooses among the sets in the folder.
