@@ -17,14 +17,14 @@ pub(super) const LISTED: usize = 8;
 pub(super) struct Set<'a> {
     pub(super) stem: &'a str,
     pub(super) variant: Option<&'a str>,
-    pub(super) indexes: Vec<Named<'a>>,
+    pub(super) indexes: Vec<FileName<'a>>,
     /// In the order of their names.
-    pub(super) files: Vec<(Named<'a>, Part)>,
+    pub(super) files: Vec<(FileName<'a>, Part)>,
 }
 
 /// The name of a file or an index, and its number among those that were given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Named<'a> {
+pub(super) struct FileName<'a> {
     pub(super) number: usize,
     pub(super) name: &'a str,
 }
@@ -42,12 +42,12 @@ pub(super) fn group<'a, N: AsRef<str>>(
     for (number, name) in names(files).enumerate() {
         let Name { stem, variant, part } = reader.file(name);
         let set = sets.entry((stem, variant)).or_insert_with(new(stem, variant));
-        set.files.push((Named { number, name }, part));
+        set.files.push((FileName { number, name }, part));
     }
     for (number, name) in names(indexes).enumerate() {
         let Some((stem, variant)) = reader.index(name) else { continue };
         let set = sets.entry((stem, variant)).or_insert_with(new(stem, variant));
-        set.indexes.push(Named { number, name });
+        set.indexes.push(FileName { number, name });
     }
     sets.into_values().collect()
 }
