@@ -57,12 +57,12 @@ pub enum Error {
         /// The system's reason.
         detail: String,
     },
-    /// There is no checkpoint where one should be.
+    /// A path is no checkpoint, or a folder holds an incomplete one, or several.
     #[error("find checkpoint {path:?}: {problem}")]
     Checkpoint {
         /// Where it should be.
         path: PathBuf,
-        /// What is there instead, and what to do.
+        /// What is there, and what to do.
         problem: String,
     },
     /// An index is damaged, or does not fit the files.
@@ -83,7 +83,8 @@ pub enum Error {
     },
     /// Two files hold tensors of the same name.
     #[error(
-        "load tensor {name}: it is in {first:?} and in {second:?}, expected in one file; leave one of them out",
+        "load tensor {name}: it is in {first:?} and in {second:?}, expected in one file; name only one of them, or an index that says \
+         which one counts",
         name = Quoted(name)
     )]
     DuplicateTensor {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::device::Device;
+use crate::format::LeftOut;
 
 /// How a load went: sizes in bytes, times in seconds when serialized.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +44,8 @@ pub struct Report {
     pub choices: Vec<Choice>,
     /// The converted tensors that had values out of range, or NaN, if [that was counted](crate::Loader::count_conversions).
     pub converted: Option<Vec<Converted>>,
+    /// Safetensors files of the checkpoint's folder that were not loaded, and files of which some tensors were not.
+    pub left_out: Arc<[LeftOut]>,
 }
 
 /// What a conversion met in a tensor.

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use globset::{GlobBuilder, GlobMatcher};
 use tensorhold::allocator::RegionParts;
 use tensorhold::allocator::replay::Policy;
-use tensorhold::{Backend, BackendKind, DType};
+use tensorhold::{Backend, BackendKind, DType, Loader};
 
 use crate::device::DeviceName;
 
@@ -41,6 +41,8 @@ pub(crate) enum Command {
 pub(crate) struct InspectArgs {
     /// A checkpoint: a directory, an index (.json) or a safetensors file
     pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) set: WeightSet,
     #[command(flatten)]
     pub(crate) selection: Selection,
     /// Print JSON
@@ -82,6 +84,8 @@ pub(crate) struct LoadOptions {
     /// Where to: cpu (or host), pinned, cuda:N [default: cuda:0 if there is one, else cpu]
     #[arg(long)]
     pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) set: WeightSet,
     #[command(flatten)]
     pub(crate) selection: Selection,
     /// How many threads read [default: one a core, at most 16]
@@ -156,6 +160,21 @@ pub(crate) struct DemoArgs {
     pub(crate) seed: u64,
 }
 
+/// Which set of weights of a directory is wanted.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct WeightSet {
+    /// Of a directory, the weights of this variant, such as fp16 for model.fp16.safetensors [default: those without one]
+    #[arg(long, value_name = "NAME", value_parser = variant)]
+    variant: Option<String>,
+}
+
+impl WeightSet {
+    /// The same loader, for this set.
+    pub(crate) fn of(&self, loader: Loader) -> Loader {
+        self.variant.iter().fold(loader, Loader::variant)
+    }
+}
+
 /// Which tensors are wanted, by name.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Selection {
@@ -191,6 +210,13 @@ impl Selection {
 
 fn glob(text: &str) -> Result<GlobMatcher, globset::Error> {
     Ok(GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build()?.compile_matcher())
+}
+
+fn variant(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains('/') {
+        true => Err("expected a part of a file's name, such as fp16".into()),
+        false => Ok(text.into()),
+    }
 }
 
 fn backend(text: &str) -> Result<Backend, String> {

@@ -12,7 +12,7 @@ use crate::output::{self, brief, count, data, printable};
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let selection = args.selection.clone();
-    let loader = Loader::new(Device::host()).checkpoint(&args.path)?;
+    let loader = args.set.of(Loader::new(Device::host()).checkpoint(&args.path)?);
     let inspection = loader.select(move |tensor| selection.wants(&tensor.name)).inspect()?;
     args.selection.check_matched(inspection.tensors.len())?;
     output::print(|out| match args.json {
@@ -49,7 +49,7 @@ impl Total {
     }
 }
 
-/// Each file with its selected tensors, then the total.
+/// Each file with its selected tensors, then the total, and what is left out.
 fn write_text(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
     let rows: Vec<[String; 4]> = inspection.tensors.iter().map(row).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -71,7 +71,8 @@ fn write_text(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
     }
     let Total { tensors, bytes } = Total::of(&inspection.tensors);
     let (tensors, files) = (count(tensors, "tensor"), count(inspection.files.len(), "file"));
-    writeln!(out, "total: {tensors}, {} ({bytes} bytes), in {files}", data(bytes))
+    writeln!(out, "total: {tensors}, {} ({bytes} bytes), in {files}", data(bytes))?;
+    output::left_out(&inspection.left_out).try_for_each(|line| writeln!(out, "left out: {line}"))
 }
 
 fn row(tensor: &TensorInfo) -> [String; 4] {

@@ -63,7 +63,7 @@ fn load_into(
         true => Some(pool::builder(&chosen.device, options).build()?),
         false => None,
     };
-    let mut loader = Loader::new(chosen.device).checkpoint(path)?;
+    let mut loader = options.set.of(Loader::new(chosen.device).checkpoint(path)?);
     if let Some(pool) = pool.or(own.as_ref()) {
         loader = loader.pool(pool);
     }
@@ -117,6 +117,6 @@ impl Loaded {
         for choice in &report.choices {
             line(choice.about, format!("{} ({})", choice.picked, choice.why))?;
         }
-        Ok(())
+        output::left_out(&report.left_out).try_for_each(|file| line("left out", file))
     }
 }

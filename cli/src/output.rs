@@ -12,6 +12,7 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Serialize, Serializer};
+use tensorhold::LeftOut;
 use tensorhold::allocator::Brief;
 
 /// Writes a result to standard output. A reader that has gone has seen enough: that is no error.
@@ -74,6 +75,18 @@ pub(crate) fn bar(label: &'static str, total_bytes: u64) -> ProgressBar {
 /// Bytes of tensors and files: `16.06 GB`.
 pub(crate) fn data(bytes: u64) -> String {
     format!("{:.2}", ByteSize::b(bytes).display().si())
+}
+
+/// Files that are listed as left out; JSON has them all.
+const LISTED: usize = 10;
+
+/// What is left out of a checkpoint, a line for each file.
+pub(crate) fn left_out(files: &[LeftOut]) -> impl Iterator<Item = String> {
+    let lines = files.iter().take(LISTED);
+    let lines =
+        lines.map(|LeftOut { path, why, .. }| format!("{} ({why})", printable(&path.display().to_string())));
+    let more = files.len().checked_sub(LISTED).filter(|more| *more > 0);
+    lines.chain(more.map(|more| format!("{more} more")))
 }
 
 /// `1 tensor`, `2 tensors`.

@@ -54,7 +54,7 @@ mod _core {
     use crate::pool::{PyPool, PyStats};
     use crate::process::Process;
     #[pymodule_export]
-    use crate::report::{PyChoice, PyClosed, PyHeld, PyReport};
+    use crate::report::{PyChoice, PyClosed, PyHeld, PyLeftOut, PyReport};
     #[pymodule_export]
     use crate::save::{PyDraft, plan_shards, shard_paths, validate_shard_set};
     #[pymodule_export]

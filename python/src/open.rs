@@ -20,6 +20,7 @@ use crate::errors::{self, Kind, raise};
 use crate::info::{self, PyInfo};
 use crate::interrupt::Failure;
 use crate::process::Process;
+use crate::report::{self, PyLeftOut};
 use crate::stream::PyStream;
 use crate::tensor::PyHandover;
 use crate::weights::PyWeights;
@@ -274,6 +275,11 @@ impl PyOpen {
 
     fn files<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         PyList::new(py, self.checkpoint(py, "list files")?.files().map(|file| file.as_os_str()))
+    }
+
+    /// Files of the checkpoint's folder that were not opened, or of which some tensors are left out.
+    fn left_out(&self, py: Python<'_>) -> PyResult<Vec<PyLeftOut>> {
+        Ok(report::left_out(self.checkpoint(py, "list what is left out")?.left_out()))
     }
 
     /// The strings in a file's header, or in those of all files.

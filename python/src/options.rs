@@ -17,7 +17,7 @@ use crate::interrupt::{Failure, Watch};
 use crate::pool::PyPool;
 
 /// The names of the options, for what is said of one that is none of them.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "select",
     "dtype",
     "cuts",
@@ -29,6 +29,7 @@ const NAMES: [&str; 11] = [
     "parts",
     "count_conversions",
     "progress",
+    "variant",
 ];
 
 /// A loader, and what ends its load from Python.
@@ -84,6 +85,10 @@ impl Asked {
                 continue;
             }
             match &*name {
+                "variant" => {
+                    let variant = value.extract::<String>()?;
+                    asked.set(|loader| Ok(loader.variant(variant)))?;
+                }
                 "select" => asked.select(&value)?,
                 "dtype" => asked.dtype(value)?,
                 "cuts" => asked.cuts(value)?,

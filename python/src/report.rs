@@ -1,12 +1,14 @@
 //! What a load and a close say of themselves.
 
+use std::ffi::OsStr;
+
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
-use tensorhold::Report;
 use tensorhold::allocator;
+use tensorhold::{LeftOut, Report};
 
 /// How a load went: sizes in bytes, times in seconds. Its values can be had by name, too: `report["bytes"]`.
 #[pyclass(name = "Report", module = "tensorhold", frozen)]
@@ -14,7 +16,7 @@ pub(crate) struct PyReport(pub(crate) Report);
 
 macro_rules! getters {
     ($($field:ident: $type:ty,)*) => {
-        const FIELDS: &[&str] = &["device", $(stringify!($field),)* "times", "choices", "converted"];
+        const FIELDS: &[&str] = &["device", $(stringify!($field),)* "times", "choices", "converted", "left_out"];
 
         #[pymethods]
         impl PyReport {
@@ -47,6 +49,12 @@ macro_rules! getters {
             #[getter]
             fn converted<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
                 of_value(py, &serde_json::to_value(&self.0.converted).unwrap_or_default())
+            }
+
+            /// Files of the checkpoint's folder that were not loaded, or not wholly.
+            #[getter]
+            fn left_out(&self) -> Vec<PyLeftOut> {
+                left_out(&self.0.left_out)
             }
 
             /// Bytes of files over the whole time, in 10^9 bytes a second.
@@ -115,6 +123,31 @@ impl PyChoice {
     fn __repr__(&self) -> String {
         format!("Choice({}: {}, {})", self.about, self.picked, self.why)
     }
+}
+
+/// A file of a checkpoint's folder that is not loaded, or not wholly.
+#[pyclass(name = "LeftOut", module = "tensorhold", frozen)]
+pub(crate) struct PyLeftOut(LeftOut);
+
+#[pymethods]
+impl PyLeftOut {
+    #[getter]
+    fn path(&self) -> &OsStr {
+        self.0.path.as_os_str()
+    }
+
+    #[getter]
+    fn why(&self) -> &str {
+        &self.0.why
+    }
+
+    fn __repr__(&self) -> String {
+        format!("LeftOut({:?}: {})", self.0.path, self.0.why)
+    }
+}
+
+pub(crate) fn left_out(files: &[LeftOut]) -> Vec<PyLeftOut> {
+    files.iter().cloned().map(PyLeftOut).collect()
 }
 
 /// A tensor that outlived a close.

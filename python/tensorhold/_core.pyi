@@ -25,6 +25,7 @@ __all__ = [
     "FrameworkError",
     "GroupError",
     "Held",
+    "LeftOut",
     "MissingFileError",
     "MissingTensorError",
     "OptionError",
@@ -236,6 +237,15 @@ class Choice:
     def why(self) -> str: ...
 
 @final
+class LeftOut:
+    """A file of a checkpoint's folder that is not loaded, or not wholly."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+
+@final
 class Report:
     """How a load went: sizes in bytes, times in seconds. Its values can be had by name, too: `report["bytes"]`."""
 
@@ -270,6 +280,9 @@ class Report:
     def choices(self) -> list[Choice]: ...
     @property
     def converted(self) -> list[dict[str, Any]] | None: ...
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Files of the checkpoint's folder that were not loaded, or not wholly."""
     @property
     def gigabytes_per_second(self) -> float: ...
     def as_dict(self) -> dict[str, Any]: ...
@@ -409,6 +422,7 @@ class _Open:
     def keys(self) -> list[str]: ...
     def info(self, name: str) -> TensorInfo: ...
     def files(self) -> list[str]: ...
+    def left_out(self) -> list[LeftOut]: ...
     def metadata(self, file: Path | None = None) -> dict[str, str]: ...
     def getter(
         self, from_capsule: Callable[[Any], Any] | None, plain: list[str], convert: Callable[[Any], Any]

@@ -2,6 +2,7 @@
 
 Options, of these and of `safe_open`:
 
+- `variant`: of a folder, the weights of this variant, such as `fp16` for `model.fp16.safetensors`; those without a variant if it is left out;
 - `select`: names, or a rule from a `TensorInfo` to whether it is wanted, asked before any tensor's bytes are read;
 - `dtype`: the type that floats are converted to on their way, or a rule from a `TensorInfo` to a type or None;
 - `cuts`: a dict from names to a `Cut` or several, or a rule from a `TensorInfo` to them;

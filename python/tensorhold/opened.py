@@ -52,6 +52,10 @@ class safe_open:
         """The files that were opened."""
         return self._open.files()
 
+    def left_out(self) -> "list[_core.LeftOut]":
+        """The files of the checkpoint's folder that were not opened, or of which some tensors are left out, each with the reason."""
+        return self._open.left_out()
+
     def metadata(self, file: "Path | None" = None) -> "dict[str, str] | None":
         """The strings in a file's header, or in those of all files; None if there are none."""
         return self._open.metadata(file) or None

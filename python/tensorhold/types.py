@@ -32,6 +32,7 @@ Tell = Callable[[Progress], Optional[bool]]
 
 
 class _Common(TypedDict, total=False):
+    variant: Optional[str]
     select: Optional[Select]
     dtype: Optional[DTypes]
     cuts: Optional[Cuts]

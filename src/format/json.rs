@@ -7,23 +7,23 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 /// Hands on each key of an object of strings, and its value. The object is the value of `field` in the object that the text
-/// is.
+/// is. Says whether there is that field.
 pub(super) fn for_each_pair_of<'a>(
     text: &'a str,
     field: &'static str,
     each: impl FnMut(Cow<'a, str>, Cow<'a, str>),
-) -> Result<(), serde_json::Error> {
+) -> Result<bool, serde_json::Error> {
     struct Outer<F>(&'static str, F);
     struct Inner<F>(F);
 
     impl<'de, F: FnMut(Cow<'de, str>, Cow<'de, str>)> Visitor<'de> for Outer<F> {
-        type Value = ();
+        type Value = bool;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("an object")
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
             let Self(field, each) = self;
             let mut each = Some(each);
             while let Some(Text(key)) = map.next_key()? {
@@ -34,7 +34,7 @@ pub(super) fn for_each_pair_of<'a>(
                     map.next_value::<IgnoredAny>()?;
                 }
             }
-            each.map_or(Ok(()), |_| Err(A::Error::missing_field(field)))
+            Ok(each.is_none())
         }
     }
 
@@ -47,8 +47,8 @@ pub(super) fn for_each_pair_of<'a>(
     }
 
     let mut json = serde_json::Deserializer::from_str(text);
-    json.deserialize_map(Outer(field, each))?;
-    json.end()
+    let has_field = json.deserialize_map(Outer(field, each))?;
+    json.end().map(|()| has_field)
 }
 
 /// Hands on each key of an object of strings, and its value.

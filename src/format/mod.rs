@@ -16,9 +16,10 @@ mod strings;
 mod values;
 
 pub(crate) use catalog::Catalog;
-pub(crate) use checkpoint::{Shards, resolve};
+pub use checkpoint::LeftOut;
+pub(crate) use checkpoint::{Listing, Named, Shards, as_text, with_link};
 pub(crate) use header::{Entry, MAX_HEADER_LEN, header_len, parse};
-pub(crate) use index::Index;
+pub(crate) use index::{Index, left_out};
 pub(crate) use outline::{Place, outline};
 pub(crate) use strings::Sorted;
 

@@ -411,6 +411,7 @@ impl Reader {
         let placing = Placing { kept, region_bytes, apart, besides: self.besides };
         let (mut run, reserved) = begun.plan(files, told, placing)?;
         run.control = Arc::clone(&self.control);
+        run.left_out = Arc::clone(self.checkpoint.shared_left_out());
         run.readers.choices.extend(self.choices.iter().cloned());
         let before = self.done_bytes;
         self.done_bytes += run.batch.bytes();

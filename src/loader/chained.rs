@@ -15,6 +15,16 @@ use crate::io::Backend;
 use crate::tensor::TensorInfo;
 
 impl Loader {
+    /// Loads the weights of this variant from directories: `fp16` of `model.fp16.safetensors`, say, of its shards or their index. A directory that has
+    /// none is an error, which lists the variants that are there. A file or index that is named itself has to be of this variant by its name.
+    /// Default: the weights without a variant, or those of the only variant that is there.
+    ///
+    /// An empty name, and one with a `/`, is an [`Error::Option`](crate::Error::Option) of the call that reads.
+    pub fn variant(mut self, variant: impl Into<String>) -> Self {
+        self.options.variant = Some(variant.into());
+        self
+    }
+
     /// Loads only the tensors that `wanted` accepts. It is asked about each tensor when the headers are known, before any tensor's bytes are read; for a
     /// checkpoint that is [opened](Self::open), then and not again. Default: all.
     pub fn select(mut self, wanted: impl Fn(&TensorInfo) -> bool + Send + 'static) -> Self {
@@ -138,7 +148,8 @@ impl Loader {
 
     /// Calls `progress` on the thread that called [`load`](Self::load): before the first byte, as bytes arrive, and at
     /// the end. Breaking cancels the load, which then gives everything back and returns [`Error::Cancelled`](crate::Error::Cancelled). If it panics, so does
-    /// the load, when its readers have ended. A process that it forks has no readers, and must end or run another program without returning from it.
+    /// the load, when its readers have ended. Where a long index names one of several files for a tensor that all of them have, the load may find that out late,
+    /// and begin again: so does the count. A process that it forks has no readers, and must end or run another program without returning from it.
     pub fn progress(mut self, progress: impl FnMut(&Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.callback = Some(Box::new(progress));
         self.only_interrupts = false;

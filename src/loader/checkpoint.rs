@@ -12,14 +12,14 @@ use super::asked::Asked;
 use super::batch::Placing;
 use super::cut::Cut;
 use super::described::Told;
-use super::headers::{Header, Opened, Said};
+use super::headers::{Found, Header, Opened, Said};
 use super::options::{self, Options};
 use super::prepare::{Begun, Likely};
 use super::staging;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fork;
-use crate::format::Place;
+use crate::format::{LeftOut, Place};
 use crate::names::Names;
 use crate::tensor::{Description, Tensor, TensorInfo};
 use crate::weights::{Metadata, Weights};
@@ -50,6 +50,7 @@ struct Inner {
     names: Names,
     /// The tensors as they are loaded, by their numbers.
     tensors: Vec<Arc<Description>>,
+    left_out: Arc<[LeftOut]>,
     /// Those that loads begin with.
     options: Options,
     /// Where single tensors are placed, once there have been some.
@@ -63,6 +64,7 @@ impl Checkpoint {
         mut files: Vec<Opened>,
         told: Told,
         mut options: Options,
+        left_out: Arc<[LeftOut]>,
     ) -> Result<Self> {
         let described = told.read(&files, &device)?;
         let names = described.check(&files)?;
@@ -72,7 +74,7 @@ impl Checkpoint {
             firsts.push(next);
             next += file.places.len();
         }
-        options.select = None;
+        (options.select, options.variant) = (None, None);
         options.cores = Some(options::cores());
         if options.staging.is_none() {
             options.staging = Some(staging::pool(&device, options.staging_limit()?)?);
@@ -81,7 +83,8 @@ impl Checkpoint {
         // Later loads know nothing of tensors that are not wanted, and need not miss them.
         options.asked.forget(|name| names.find(name, |number| &tensors[number].info.name).is_none());
         let process = Process::current();
-        let inner = Inner { device, process, files, firsts, names, tensors, options, pool: Mutex::default() };
+        let pool = Mutex::default();
+        let inner = Inner { device, process, files, firsts, names, tensors, left_out, options, pool };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -124,6 +127,11 @@ impl Checkpoint {
     pub fn metadata(&self, file: impl AsRef<Path>) -> Option<&Metadata> {
         let file = self.inner.files.iter().find(|opened| **opened.source.path() == *file.as_ref())?;
         Some(&**file.header.said()?.strings.map()?)
+    }
+
+    /// Files of the checkpoint's folder that were not opened, and files of which some tensors are left out.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.inner.left_out
     }
 
     /// Checks that the files still are what was opened. Each load does so, too, of those that it reads.
@@ -183,8 +191,13 @@ impl Checkpoint {
     }
 
     /// All files, with what is left in them.
-    pub(super) fn all(&self) -> Vec<Opened> {
-        self.inner.files.clone()
+    pub(super) fn all(&self) -> Found {
+        let (files, left_out) = (self.inner.files.clone(), self.inner.left_out.to_vec());
+        Found { files, indexes: Vec::new(), left_out }
+    }
+
+    pub(super) fn shared_left_out(&self) -> &Arc<[LeftOut]> {
+        &self.inner.left_out
     }
 
     /// The tensors of these numbers, which ascend, and their files.
@@ -250,8 +263,9 @@ impl Inner {
         let mut files = self.some(numbers);
         let likely = likely(&files);
         let told = Told::take(&mut files, Vec::new(), None)?;
-        let (run, reserved) =
+        let (mut run, reserved) =
             Begun::new(&self.device, options, likely)?.plan(files, told, Placing::default())?;
+        run.left_out = Arc::clone(&self.left_out);
         run.load(reserved, None)
     }
 

@@ -123,18 +123,8 @@ impl Told {
 fn leave_out(files: &mut [Opened], wanted: &Rule<bool>) -> Result<Vec<(usize, Arc<Description>)>> {
     let mut others = Vec::new();
     for (number, file) in files.iter_mut().enumerate() {
-        let Header::Read(said) = &mut file.header else { continue };
-        let (descriptions, labels) = (mem::take(&mut said.descriptions), mem::take(&mut said.labels));
-        let places = mem::take(&mut file.places);
-        for ((place, description), label) in places.into_iter().zip(descriptions).zip(labels) {
-            if wanted.of(&description.info)? {
-                file.places.push(place);
-                said.descriptions.push(description);
-                said.labels.push(label);
-            } else {
-                others.push((number, description));
-            }
-        }
+        let of_file = file.retain(|info| wanted.of(info))?;
+        others.extend(of_file.into_iter().map(|description| (number, description)));
     }
     Ok(others)
 }

@@ -1,14 +1,18 @@
 //! Opening the files of a checkpoint and reading their headers, several at a time.
 
 use std::fs;
+use std::mem;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tensorhold_allocator as allocator;
+
 use super::beside::{Ahead, each};
+use super::copies;
 use crate::device::Device;
-use crate::error::Result;
-use crate::format::{self, Entry, Index, Place, Shards};
+use crate::error::{Error, Result};
+use crate::format::{self, Entry, Index, LeftOut, Listing, Place, Shards};
 use crate::io::FileSource;
 use crate::tensor::{Description, TensorInfo};
 use crate::weights::Metadata;
@@ -84,6 +88,32 @@ impl Strings {
     }
 }
 
+impl Opened {
+    /// Leaves out the tensors that are not wanted, and returns them. Of a header that has not been read, all stay.
+    ///
+    /// # Errors
+    /// That of the first answer that is one.
+    pub(super) fn retain(
+        &mut self,
+        wants: impl Fn(&TensorInfo) -> Result<bool>,
+    ) -> Result<Vec<Arc<Description>>> {
+        let mut others = Vec::new();
+        let Header::Read(said) = &mut self.header else { return Ok(others) };
+        let (descriptions, labels) = (mem::take(&mut said.descriptions), mem::take(&mut said.labels));
+        let places = mem::take(&mut self.places);
+        for ((place, description), label) in places.into_iter().zip(descriptions).zip(labels) {
+            if wants(&description.info)? {
+                self.places.push(place);
+                said.descriptions.push(description);
+                said.labels.push(label);
+            } else {
+                others.push(description);
+            }
+        }
+        Ok(others)
+    }
+}
+
 impl Default for Header {
     fn default() -> Self {
         Self::Read(Said::default())
@@ -101,20 +131,48 @@ pub(super) enum First {
     PlacesNearby,
 }
 
-/// An index and what was made of it.
+impl First {
+    /// What a load reads first when it begins again after an error: where indexes were not `confirmed`, the indexes; where an index may say which of two
+    /// tensors of a name is the right one, all headers, before memory is reserved for both. `None` where that would not help.
+    pub(super) fn after(self, error: &Error, confirmed: bool, checkpoints: &[Shards]) -> Option<Self> {
+        let has_index = || checkpoints.iter().any(|shards| matches!(shards, Shards::Index { .. }));
+        let next = match (self, error) {
+            (_, Error::Cancelled { .. }) => None,
+            (Self::PlacesNearby, _) if !confirmed => Some(Self::Places),
+            (
+                Self::Places | Self::PlacesNearby,
+                Error::DuplicateTensor { .. }
+                | Error::Memory(allocator::Error::LimitReached { .. } | allocator::Error::OutOfMemory { .. }),
+            ) if has_index() => Some(Self::All),
+            _ => None,
+        };
+        if let Some(first) = next {
+            tracing::debug!(%error, ?first, "begins again");
+        }
+        next
+    }
+}
+
+/// An index, and the numbers of the files that it names.
 #[derive(Debug)]
-pub(super) enum Indexed {
+pub(super) struct Indexed {
+    files: Range<usize>,
+    text: IndexText,
+}
+
+#[derive(Debug)]
+enum IndexText {
     Read(Index),
-    /// It is being read. So many files, from the first of these on, are those near it.
-    Guessed(Ahead<Result<Index>>, Range<usize>),
+    /// It is being read. The files are those near it.
+    Guessed(Ahead<Result<Index>>),
 }
 
 impl Indexed {
     /// Begins to read an index that probably names the files with these numbers.
-    fn begin(path: &Path, near: Range<usize>) -> Option<Self> {
-        let path = path.to_path_buf();
-        let reading = Ahead::begin("tensorhold-index", move || Index::read(&path))?;
-        Some(Self::Guessed(reading, near))
+    fn begin(path: &Path, listing: &Arc<Listing>, files: Range<usize>) -> Option<Self> {
+        let (path, listing) = (path.to_path_buf(), Arc::clone(listing));
+        let reading = Ahead::begin("tensorhold-index", move || Index::read(&path, &listing))?;
+        Some(Self { files, text: IndexText::Guessed(reading) })
     }
 
     /// The index. Where it was guessed which files it names, the guess is confirmed.
@@ -122,17 +180,33 @@ impl Indexed {
     /// # Errors
     /// When it is not as it should be, or names other files than those that were taken.
     pub(super) fn confirm(self, files: &[Opened]) -> Result<Option<Index>> {
-        let (mut reading, taken) = match self {
-            Self::Read(index) => return Ok(Some(index)),
-            Self::Guessed(reading, taken) => (reading, taken),
+        let mut reading = match self.text {
+            IndexText::Read(index) => return Ok(Some(index)),
+            IndexText::Guessed(reading) => reading,
         };
         let Some(index) = reading.take().transpose()? else { return Ok(None) };
-        let taken = files.get(taken).unwrap_or_default();
+        let taken = files.get(self.files).unwrap_or_default();
         match index.paths().eq(taken.iter().map(|file| &**file.source.path())) {
             true => Ok(Some(index)),
             false => Err(index.error("it names other files than those near it".into())),
         }
     }
+
+    /// Leaves out tensors of its files that it says are in other ones, if all of this has been read.
+    fn leave_out_copies(&self, files: &mut [Opened]) -> Result<Vec<LeftOut>> {
+        match (&self.text, files.get_mut(self.files.clone())) {
+            (IndexText::Read(index), Some(files)) => copies::leave_out(files, index),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The files of all checkpoints.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) files: Vec<Opened>,
+    pub(super) indexes: Vec<Indexed>,
+    pub(super) left_out: Vec<LeftOut>,
 }
 
 /// So much of headers is worth a thread, or so many files.
@@ -151,8 +225,8 @@ const LONG_INDEX_BYTES: u64 = 128 << 10;
 /// Whether a checkpoint has a long index, and files near it that it probably names.
 pub(super) fn is_guessable(shards: &Shards) -> bool {
     match shards {
-        Shards::Files(_) => false,
-        Shards::Index { path, near } => {
+        Shards::Files { .. } => false,
+        Shards::Index { path, near, .. } => {
             !near.is_empty() && fs::metadata(path).is_ok_and(|index| index.len() >= LONG_INDEX_BYTES)
         }
     }
@@ -165,28 +239,40 @@ pub(super) fn open_all(
     device: &Device,
     threads: usize,
     first: First,
-) -> Result<(Vec<Opened>, Vec<Indexed>)> {
-    let (mut paths, mut indexes) = (Vec::new(), Vec::new());
+) -> Result<Found> {
+    let (mut paths, mut indexes, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     for shards in checkpoints {
         match shards {
-            Shards::Files(files) => paths.extend_from_slice(files),
-            Shards::Index { path, near } => {
+            Shards::Files { files, left_out: others } => {
+                paths.extend_from_slice(files);
+                left_out.extend_from_slice(others);
+            }
+            Shards::Index { path, near, listing } => {
                 let guess = first == First::PlacesNearby && is_guessable(shards);
-                match guess.then(|| Indexed::begin(path, paths.len()..paths.len() + near.len())).flatten() {
+                let taken = paths.len()..paths.len() + near.len();
+                match guess.then(|| Indexed::begin(path, listing, taken)).flatten() {
                     Some(index) => {
                         indexes.push(index);
+                        let others = listing.paths().filter(|path| near.binary_search(path).is_err());
+                        left_out.extend(format::left_out(path, others));
                         paths.extend_from_slice(near);
                     }
                     None => {
-                        let index = Index::read(path)?;
+                        let index = Index::read(path, listing)?;
+                        left_out.extend(index.left_out(listing));
+                        let before = paths.len();
                         paths.extend(index.paths());
-                        indexes.push(Indexed::Read(index));
+                        indexes.push(Indexed { files: before..paths.len(), text: IndexText::Read(index) });
                     }
                 }
             }
         }
     }
-    Ok((open_files(&paths, device, threads, first)?, indexes))
+    let mut files = open_files(&paths, device, threads, first)?;
+    for index in &indexes {
+        left_out.extend(index.leave_out_copies(&mut files)?);
+    }
+    Ok(Found { files, indexes, left_out })
 }
 
 /// Opens files and reads their headers, in order.
@@ -215,7 +301,7 @@ struct Begun {
 
 impl Begun {
     fn new(path: &Path) -> Result<Self> {
-        let source = FileSource::open(path)?;
+        let source = FileSource::open(path).map_err(format::with_link)?;
         let mut prefix = [0; 8];
         // Of a file that says that it is shorter nothing is read: the kernel's own say so, and some of these have readers wait.
         let prefix_bytes = if source.len() < 8 { 0 } else { source.read(&mut prefix, 0)? };

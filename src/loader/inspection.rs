@@ -9,8 +9,8 @@ use super::asked::Asked;
 use super::headers::Opened;
 use super::rule::Rule;
 use crate::error::Result;
-use crate::format::Place;
-use crate::tensor::{TensorInfo, as_text};
+use crate::format::{LeftOut, Place, as_text};
+use crate::tensor::TensorInfo;
 use crate::weights::Metadata;
 
 /// What a checkpoint holds, by its headers. All sizes in bytes.
@@ -21,6 +21,8 @@ pub struct Inspection {
     pub tensors: Vec<TensorInfo>,
     /// The files, in the order in which they were given.
     pub files: Vec<FileInfo>,
+    /// Safetensors files of the checkpoint's folder that a load leaves out, and files of which it leaves out some tensors.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// A file of a checkpoint.
@@ -32,7 +34,7 @@ pub struct FileInfo {
     pub path: Arc<Path>,
     /// Its length.
     pub file_bytes: u64,
-    /// How many tensors it holds, selected or not.
+    /// How many tensors it holds, selected or not, without copies that its index has [left out](Inspection::left_out).
     pub tensors: usize,
     /// The bytes of those tensors.
     pub bytes: u64,
@@ -65,6 +67,7 @@ impl Inspection {
                 found.push(changed.map_or_else(|| info.clone(), |changed| changed.info));
             }
         }
-        Ok(Self { tensors: found, files: opened.into_iter().zip(metadata).map(file).collect() })
+        let files = opened.into_iter().zip(metadata).map(file).collect();
+        Ok(Self { tensors: found, files, left_out: Vec::new() })
     }
 }

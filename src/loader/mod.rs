@@ -18,6 +18,7 @@ mod change;
 #[cfg(test)]
 mod change_fault_tests;
 mod checkpoint;
+mod copies;
 mod crew;
 mod cut;
 mod depth;
@@ -70,14 +71,14 @@ use tensorhold_allocator::Reserved;
 
 use self::batch::Placing;
 use self::described::Told;
-use self::headers::{First, Indexed, Opened};
+use self::headers::{First, Found, Opened};
 use self::options::{Cores, Options};
 use self::prepare::{Begun, Likely};
 use self::progress::Callback;
 use self::run::Run;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{self, Shards};
+use crate::format::{LeftOut, Named, Shards};
 use crate::io;
 use crate::weights::Weights;
 
@@ -110,7 +111,7 @@ pub struct Loader {
     device: Device,
     /// What was opened before.
     opened: Option<Checkpoint>,
-    checkpoints: Vec<Shards>,
+    named: Vec<Named>,
     options: Options,
     callback: Option<Callback>,
     /// The callback is told nothing of what is loaded.
@@ -123,7 +124,7 @@ impl Loader {
         Self {
             device,
             opened: None,
-            checkpoints: Vec::new(),
+            named: Vec::new(),
             options: Options::default(),
             callback: None,
             only_interrupts: false,
@@ -134,25 +135,29 @@ impl Loader {
     fn of(checkpoint: &Checkpoint) -> Self {
         let device = checkpoint.device().clone();
         let (opened, options) = (Some(checkpoint.clone()), checkpoint.options().clone());
-        Self { device, opened, checkpoints: Vec::new(), options, callback: None, only_interrupts: false }
+        Self { device, opened, named: Vec::new(), options, callback: None, only_interrupts: false }
     }
 
     /// Adds safetensors files. Their errors come from [`load`](Self::load).
     pub fn files(mut self, files: impl IntoIterator<Item: AsRef<Path>>) -> Self {
         let files = files.into_iter().map(|file| file.as_ref().to_path_buf());
-        self.checkpoints.push(Shards::Files(files.collect()));
+        self.named.push(Named::Files(files.collect()));
         self
     }
 
-    /// Adds the files of a checkpoint: a directory, an index (`.json`), or a single safetensors file. Of a directory, the files
-    /// are those that its `model.safetensors.index.json` names, or else its only `*.safetensors.index.json`; without an index,
-    /// all of its safetensors files. Links are followed.
+    /// Adds the files of a checkpoint: a directory, an index (`.json`), or a single safetensors file. Links are followed.
+    ///
+    /// Of a directory, one set of weights is loaded, as `docs/checkpoints.md` says in full: that of a well-known name (`model`, then
+    /// `diffusion_pytorch_model`, ..., `consolidated`, and adapters last), without a variant unless [`variant`](Self::variant) asks for one. An index
+    /// decides which files are in the set. Without an index, the names of shards (`model-00001-of-00002.safetensors`) have to be complete. Files of
+    /// other names are loaded together where no name is well-known. Names that begin with a dot do not count. What is left out is in the
+    /// [report](crate::Report::left_out).
     ///
     /// # Errors
-    /// When the path is missing or cannot be read, or holds no checkpoint or several. What is wrong with an index or a file
-    /// comes from [`load`](Self::load).
+    /// When the path is missing or cannot be read, or a directory holds no weights. That it holds several sets of which none comes first, or
+    /// an incomplete one, and what is wrong with an index or a file, comes from [`load`](Self::load) and the other calls that read.
     pub fn checkpoint(mut self, path: impl AsRef<Path>) -> Result<Self> {
-        self.checkpoints.push(format::resolve(path.as_ref())?);
+        self.named.push(Named::resolve(path.as_ref())?);
         Ok(self)
     }
 
@@ -162,21 +167,18 @@ impl Loader {
     /// When an index, file or header is not as it should be, a tensor cannot be had as is asked, the device or its memory
     /// refuses, the callback breaks, or a file changes while it is read. Nothing is left behind (I4).
     pub fn load(mut self) -> Result<Weights> {
-        let may_guess = self.may_guess();
+        let checkpoints = self.choose()?;
         let mut callback = self.callback.take();
-        if may_guess {
-            let confirmed = Arc::new(AtomicBool::new(false));
-            let prepared = self.prepare(First::PlacesNearby, Arc::clone(&confirmed));
-            match prepared.and_then(|(run, reserved)| run.load(reserved, callback.as_mut())) {
-                Err(error @ Error::Cancelled { .. }) => return Err(error),
-                Err(error) if !confirmed.load(Ordering::Relaxed) => {
-                    tracing::debug!(%error, "loaded again, after the index has been read");
-                }
-                ended => return ended,
-            }
+        let told = callback.is_some() && !self.only_interrupts;
+        let mut first = if self.may_guess(&checkpoints, told) { First::PlacesNearby } else { self.first() };
+        loop {
+            let confirmed = Arc::new(AtomicBool::new(first != First::PlacesNearby));
+            let prepared = self.prepare(&checkpoints, first, Arc::clone(&confirmed));
+            let loaded = prepared.and_then(|(run, reserved)| run.load(reserved, callback.as_mut()));
+            let Err(error) = loaded else { return loaded };
+            let is_confirmed = confirmed.load(Ordering::Relaxed);
+            first = first.after(&error, is_confirmed, &checkpoints).ok_or(error)?;
         }
-        let (run, reserved) = self.prepare(self.first(), Arc::default())?;
-        run.load(reserved, callback.as_mut())
     }
 
     /// Begins to load the tensors, and gives each as its bytes land. What is given is readable on any stream and from
@@ -200,10 +202,15 @@ impl Loader {
     /// As those of [`load`](Self::load) that come before the first tensor's bytes are read; the others come from the
     /// stream.
     pub fn stream(mut self) -> Result<TensorStream> {
-        let first = self.first();
-        let callback = self.callback.take();
-        let (run, reserved) = self.prepare(first, Arc::default())?;
-        TensorStream::start(run, reserved, callback)
+        let checkpoints = self.choose()?;
+        let mut callback = self.callback.take();
+        let mut first = self.first();
+        loop {
+            let (run, reserved) = self.prepare(&checkpoints, first, Arc::default())?;
+            let started = TensorStream::start(run, reserved, &mut callback);
+            let Err(error) = started else { return started };
+            first = first.after(&error, true, &checkpoints).ok_or(error)?;
+        }
     }
 
     /// Begins to load the tensors in batches, each of which is read while the consumer works on the one before: for checkpoints that are larger than
@@ -248,13 +255,10 @@ impl Loader {
 
     /// Whether the files near a long index may be taken for those that it names until it has been read: where no one is told of
     /// tensors or bytes before, and no one else needs the memory that a wrong guess takes.
-    fn may_guess(&self) -> bool {
+    fn may_guess(&self, checkpoints: &[Shards], told: bool) -> bool {
         let Options { select, memory_budget, pool, asked, .. } = &self.options;
         let alone = select.is_none() && memory_budget.is_none() && pool.is_none() && asked.is_nothing();
-        alone
-            && (self.callback.is_none() || self.only_interrupts)
-            && self.opened.is_none()
-            && self.checkpoints.iter().any(headers::is_guessable)
+        alone && !told && self.opened.is_none() && checkpoints.iter().any(headers::is_guessable)
     }
 
     /// What is read before the tensors' bytes, without a guess: what a selection, changes and a budget look at.
@@ -264,20 +268,35 @@ impl Loader {
         if all { First::All } else { First::Places }
     }
 
+    /// The files of all that was named.
+    ///
+    /// # Errors
+    /// When the variant is no name, or a folder holds no set of weights that is complete, or several.
+    fn choose(&self) -> Result<Vec<Shards>> {
+        let variant = self.options.variant()?;
+        self.named.iter().map(|named| named.choose(variant)).collect()
+    }
+
     /// Plans and reserves.
-    fn prepare(&self, first: First, confirmed: Arc<AtomicBool>) -> Result<(Run, Reserved)> {
+    fn prepare(
+        &self,
+        checkpoints: &[Shards],
+        first: First,
+        confirmed: Arc<AtomicBool>,
+    ) -> Result<(Run, Reserved)> {
         self.opened.as_ref().map_or(Ok(()), Checkpoint::check_process)?;
-        let begun = Begun::new(&self.device, &self.options, self.likely())?;
-        let (files, told) = self.take(first)?;
+        let begun = Begun::new(&self.device, &self.options, self.likely(checkpoints))?;
+        let (files, told, left_out) = self.take(checkpoints, first)?;
         let (mut run, reserved) = begun.plan(files, told, Placing::default())?;
         run.confirmed = confirmed;
+        run.left_out = left_out;
         Ok((run, reserved))
     }
 
     /// What is known of the files before they are opened.
-    fn likely(&self) -> Likely {
+    fn likely(&self, checkpoints: &[Shards]) -> Likely {
         // Only a guess: what cannot be looked at is told when it is opened.
-        let mut files = self.checkpoints.iter().flat_map(Shards::likely);
+        let mut files = checkpoints.iter().flat_map(Shards::likely);
         let sizes = files.clone().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len());
         let opened = self.opened.as_ref().map(Checkpoint::likely);
         let in_memory = match &opened {
@@ -288,14 +307,14 @@ impl Loader {
         Likely { bytes: sizes.fold(opened_bytes, u64::saturating_add), in_memory }
     }
 
-    /// The opened files and, of each, the selected tensors.
-    fn take(&self, first: First) -> Result<(Vec<Opened>, Told)> {
-        let (mut files, indexes) = self.open_files(first)?;
+    /// The opened files and, of each, the selected tensors; and what is left out.
+    fn take(&self, checkpoints: &[Shards], first: First) -> Result<(Vec<Opened>, Told, Arc<[LeftOut]>)> {
+        let Found { mut files, indexes, left_out } = self.open_files(checkpoints, first)?;
         let told = Told::take(&mut files, indexes, self.options.select.as_ref())?;
         if !self.options.asked.is_nothing() {
             self.options.asked.check_names(told.infos())?;
         }
-        Ok((files, told))
+        Ok((files, told, left_out.into()))
     }
 
     /// Opens the files, and reads and checks the headers, once for many loads: of single tensors and of parts, of all, and in batches. The selection is made
@@ -323,8 +342,8 @@ impl Loader {
     pub fn open(self) -> Result<Checkpoint> {
         self.opened.as_ref().map_or(Ok(()), Checkpoint::check_process)?;
         self.options.asked.check()?;
-        let (files, told) = self.take(First::All)?;
-        Checkpoint::new(self.device, files, told, self.options)
+        let (files, told, left_out) = self.take(&self.choose()?, First::All)?;
+        Checkpoint::new(self.device, files, told, self.options, left_out)
     }
 
     /// Reads and checks the headers alone, and says what a load would load.
@@ -332,26 +351,36 @@ impl Loader {
     /// # Errors
     /// When a file, header or index is not as it should be, or a tensor cannot be had as is asked.
     pub fn inspect(self) -> Result<Inspection> {
-        let (mut files, indexes) = self.open_files(First::All)?;
+        let Found { mut files, indexes, left_out } = self.open_files(&self.choose()?, First::All)?;
         let mut described = Told::take(&mut files, indexes, None)?.read(&files, &self.device)?;
         described.check(&files)?;
         let metadata = described.take_metadata();
         let Options { select, asked, .. } = &self.options;
         asked.check()?;
-        Inspection::new(files, metadata, described.infos(), select.as_ref(), asked)
+        let mut inspection = Inspection::new(files, metadata, described.infos(), select.as_ref(), asked)?;
+        inspection.left_out = left_out;
+        Ok(inspection)
     }
 
     /// Opens the files, and checks headers and indexes one by one.
-    fn open_files(&self, first: First) -> Result<(Vec<Opened>, Vec<Indexed>)> {
-        let mut opened = self.opened.as_ref().map_or_else(Vec::new, Checkpoint::all);
-        if self.checkpoints.iter().all(|shards| matches!(shards, Shards::Files(files) if files.is_empty())) {
-            return if self.opened.is_some() { Ok((opened, Vec::new())) } else { Err(Error::NoFiles) };
+    fn open_files(&self, checkpoints: &[Shards], first: First) -> Result<Found> {
+        let mut found = self.opened.as_ref().map_or_else(Found::default, Checkpoint::all);
+        if checkpoints.iter().all(|shards| matches!(shards, Shards::Files { files, .. } if files.is_empty()))
+        {
+            return if self.opened.is_some() { Ok(found) } else { Err(Error::NoFiles) };
         }
         // There is nothing else to do meanwhile: all cores read, as if in place.
         let threads = self.options.readers(true, Cores::All)?.threads;
-        let (files, indexes) = headers::open_all(&self.checkpoints, &self.device, threads, first)?;
-        opened.extend(files);
-        Ok((opened, indexes))
+        let Found { files, indexes, left_out } =
+            headers::open_all(checkpoints, &self.device, threads, first)?;
+        if let Some(LeftOut { path, why }) = left_out.first() {
+            let files = left_out.len();
+            tracing::info!(files, first = %path.display(), %why, "left out, wholly or in part");
+        }
+        found.files.extend(files);
+        found.indexes = indexes;
+        found.left_out.extend(left_out);
+        Ok(found)
     }
 }
 
@@ -359,7 +388,7 @@ impl fmt::Debug for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loader")
             .field("device", &self.device)
-            .field("checkpoints", &self.checkpoints)
+            .field("named", &self.named)
             .finish_non_exhaustive()
     }
 }

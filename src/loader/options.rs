@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use tensorhold_allocator::{Bytes, Pool, RegionParts};
+use tensorhold_allocator::{Bytes, Pool, Quoted, RegionParts};
 
 use super::asked::Asked;
 use super::engines::Engines;
@@ -82,6 +82,8 @@ pub(super) enum Cores {
 /// What the caller has set. Loads of one checkpoint begin with the same.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Options {
+    /// Of the weights in folders.
+    pub(super) variant: Option<String>,
     pub(super) select: Option<Rule<bool>>,
     pub(super) threads: Option<usize>,
     pub(super) staging_bytes: Option<u64>,
@@ -221,6 +223,7 @@ impl Options {
     pub(super) fn with_asked(&self, asked: Asked) -> Self {
         let Self { pool, staging, scratch, backend, engines, .. } = self;
         Self {
+            variant: None,
             select: None,
             threads: self.threads,
             staging_bytes: self.staging_bytes,
@@ -233,6 +236,22 @@ impl Options {
             backend: *backend,
             asked,
             engines: engines.clone(),
+        }
+    }
+
+    /// The variant that was asked for.
+    ///
+    /// # Errors
+    /// When no file's name can say it.
+    pub(super) fn variant(&self) -> Result<Option<&str>> {
+        match self.variant.as_deref() {
+            Some(variant) if variant.is_empty() || variant.contains(['/', '\0']) => Err(Error::Option {
+                option: "variant",
+                got: Quoted(variant).to_string(),
+                expected: "a part of a file's name, such as fp16".into(),
+                remedy: "leave it out for the weights without a variant",
+            }),
+            variant => Ok(variant),
         }
     }
 

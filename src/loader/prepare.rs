@@ -119,6 +119,7 @@ impl<'a> Begun<'a> {
             batch,
             told: Mutex::new(told),
             confirmed: Arc::default(),
+            left_out: Arc::default(),
             plan,
             staging,
             scratch: options.scratch.clone(),

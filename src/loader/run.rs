@@ -30,6 +30,7 @@ use super::tally::Tally;
 use super::work::{Arrivals, Control};
 use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
+use crate::format::LeftOut;
 use crate::io::{Backend, BackendKind};
 use crate::names::Names;
 use crate::report::{Choice, Report, Times};
@@ -46,6 +47,8 @@ pub(super) struct Run {
     pub(super) told: Mutex<Told>,
     /// Set once what is loaded is known to be what was asked for, and no guess.
     pub(super) confirmed: Arc<AtomicBool>,
+    /// Files that are not loaded, or not wholly.
+    pub(super) left_out: Arc<[LeftOut]>,
     pub(super) plan: Plan,
     pub(super) staging: StagingMemory,
     /// Where readers by cuFile take their scratch from, if the caller has said so.
@@ -295,6 +298,7 @@ impl Run {
             },
             choices,
             converted,
+            left_out: Arc::clone(&self.left_out),
         })
     }
 

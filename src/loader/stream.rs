@@ -55,7 +55,8 @@ struct FileOrder {
 }
 
 impl TensorStream {
-    pub(super) fn start(run: Run, mut reserved: Reserved, mut callback: Option<Callback>) -> Result<Self> {
+    /// Begins the load, which takes the callback.
+    pub(super) fn start(run: Run, mut reserved: Reserved, callback: &mut Option<Callback>) -> Result<Self> {
         let (sender, landed) = mpsc::channel();
         let (bases, control) = (reserved.bases(), Arc::clone(&run.control));
         let ready = match run.make(&mut reserved).ready() {
@@ -63,6 +64,7 @@ impl TensorStream {
             Err(error) => return Err(run.failed(reserved, error)),
         };
         let tensors = ready.tensors.iter().cloned().map(Some).collect();
+        let mut callback = callback.take();
         let load = move || run.stream(reserved, &bases, ready, callback.as_mut(), sender);
         let thread = thread::Builder::new().name("tensorhold-load".into());
         let thread = thread.spawn(load).map_err(|source| Error::Thread { source })?;

@@ -23,12 +23,13 @@ mod view;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use tensorhold_allocator::Brief;
 
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format::as_text;
 use crate::shape::{Shape, elements};
 
 #[cfg(feature = "cuda-external")]
@@ -51,11 +52,6 @@ pub struct TensorInfo {
     /// The file that it was read from. Serialized, bytes of its path that are not UTF-8 are replaced by U+FFFD.
     #[serde(serialize_with = "as_text")]
     pub file: Arc<Path>,
-}
-
-/// Serializes a path, which need not be UTF-8.
-pub(crate) fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
 }
 
 impl TensorInfo {
