@@ -28,6 +28,7 @@ use super::work::Work;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::BackendKind;
+use crate::limits;
 
 /// What is filled from what, and how.
 pub(super) struct Fill<'a> {
@@ -107,9 +108,11 @@ impl Fill<'_> {
 
 /// The error for an engine that makes no queue.
 pub(super) fn queue_refused(kind: BackendKind, error: &io::Error) -> Error {
+    let limit = limits::of_rings(error).filter(|_| kind == BackendKind::IoUring);
+    let limit = limit.map(|limit| format!(" ({}; {})", limit.problem, limit.remedy)).unwrap_or_default();
     Error::Option {
         option: "backend",
-        got: format!("{kind}, which the system refuses: {error}"),
+        got: format!("{kind}, which the system refuses: {error}{limit}"),
         expected: "one that it has".into(),
         remedy: "use Backend::Auto",
     }
