@@ -53,6 +53,7 @@ EXHAUSTED = """
 import errno, resource, sys
 import tensorhold
 
+assert len(tensorhold.load_file(sys.argv[1])) == 1
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 others = []
 try:
