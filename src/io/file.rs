@@ -10,12 +10,12 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::FileSystem;
-use super::descriptors::{Attachment, CachedFile, DescriptorCache, FileLease, Opened, WhenFull};
+use super::descriptor_cache::{Attachment, CachedFile, DescriptorCache, FileLease, Opened, WhenFull};
 use super::retries::Retries;
 use crate::error::{Error, Result};
 use crate::regular::{self, NotOpened};
 
-/// A file and what it was when it was first opened. The [descriptor cache](super::descriptors) closes it, and opens it again when it is read.
+/// A file and what it was when it was first opened. The [descriptor cache](super::descriptor_cache) closes it, and opens it again when it is read.
 #[derive(Debug, Clone)]
 pub(crate) struct FileSource {
     /// Open for plain reads.

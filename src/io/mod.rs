@@ -10,14 +10,14 @@
 //! | [`Uring`] | past the page cache, whole blocks, by `io_uring` | many |
 //! | [`Gds`](gds::Gds) | whole blocks into memory of a CUDA device, by cuFile | one, or many |
 //!
-//! Open files are few, whatever the number of files: [`descriptors`]. [`residency`] tells what is in the page cache, so that each part of a file can be read the quicker way.
+//! Open files are few, whatever the number of files: [`descriptor_cache`]. [`residency`] tells what is in the page cache, so that each part of a file can be read the quicker way.
 
 mod buffered;
 #[cfg(test)]
 mod conformance;
-pub(crate) mod descriptors;
+pub(crate) mod descriptor_cache;
 #[cfg(test)]
-mod descriptors_tests;
+mod descriptor_cache_tests;
 mod direct;
 #[cfg(test)]
 pub(crate) mod faulty;
@@ -35,7 +35,7 @@ use std::{mem, ptr};
 use serde::Serialize;
 
 pub(crate) use buffered::Buffered;
-pub(crate) use descriptors::{CachedFile, FileLease, OpenFile, WhenFull};
+pub(crate) use descriptor_cache::{CachedFile, FileLease, OpenFile, WhenFull};
 pub(crate) use direct::Direct;
 pub(crate) use file::FileSource;
 pub(crate) use file_system::{FileSystem, is_in_memory};

@@ -16,7 +16,7 @@ use std::thread;
 use io_uring::{IoUring, opcode, types};
 use tensorhold_allocator::Process;
 
-use super::descriptors::DescriptorCache;
+use super::descriptor_cache::DescriptorCache;
 use super::retries::Retries;
 use super::{Access, Completion, Direct, Engine, FileSource, FileSystem, OpenFile, Queue, Read, WhenFull};
 

@@ -19,7 +19,7 @@ use super::stopwatch::{Stage, Stopwatch};
 use super::through::{self, read_error};
 use super::work::{Role, Work};
 use crate::error::{Error, Result};
-use crate::io::descriptors::is_full;
+use crate::io::descriptor_cache::is_full;
 use crate::io::retries::Retries;
 use crate::io::{
     Access, Backend, BackendKind, Completion, FileLease, Queue, Read, WhenFull, buffer_at, too_many,

@@ -13,7 +13,7 @@ use super::engines::Engines;
 use super::headers::Opened;
 use super::plan::Job;
 use crate::error::{Error, Result};
-use crate::io::descriptors::is_full;
+use crate::io::descriptor_cache::is_full;
 use crate::io::residency::{Probe, Residency};
 use crate::io::{Access, Backend, BackendKind, Engine, FileSource, WhenFull};
 use crate::limits;

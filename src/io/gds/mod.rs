@@ -48,7 +48,7 @@ pub use memory::gds_memory;
 pub(crate) use status::is_from_library;
 
 use self::library::{Descriptor, RawHandle};
-use super::descriptors::Attachment;
+use super::descriptor_cache::Attachment;
 use super::residency::Probe;
 use super::{Access, Engine, FileSource, OpenFile, Queue, WhenFull};
 use crate::device::{Device, DeviceKind};

@@ -15,7 +15,7 @@ use super::open::{Guards, open};
 use super::{CuFile, Gds, Handle, Mode, Registered};
 use crate::device::Device;
 use crate::io::conformance::{Targets, conforms_on};
-use crate::io::descriptors::{CachedFile, DescriptorCache};
+use crate::io::descriptor_cache::{CachedFile, DescriptorCache};
 use crate::io::{Completion, Engine, FileSource, Queue, Read, WhenFull, buffer_at};
 use crate::loader::in_child;
 

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use rustix::io::fcntl_dupfd_cloexec;
 use tempfile::TempDir;
 
-use super::descriptors::{CachedFile, DescriptorCache, FileLease, Opened, WhenFull, is_full};
+use super::descriptor_cache::{CachedFile, DescriptorCache, FileLease, Opened, WhenFull, is_full};
 use super::{Engine, FileSource, Read, Uring, buffer_at};
 use crate::error::Error;
 use crate::loader::in_child;
