@@ -108,12 +108,18 @@ impl Fill<'_> {
 
 /// The error for an engine that makes no queue.
 pub(super) fn queue_refused(kind: BackendKind, error: &io::Error) -> Error {
-    let limit = limits::of_rings(error).filter(|_| kind == BackendKind::IoUring);
-    let limit = limit.map(|limit| format!(" ({}; {})", limit.problem, limit.remedy)).unwrap_or_default();
     Error::Option {
         option: "backend",
-        got: format!("{kind}, which the system refuses: {error}{limit}"),
+        got: format!("{kind}, which the system refuses: {}", refusal_of_queue(kind, error)),
         expected: "one that it has".into(),
         remedy: "use Backend::Auto",
+    }
+}
+
+/// Why an engine makes no queue, with the limit that was reached if one was.
+pub(super) fn refusal_of_queue(kind: BackendKind, error: &io::Error) -> String {
+    match limits::of_rings(error).filter(|_| kind == BackendKind::IoUring) {
+        Some(limit) => format!("{error} ({}; {})", limit.problem, limit.remedy),
+        None => error.to_string(),
     }
 }
