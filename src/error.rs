@@ -1,9 +1,12 @@
 //! The crate's one error type.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
 use tensorhold_allocator::{Bytes, Quoted};
+
+use crate::limits;
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -14,7 +17,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to open, make or name a file, or to look at it.
-    #[error("{operation} {path:?}: {}; {}", described(source), io_remedy(source))]
+    #[error(
+        "{operation} {path:?}: {}; {}",
+        described(source),
+        io_remedy(source, "check the disk or the mount")
+    )]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -34,7 +41,10 @@ pub enum Error {
         what: &'static str,
     },
     /// The system failed to read.
-    #[error("read {} of {path:?} at offset {offset}: the system reports an error; check the disk or the mount", Bytes(*bytes))]
+    #[error(
+        "read {} of {path:?} at offset {offset}: {}; {}",
+        Bytes(*bytes), described(source), io_remedy(source, "check the disk or the mount")
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -170,7 +180,10 @@ pub enum Error {
         largest: Vec<(String, u64)>,
     },
     /// The system failed to write.
-    #[error("write {} of {path:?} at offset {offset}: the system reports an error; check the disk, its quota and the mount", Bytes(*bytes))]
+    #[error(
+        "write {} of {path:?} at offset {offset}: {}; {}",
+        Bytes(*bytes), described(source), io_remedy(source, "check the disk, its quota and the mount")
+    )]
     Write {
         /// Where the file was to be.
         path: PathBuf,
@@ -220,7 +233,10 @@ pub enum Error {
         problem: String,
     },
     /// The system refused to start a single reader thread.
-    #[error("start reader threads: the system refused the first one; raise the limit on threads")]
+    #[error(
+        "start reader threads: the system refused the first one; {}; {}",
+        limits::of_threads(source).problem, limits::of_threads(source).remedy
+    )]
     Thread {
         /// The system's reason.
         source: io::Error,
@@ -344,20 +360,29 @@ const MAX_HINT_BYTES: usize = 1000;
 /// A comparison takes as many steps as the two names have pairs of bytes; so many are worth it. Names of 80 bytes are all compared.
 const MAX_HINT_PAIRS: usize = 10_000 * 80 * 80;
 
-fn described(error: &io::Error) -> &'static str {
+fn described(error: &io::Error) -> Cow<'static, str> {
+    if let Some(reached) = limits::of_files(error) {
+        return reached.problem.into();
+    }
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file",
         io::ErrorKind::PermissionDenied => "permission denied",
         _ => "the system reports an error",
     }
+    .into()
 }
 
-fn io_remedy(error: &io::Error) -> &'static str {
+/// What to do about an error of the system; `otherwise`, where neither a limit nor the kind of the error says it.
+fn io_remedy(error: &io::Error, otherwise: &'static str) -> Cow<'static, str> {
+    if let Some(reached) = limits::of_files(error) {
+        return reached.remedy.into();
+    }
     match error.kind() {
         io::ErrorKind::NotFound => "check the path",
         io::ErrorKind::PermissionDenied => "give this user the permission",
-        _ => "check the disk or the mount",
+        _ => otherwise,
     }
+    .into()
 }
 
 /// Tensors and their bytes.
@@ -376,6 +401,32 @@ fn hint(nearest: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_blames_the_limit_that_was_reached_and_not_the_disk() {
+        let source = |errno| io::Error::from_raw_os_error(errno);
+        let path = PathBuf::from("model.safetensors");
+        let errors = |errno| {
+            [
+                Error::Io { operation: "open", path: path.clone(), source: source(errno) },
+                Error::Read { path: path.clone(), offset: 0, bytes: 8, source: source(errno) },
+                Error::Write { path: path.clone(), offset: 0, bytes: 8, source: source(errno) },
+            ]
+        };
+        for (errno, limit, remedy) in [
+            (libc::EMFILE, "RLIMIT_NOFILE", "ulimit -n"),
+            (libc::ENFILE, "fs.file-max", "fs.file-max"),
+            (libc::ENOMEM, "no memory", "free memory"),
+        ] {
+            for message in errors(errno).map(|error| error.to_string()) {
+                assert!(message.contains(limit) && message.contains(remedy), "{message}");
+                assert!(!message.contains("disk"), "{message}");
+            }
+        }
+        assert!(errors(libc::EIO).iter().all(|error| error.to_string().contains("disk")));
+        let message = Error::Thread { source: source(libc::EAGAIN) }.to_string();
+        assert!(message.contains("RLIMIT_NPROC") && message.contains("ulimit -u"), "{message}");
+    }
 
     #[test]
     fn a_similar_name_is_looked_for_as_long_as_that_takes_few_steps() {

@@ -44,6 +44,7 @@ mod fork;
 mod format;
 pub mod group;
 mod io;
+mod limits;
 mod loader;
 mod names;
 mod regular;

@@ -59,16 +59,19 @@ impl Version {
         // No number, as `max` is, stands for no limit.
         let read = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok();
         let limit = |file| read(file).unwrap_or(u64::MAX);
+        // A group of a running process has some memory: 0 stands for an unknown limit. It may have no swap space.
+        let memory = |file| Some(limit(file)).filter(|&bytes| bytes > 0).unwrap_or(u64::MAX);
         match self {
             Self::One => {
                 // Groups above the top of what a container sees have limits, too.
                 let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
                 let above = |name| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-                let least = |file, name| limit(file).min(above(name).unwrap_or(u64::MAX));
+                let above = |name| above(name).filter(|&bytes| bytes > 0);
+                let least = |file, name| memory(file).min(above(name).unwrap_or(u64::MAX));
                 let both = least("memory.memsw.limit_in_bytes", "hierarchical_memsw_limit ");
                 least("memory.limit_in_bytes", "hierarchical_memory_limit ").saturating_add(swap).min(both)
             }
-            Self::Two => limit("memory.max").saturating_add(limit("memory.swap.max").min(swap)),
+            Self::Two => memory("memory.max").saturating_add(limit("memory.swap.max").min(swap)),
         }
     }
 }
@@ -166,6 +169,14 @@ mod tests {
         let unlimited = "9223372036854771712\n";
         let file = "sys/fs/cgroup/memory/a/memory.limit_in_bytes";
         assert!(System::new("4:memory:/a\n", V1).with(file, unlimited).bytes(0) >= 1 << 62);
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_an_unknown_one() {
+        assert_eq!(System::new("0::/a\n", V2).with("sys/fs/cgroup/a/memory.max", "0\n").bytes(0), u64::MAX);
+        let file = "sys/fs/cgroup/memory/a/memory.";
+        let one = System::new("4:memory:/a\n", V1).with(&format!("{file}limit_in_bytes"), "0\n");
+        assert_eq!(one.with(&format!("{file}stat"), "hierarchical_memory_limit 0\n").bytes(0), u64::MAX);
     }
 
     #[test]

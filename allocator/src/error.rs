@@ -123,7 +123,8 @@ pub enum Error {
     },
     /// The reaper thread could not be started.
     #[error(
-        "start the reaper thread of pool {pool}: the system refused a thread; raise the limit on threads",
+        "start the reaper thread of pool {pool}: the system refused a thread; raise the limit on threads: RLIMIT_NPROC of this user \
+         (`ulimit -u`), or pids.max of the control group",
         pool = Quoted(pool)
     )]
     Reaper {

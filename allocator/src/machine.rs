@@ -13,9 +13,16 @@ use crate::cgroup;
 /// control group with a limit, or in one below such. Both can change while a process runs.
 pub(crate) fn memory_bytes() -> u64 {
     let system = sysinfo();
-    let unit = u64::from(system.mem_unit);
-    let [memory, swap] = [system.totalram, system.totalswap].map(|units| units.saturating_mul(unit));
-    memory.saturating_add(swap).min(cgroup::memory_bytes(Path::new("/"), swap))
+    bytes_of(Path::new("/"), system.totalram, system.totalswap, system.mem_unit.into())
+}
+
+/// The same of a system that reports so many units of this size, and whose `/proc` is below `root`. A system that reports no memory at all says nothing
+/// of it, as some sandboxes do; so only the groups count.
+fn bytes_of(root: &Path, memory: u64, swap: u64, unit: u64) -> u64 {
+    // Kernels that count in bytes may leave the unit out.
+    let [memory, swap] = [memory, swap].map(|units| units.saturating_mul(unit.max(1)));
+    let all = if memory == 0 { u64::MAX } else { memory.saturating_add(swap) };
+    all.min(cgroup::memory_bytes(root, swap))
 }
 
 #[cfg(test)]
@@ -25,5 +32,14 @@ mod tests {
     #[test]
     fn a_machine_has_some_memory_and_no_exabyte() {
         assert!((16 << 20..1 << 60).contains(&memory_bytes()));
+    }
+
+    #[test]
+    fn a_system_that_reports_no_memory_has_an_unknown_amount() {
+        let nothing = tempfile::tempdir().unwrap();
+        assert_eq!(bytes_of(nothing.path(), 0, 0, 4096), u64::MAX);
+        assert_eq!(bytes_of(nothing.path(), 0, 0, 0), u64::MAX);
+        assert_eq!(bytes_of(nothing.path(), 8 << 30, 1 << 30, 0), 9 << 30);
+        assert_eq!(bytes_of(nothing.path(), 8, 1, 4096), 9 * 4096);
     }
 }

@@ -1,19 +1,18 @@
 //! Reads through the page cache.
 
 use std::io;
-use std::sync::Arc;
 
 use rustix::io::ReadWriteFlags;
 
-use super::{Access, Completion, Engine, FileSource, Queue, Read};
+use super::{Access, Completion, Engine, FileSource, Queue, Read, WhenFull};
 
 /// Positioned, vectored reads through the page cache.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Buffered;
 
 impl Engine for Buffered {
-    fn open(&self, file: &FileSource) -> io::Result<Access> {
-        Ok(Access { file: Arc::clone(file.file()), alignment: 1 })
+    fn open(&self, file: &FileSource, _when_full: WhenFull) -> io::Result<Access> {
+        Ok(Access { file: file.cached().clone(), alignment: 1 })
     }
 
     fn queue(&self, _depth: usize) -> io::Result<Box<dyn Queue>> {

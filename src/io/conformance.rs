@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::os::fd::AsFd;
 
 use tensorhold_allocator::{Fragment, Pool, Request};
 
-use super::{Access, Buffered, Direct, Engine, FileSource, Queue, Read, Uring, buffer_at};
+use super::{Buffered, Direct, Engine, FileSource, OpenFile, Queue, Read, Uring, WhenFull, buffer_at};
 use crate::device::Device;
 
 const BLOCK: usize = 4096;
@@ -71,7 +70,7 @@ impl Target<'_> {
 /// Reads, blocks counted from the file's start, with one ticket each; as many at once as the queue takes.
 fn read_blocks(
     queue: &mut dyn Queue,
-    access: &Access,
+    file: &OpenFile,
     target: &mut Target<'_>,
     blocks: &[usize],
     each: usize,
@@ -86,7 +85,7 @@ fn read_blocks(
             let buffer = unsafe { buffer_at(place, each) };
             let read = Read {
                 ticket,
-                file: access.file.as_fd(),
+                file,
                 offset: (blocks[next] * BLOCK) as u64,
                 buffers: &mut [buffer],
                 cached_only: false,
@@ -120,9 +119,10 @@ pub(super) fn conforms_on(engine: &dyn Engine, deep: bool, targets: &Targets<'_>
 fn reads_a_file(engine: &dyn Engine, deep: bool, targets: &Targets<'_>, cached: bool) {
     let (_file, source, bytes) = file();
     if !cached {
-        rustix::fs::fadvise(source.file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        rustix::fs::fadvise(&*source.lease().unwrap(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
-    let access = engine.open(&source).unwrap();
+    let access = engine.open(&source, WhenFull::Wait).unwrap();
+    let file = access.file.lease(WhenFull::Wait).unwrap();
     assert!(access.alignment.is_power_of_two() && access.alignment as usize <= BLOCK);
 
     // All blocks in any order, the last of which is not whole, more than the queue takes at once, prepared or not.
@@ -138,7 +138,7 @@ fn reads_a_file(engine: &dyn Engine, deep: bool, targets: &Targets<'_>, cached: 
                 unsafe { queue.prepare(ticket, start, blocks.len() * BLOCK) };
             }
         }
-        read_blocks(&mut *queue, &access, &mut target, &blocks, BLOCK);
+        read_blocks(&mut *queue, &file, &mut target, &blocks, BLOCK);
         drop(queue);
         for (place, block) in blocks.iter().enumerate() {
             let expected = bytes.chunks(BLOCK).nth(*block).unwrap();
@@ -153,7 +153,7 @@ fn reads_a_file(engine: &dyn Engine, deep: bool, targets: &Targets<'_>, cached: 
         // SAFETY: the fragment outlives the queue, and there is one read at a time.
         let buffer = unsafe { buffer_at(target.start(), 2 * BLOCK) };
         let (offset, buffers) = ((block * BLOCK) as u64, &mut [buffer]);
-        let read = Read { ticket: 0, file: access.file.as_fd(), offset, buffers, cached_only: false };
+        let read = Read { ticket: 0, file: &file, offset, buffers, cached_only: false };
         // SAFETY: as above.
         unsafe { queue.submit(read) }.unwrap();
         assert_eq!(queue.complete().unwrap().result.unwrap(), expected, "block {block}");
@@ -165,7 +165,7 @@ fn reads_a_file(engine: &dyn Engine, deep: bool, targets: &Targets<'_>, cached: 
     for ticket in 0..queue.depth() {
         // SAFETY: the fragment outlives the queue; the reads overlap, but no one looks at what they leave.
         let buffers = &mut [unsafe { buffer_at(target.start(), BLOCK) }];
-        let read = Read { ticket, file: access.file.as_fd(), offset: 0, buffers, cached_only: false };
+        let read = Read { ticket, file: &file, offset: 0, buffers, cached_only: false };
         // SAFETY: as above.
         unsafe { queue.submit(read) }.unwrap();
     }
@@ -198,5 +198,5 @@ fn a_file_that_another_took_the_place_of_is_not_reopened() {
     let other = file.path().with_extension("other");
     std::fs::write(&other, &bytes).unwrap();
     std::fs::rename(&other, file.path()).unwrap();
-    assert!(Direct.open(&source).is_err());
+    assert!(Direct.open(&source, WhenFull::Wait).is_err());
 }

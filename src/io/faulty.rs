@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use super::{Access, Completion, Engine, FileSource, Queue, Read, address};
+use super::{Access, Completion, Engine, FileSource, Queue, Read, WhenFull, address};
 
 /// What is wrong with a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,9 +82,9 @@ fn fails(errno: Option<i32>) -> io::Result<()> {
 }
 
 impl<E: Engine> Engine for Faulty<E> {
-    fn open(&self, file: &FileSource) -> io::Result<Access> {
+    fn open(&self, file: &FileSource, when_full: WhenFull) -> io::Result<Access> {
         fails(self.faults.open)?;
-        self.engine.open(file)
+        self.engine.open(file, when_full)
     }
 
     fn check_trust(&self, file: &FileSource) -> io::Result<()> {

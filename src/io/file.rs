@@ -1,4 +1,4 @@
-//! An open file that must not change while it is loaded.
+//! A file that must not change while it is loaded.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -10,14 +10,16 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::FileSystem;
+use super::descriptor_cache::{Attachment, CachedFile, DescriptorCache, FileLease, Opened, WhenFull};
 use super::retries::Retries;
 use crate::error::{Error, Result};
-use crate::regular;
+use crate::regular::{self, NotOpened};
 
-/// An open file and what it was when it was opened.
+/// A file and what it was when it was first opened. The [descriptor cache](super::descriptor_cache) closes it, and opens it again when it is read.
 #[derive(Debug, Clone)]
 pub(crate) struct FileSource {
-    file: Arc<File>,
+    /// Open for plain reads.
+    cached: CachedFile,
     /// As it was given.
     path: Arc<Path>,
     /// The same from whichever directory the process works in.
@@ -80,25 +82,55 @@ impl Identity {
 }
 
 impl FileSource {
-    /// Opens a regular file; links are followed.
+    /// Opens a regular file; links are followed. Waits for a descriptor: the caller holds no lease.
     ///
     /// # Errors
     /// When it is missing, may not be read, or is not a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::open_in(DescriptorCache::of_process(), path)
+    }
+
+    /// The same with another cache than that of the process.
+    pub(super) fn open_in(cache: &'static DescriptorCache, path: &Path) -> Result<Self> {
         let open_error = |source| Error::Io { operation: "open", path: path.into(), source };
-        let (file, metadata) = regular::open(path, OFlags::empty()).map_err(|error| error.of(path))?;
+        let open = || match regular::open(path, OFlags::empty()) {
+            Err(NotOpened::System(error)) => Err(error),
+            opened => Ok(opened),
+        };
+        let (opened, room) = cache.open(WhenFull::Wait, open).map_err(open_error)?;
+        let (file, metadata) = opened.map_err(|error| error.of(path))?;
         let file_system = FileSystem::of_file(&file);
         let path: Arc<Path> = path.into();
         let absolute = match path.is_absolute() {
             true => Arc::clone(&path),
             false => std::path::absolute(&path).map_err(open_error)?.into(),
         };
-        Ok(Self { file: Arc::new(file), path, absolute, identity: Identity::of(&metadata), file_system })
+        let identity = Identity::of(&metadata);
+        let reopen = reopen(Arc::clone(&absolute), identity, OFlags::empty(), None);
+        let cached = CachedFile::opened(room, file, reopen);
+        Ok(Self { cached, path, absolute, identity, file_system })
     }
 
-    /// The file, open for plain reads.
-    pub(crate) fn file(&self) -> &Arc<File> {
-        &self.file
+    /// The file for plain reads.
+    pub(crate) fn cached(&self) -> &CachedFile {
+        &self.cached
+    }
+
+    /// The same file with a descriptor of its own: with other flags, and with what is to be attached to it whenever it is opened. It is opened when it is
+    /// first leased.
+    pub(crate) fn with_flags(&self, flags: OFlags, attach: Option<Attach>) -> CachedFile {
+        let reopen = reopen(Arc::clone(&self.absolute), self.identity, flags, attach);
+        CachedFile::new(self.cached.cache(), reopen)
+    }
+
+    /// Keeps the file open for plain reads. Waits for a descriptor: the caller holds no lease.
+    pub(crate) fn lease(&self) -> io::Result<FileLease> {
+        self.cached.lease(WhenFull::Wait)
+    }
+
+    /// The device that the file is on.
+    pub(crate) fn device(&self) -> u64 {
+        self.identity.device
     }
 
     /// Whether it is kept in memory, and nowhere else.
@@ -111,20 +143,12 @@ impl FileSource {
         self.file_system
     }
 
-    /// The same file opened once more, with other flags.
-    pub(crate) fn reopen(&self, flags: OFlags) -> io::Result<File> {
-        let (file, metadata) = regular::open(&self.absolute, flags)?;
-        match self.identity.difference(&Identity::of(&metadata)) {
-            None => Ok(file),
-            Some(change) => Err(io::Error::new(io::ErrorKind::StaleNetworkFileHandle, change)),
-        }
-    }
-
-    /// Reads into the whole buffer, or up to the end of the file, and returns how many bytes that were.
+    /// Reads into the whole buffer, or up to the end of the file, and returns how many bytes that were. Waits for a descriptor: the caller holds no lease.
     pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let file = self.lease().map_err(|error| self.open_error(error))?;
         let (mut done, mut retries) = (0, Retries::default());
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, offset + done as u64) {
+            match file.file().read_at(rest, offset + done as u64) {
                 Ok(0) => break,
                 Ok(bytes) => (done, retries) = (done + bytes, Retries::default()),
                 Err(error) if retries.allow(&error) => {}
@@ -145,14 +169,15 @@ impl FileSource {
         self.identity.bytes
     }
 
-    /// Whether the open file, and the one that its path names, still are what was opened (I5).
+    /// Whether the file, if it is open, and the one that its path names still are what was first opened (I5).
     ///
     /// # Errors
     /// When the size, the modification time or the inode is another, or the change time without a reason that leaves the bytes
     /// alone; or when they cannot be told.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let stat_error = |source| Error::Io { operation: "stat", path: self.path.to_path_buf(), source };
-        let open = Identity::of(&self.file.metadata().map_err(stat_error)?);
+        let open = self.cached.lease_if_open().map(|file| file.file().metadata()).transpose();
+        let open = open.map_err(stat_error)?.map(|metadata| Identity::of(&metadata));
         let named = match fs::metadata(&self.absolute) {
             Ok(metadata) => Identity::of(&metadata),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -163,10 +188,15 @@ impl FileSource {
             }
             Err(error) => return Err(stat_error(error)),
         };
-        match self.identity.difference(&open).or_else(|| self.identity.difference(&named)) {
+        match open.iter().chain([&named]).find_map(|now| self.identity.difference(now)) {
             Some(change) => Err(self.changed(change)),
             None => Ok(()),
         }
+    }
+
+    /// The error for a file that could not be opened again.
+    pub(crate) fn open_error(&self, source: io::Error) -> Error {
+        self.failure(Error::Io { operation: "open", path: self.path.to_path_buf(), source })
     }
 
     /// The error for a read that failed.
@@ -185,5 +215,26 @@ impl FileSource {
     /// The error for a file that changed.
     pub(crate) fn changed(&self, change: String) -> Error {
         Error::FileChanged { path: self.path.to_path_buf(), change }
+    }
+}
+
+/// Makes what is attached to a file.
+pub(crate) type Attach = Box<dyn Fn(&Arc<File>) -> io::Result<Attachment> + Send + Sync>;
+
+/// Opens a file that was opened before. The result fails where that is another file by now (I5).
+fn reopen(
+    absolute: Arc<Path>,
+    identity: Identity,
+    flags: OFlags,
+    attach: Option<Attach>,
+) -> impl Fn() -> io::Result<Opened> + Send + Sync + 'static {
+    move || {
+        let (file, metadata) = regular::open(&absolute, flags)?;
+        if let Some(change) = identity.difference(&Identity::of(&metadata)) {
+            return Err(io::Error::new(io::ErrorKind::StaleNetworkFileHandle, change));
+        }
+        let file = Arc::new(file);
+        let attachment = attach.as_ref().map(|attach| attach(&file)).transpose()?;
+        Ok((file, attachment))
     }
 }

@@ -10,11 +10,14 @@
 //! | [`Uring`] | past the page cache, whole blocks, by `io_uring` | many |
 //! | [`Gds`](gds::Gds) | whole blocks into memory of a CUDA device, by cuFile | one, or many |
 //!
-//! [`residency`] tells what is in the page cache, so that each part of a file can be read the quicker way.
+//! Open files are few, whatever the number of files: [`descriptor_cache`]. [`residency`] tells what is in the page cache, so that each part of a file can be read the quicker way.
 
 mod buffered;
 #[cfg(test)]
 mod conformance;
+pub(crate) mod descriptor_cache;
+#[cfg(test)]
+mod descriptor_cache_tests;
 mod direct;
 #[cfg(test)]
 pub(crate) mod faulty;
@@ -26,15 +29,13 @@ pub(crate) mod retries;
 mod uring;
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::{mem, ptr};
 
 use serde::Serialize;
 
 pub(crate) use buffered::Buffered;
+pub(crate) use descriptor_cache::{CachedFile, FileLease, OpenFile, WhenFull};
 pub(crate) use direct::Direct;
 pub(crate) use file::FileSource;
 pub(crate) use file_system::{FileSystem, is_in_memory};
@@ -92,8 +93,8 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// Opens a file for this engine's queues.
     ///
     /// # Errors
-    /// When the file, or its file system, cannot be read this way.
-    fn open(&self, file: &FileSource) -> io::Result<Access>;
+    /// When the file, or its file system, cannot be read this way; and as `when_full` says.
+    fn open(&self, file: &FileSource, when_full: WhenFull) -> io::Result<Access>;
 
     /// Whether the lengths that its queues report can be believed for a file, whichever engine opened it.
     ///
@@ -113,7 +114,7 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
 /// A file as an engine opened it.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
-    pub(crate) file: Arc<File>,
+    pub(crate) file: CachedFile,
     /// Offsets, lengths and addresses of reads are multiples of this, a power of two; 1 if anything goes.
     pub(crate) alignment: u64,
 }
@@ -158,7 +159,7 @@ pub(crate) fn too_many(got: usize, asked: usize) -> io::Error {
 pub(crate) struct Read<'a, 'b> {
     /// Comes back with the completion; below the queue's depth, and of no other read in flight.
     pub(crate) ticket: usize,
-    pub(crate) file: BorrowedFd<'a>,
+    pub(crate) file: &'a OpenFile,
     pub(crate) offset: u64,
     /// Filled in turn; at most [`MAX_BUFFERS`], and exactly one for a queue of more than one read.
     pub(crate) buffers: &'a mut [IoSliceMut<'b>],
@@ -192,7 +193,7 @@ pub(crate) trait Queue: Send {
     ///
     /// # Safety
     /// Until its completion has been taken or the queue has been dropped, the buffers are valid for writes, have
-    /// values, and are touched by no one else. The file stays open until the queue has been dropped.
+    /// values, and are touched by no one else. The file stays open for as long.
     unsafe fn submit(&mut self, read: Read<'_, '_>) -> io::Result<()>;
 
     /// Waits for a read to end, in any order; at least one is in flight.

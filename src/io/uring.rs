@@ -5,18 +5,20 @@
 //!   registered, until the ring is closed, but then it only writes where reads tell it to). The drop takes every
 //!   completion before the ring closes, also where the system fails to wait for them.
 //!   A forked child has no mapping of the ring, and the reads in flight are its parent's: its drop does nothing.
-//! - **U2** A file that was registered stays open until the ring closes, so its number stands for no other file.
+//! - **U2** A registered file is known by the id of its open descriptor, which no other has (F3). The ring keeps the file until it closes, whatever becomes of the
+//!   descriptor, whose number may stand for another file by then.
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 
 use io_uring::{IoUring, opcode, types};
 use tensorhold_allocator::Process;
 
+use super::descriptor_cache::DescriptorCache;
 use super::retries::Retries;
-use super::{Access, Completion, Direct, Engine, FileSource, FileSystem, Queue, Read};
+use super::{Access, Completion, Direct, Engine, FileSource, FileSystem, OpenFile, Queue, Read, WhenFull};
 
 /// `io_uring` over files opened for direct reads, on file systems where it tells the truth.
 ///
@@ -57,9 +59,9 @@ const MAX_DEPTH: usize = 128;
 const MOST_REFUSALS: u32 = 10_000;
 
 impl Engine for Uring {
-    fn open(&self, file: &FileSource) -> io::Result<Access> {
+    fn open(&self, file: &FileSource, when_full: WhenFull) -> io::Result<Access> {
         self.check_trust(file)?;
-        Direct.open(file)
+        Direct.open(file, when_full)
     }
 
     fn check_trust(&self, file: &FileSource) -> io::Result<()> {
@@ -90,8 +92,8 @@ struct Ring {
     registers: bool,
     /// By ticket: whether its buffer is registered.
     prepared: Vec<bool>,
-    /// The files that are registered, by their place; `None` where none can be.
-    files: Option<Vec<RawFd>>,
+    /// The ids of the files that are registered, by their place (U2); `None` where none can be.
+    files: Option<Vec<u64>>,
 }
 
 impl Ring {
@@ -100,7 +102,7 @@ impl Ring {
         let mut builder = IoUring::builder();
         // A forked child shall not share the ring.
         builder.dontfork();
-        let mut ring = builder.build(depth as u32)?;
+        let mut ring = DescriptorCache::of_process().make(|| builder.build(depth as u32))?;
         try_out(&mut ring)?;
         let ring = ManuallyDrop::new(ring);
         let buffers = ring.submitter().register_buffers_sparse(depth as u32);
@@ -115,17 +117,17 @@ impl Ring {
     }
 
     /// The place of a registered file; registers it, if it can.
-    fn registered(&mut self, file: RawFd) -> Option<types::Fixed> {
+    fn registered(&mut self, file: &OpenFile) -> Option<types::Fixed> {
         let files = self.files.as_mut()?;
-        if let Some(place) = files.iter().position(|&known| known == file) {
+        if let Some(place) = files.iter().position(|&known| known == file.id()) {
             return Some(types::Fixed(place as u32));
         }
         let place = files.len() as u32;
         if place >= MAX_FILES {
             return None;
         }
-        match self.ring.submitter().register_files_update(place, &[file]) {
-            Ok(1) => files.push(file),
+        match self.ring.submitter().register_files_update(place, &[file.as_fd().as_raw_fd()]) {
+            Ok(1) => files.push(file.id()),
             _ => {
                 self.files = None;
                 return None;
@@ -202,8 +204,8 @@ impl Queue for Ring {
         };
         let (start, bytes) = (buffer.as_mut_ptr(), u32::try_from(buffer.len()).unwrap_or(!4095));
         let fixed = self.prepared.get(read.ticket).copied().unwrap_or(false).then_some(read.ticket as u16);
-        let number = read.file.as_raw_fd();
-        let entry = match (self.registered(number), fixed) {
+        let number = read.file.as_fd().as_raw_fd();
+        let entry = match (self.registered(read.file), fixed) {
             (Some(file), Some(slot)) => {
                 opcode::ReadFixed::new(file, start, bytes, slot).offset(read.offset).build()
             }
@@ -292,7 +294,8 @@ impl Drop for Ring {
 mod tests {
     use std::fs::File;
     use std::io::Write as _;
-    use std::os::fd::AsFd as _;
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
     use std::sync::mpsc::{self, RecvTimeoutError};
     use std::time::Duration;
 
@@ -300,15 +303,20 @@ mod tests {
     use crate::io::buffer_at;
     use crate::loader::in_child;
 
+    fn pipe() -> (Arc<OpenFile>, io::PipeWriter) {
+        let (reader, writer) = io::pipe().unwrap();
+        (OpenFile::alone(OwnedFd::from(reader)), writer)
+    }
+
     #[test]
     fn a_forked_child_leaves_the_ring_and_its_reads_to_its_parent() {
         let Ok(ring) = Ring::open(2) else { return };
-        let (reader, mut writer) = io::pipe().unwrap();
+        let (reader, mut writer) = pipe();
         let mut bytes = [0_u8; 4];
         // SAFETY: the buffer stays until the queue has been dropped, and no one else touches it.
         let buffers = &mut [unsafe { buffer_at(bytes.as_mut_ptr(), bytes.len()) }];
         let mut queue = Some(ring);
-        let read = Read { ticket: 0, file: reader.as_fd(), offset: 0, buffers, cached_only: false };
+        let read = Read { ticket: 0, file: &reader, offset: 0, buffers, cached_only: false };
         // SAFETY: as above; the file is closed after the queue.
         unsafe { queue.as_mut().unwrap().submit(read) }.unwrap();
         in_child(|| drop(queue.take()));
@@ -322,11 +330,11 @@ mod tests {
     #[test]
     fn a_ring_that_fails_waits_for_its_reads_all_the_same() {
         let Ok(mut queue) = Ring::open(2) else { return };
-        let (reader, mut writer) = io::pipe().unwrap();
+        let (reader, mut writer) = pipe();
         let mut bytes = [0_u8; 4];
         // SAFETY: the buffer stays until the queue has been dropped, and no one else touches it.
         let buffers = &mut [unsafe { buffer_at(bytes.as_mut_ptr(), bytes.len()) }];
-        let read = Read { ticket: 0, file: reader.as_fd(), offset: 0, buffers, cached_only: false };
+        let read = Read { ticket: 0, file: &reader, offset: 0, buffers, cached_only: false };
         // SAFETY: as above; the file is closed after the queue.
         unsafe { queue.submit(read) }.unwrap();
         let other = File::open("/dev/null").unwrap();
@@ -350,6 +358,7 @@ mod tests {
         let Ok(mut queue) = Ring::open(2) else { return };
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"here").unwrap();
+        let file = OpenFile::alone(file);
         for ticket in [1, 7, usize::MAX] {
             let none = opcode::Nop::new().build().user_data(ticket as u64);
             // SAFETY: it neither reads nor writes memory.
@@ -358,7 +367,7 @@ mod tests {
             let mut bytes = [0_u8; 4];
             // SAFETY: the buffer stays until the completion has been taken below, and no one else touches it.
             let buffers = &mut [unsafe { buffer_at(bytes.as_mut_ptr(), bytes.len()) }];
-            let read = Read { ticket: 0, file: file.as_fd(), offset: 0, buffers, cached_only: false };
+            let read = Read { ticket: 0, file: &file, offset: 0, buffers, cached_only: false };
             // SAFETY: as above; the file is closed after the queue.
             unsafe { queue.submit(read) }.unwrap();
             let completion = queue.complete().unwrap();
@@ -372,7 +381,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let source = FileSource::open(file.path()).unwrap();
         Uring::on(|_| FileSystem::EXT4).check_trust(&source).unwrap();
-        let refused = Uring::on(|_| FileSystem::FUSE).open(&source).unwrap_err();
+        let refused = Uring::on(|_| FileSystem::FUSE).open(&source, WhenFull::Wait).unwrap_err();
         assert!(
             refused.kind() == io::ErrorKind::Unsupported && refused.to_string().contains("on FUSE"),
             "{refused}"

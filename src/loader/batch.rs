@@ -74,7 +74,11 @@ impl Batch {
     /// Whether the files are in the page cache, as far as samples tell.
     pub(super) fn is_cached(&self) -> bool {
         let probe = Probe::default();
-        self.files.iter().all(|file| probe.samples(file.source.file(), file.source.len()))
+        let is_cached = |file: &Opened| {
+            let open = file.source.lease();
+            open.is_ok_and(|open| probe.samples(open.file(), file.source.len()))
+        };
+        self.files.iter().all(is_cached)
     }
 
     /// Bytes of the files that they are made of.

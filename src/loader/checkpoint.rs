@@ -24,9 +24,10 @@ use crate::names::Names;
 use crate::tensor::{Description, Tensor, TensorInfo};
 use crate::weights::{Metadata, Weights};
 
-/// The open files of a checkpoint, whose headers have been read and checked: see [`Loader::open`].
+/// The files of a checkpoint, whose headers have been read and checked: see [`Loader::open`].
 ///
-/// Loads from here read no header. They open a file only to read it in another way, such as past the page cache, by its path. Staging memory that one has
+/// Loads from here read no header. All checkpoints of a process together keep at most 112 files open, or a quarter of the limit of the process: a file whose descriptor was needed
+/// for another one is opened again by its path, as is one that is read in another way, such as past the page cache. Staging memory that a load has
 /// taken is kept for the next, as much as [`staging_bytes`](Loader::staging_bytes) allows. Clones are the same checkpoint; several threads may load at once.
 ///
 /// Each load asks the rules that the loader was given, [`dtype_by`](Loader::dtype_by) and [`cut_by`](Loader::cut_by), one call of a rule at a time. A load

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{self, Scope};
 
 use super::depth;
-use super::fill::{Fill, queue_refused};
+use super::fill::{Fill, queue_refused, refusal_of_queue};
 use super::gds::{self, Answer};
 use super::lane::FIRST_SLOTS;
 use super::past;
@@ -190,7 +190,7 @@ fn past_queues(fill: &Fill<'_>) -> Result<(Vec<Box<dyn Queue>>, BackendKind, Str
         match queues {
             Ok(queues) => return Ok((queues, BackendKind::IoUring, why)),
             Err(error) if fill.readers.backend == Backend::Auto => {
-                why = format!("io_uring is refused: {error}");
+                why = format!("io_uring is refused: {}", refusal_of_queue(BackendKind::IoUring, &error));
                 tracing::debug!(%error, "no io_uring");
             }
             Err(error) => return Err(queue_refused(BackendKind::IoUring, &error)),

@@ -28,6 +28,7 @@ use super::work::Work;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::BackendKind;
+use crate::limits;
 
 /// What is filled from what, and how.
 pub(super) struct Fill<'a> {
@@ -109,8 +110,16 @@ impl Fill<'_> {
 pub(super) fn queue_refused(kind: BackendKind, error: &io::Error) -> Error {
     Error::Option {
         option: "backend",
-        got: format!("{kind}, which the system refuses: {error}"),
+        got: format!("{kind}, which the system refuses: {}", refusal_of_queue(kind, error)),
         expected: "one that it has".into(),
         remedy: "use Backend::Auto",
+    }
+}
+
+/// Why an engine makes no queue, with the limit that was reached if one was.
+pub(super) fn refusal_of_queue(kind: BackendKind, error: &io::Error) -> String {
+    match limits::of_rings(error).filter(|_| kind == BackendKind::IoUring) {
+        Some(limit) => format!("{error} ({}; {})", limit.problem, limit.remedy),
+        None => error.to_string(),
     }
 }

@@ -21,7 +21,7 @@ use super::staging::{self, Budget};
 use crate::device::{ContextGuard, DeviceKind};
 use crate::error::{Error, Result};
 use crate::io::gds::{self, CuFile, Registered};
-use crate::io::{Access, Backend, BackendKind, Engine, Queue};
+use crate::io::{Access, Backend, BackendKind, Engine, Queue, WhenFull};
 use crate::report::Choice;
 
 /// Reads shorter than this, on average, go in batches: a thread for each costs more than it reads.
@@ -30,8 +30,6 @@ const SHORT_BYTES: u64 = 64 << 10;
 /// What a load has of cuFile.
 pub(super) struct ByCuFile {
     cufile: Arc<CuFile>,
-    /// Keeps the files registered.
-    _engine: Arc<dyn Engine>,
     /// By file.
     accesses: Vec<Access>,
     pool: Pool,
@@ -123,7 +121,7 @@ impl Readers {
         let open = |file: &super::headers::Opened| {
             let directly = if required { Ok(()) } else { provider.check_directness(&cufile, &file.source) };
             directly
-                .and_then(|()| engine.open(&file.source))
+                .and_then(|()| engine.open(&file.source, WhenFull::Wait))
                 .map_err(|error| refusal(BackendKind::Gds, &file.source, &error))
         };
         let accesses = fill.files.iter().map(open).collect::<Result<Vec<_>>>()?;
@@ -153,7 +151,6 @@ impl Readers {
         };
         let load = ByCuFile {
             cufile,
-            _engine: engine,
             accesses,
             owns_pool: fill.scratch.is_none(),
             pool,

@@ -12,7 +12,7 @@ use super::engines::Engines;
 use super::fault_tests::halting;
 use super::fault_tests::support::changed::{Changed, assert_changed};
 use super::fault_tests::support::{
-    Spec, assert_all_back, assert_holds, bytes_tensor, on_disk, pool_for, staged_host, tensor,
+    Spec, assert_all_back, assert_holds, bytes_tensor, on_disk, pool_for, staged_host, tensor, write,
 };
 use super::{Cut, Loader, TransformOn};
 use crate::device::Device;
@@ -90,6 +90,30 @@ fn cufile_brings_every_byte_through_scratch_that_is_bounded() {
         assert!(backend == "gds" && why.contains("compatibility mode"), "{report:?}");
         let [(_, scratch)] = picked(report, "scratch")[..] else { panic!("{report:?}") };
         assert!(scratch.starts_with("registered"), "{scratch}");
+    }
+}
+
+#[test]
+fn files_beyond_the_descriptor_cache_are_registered_while_they_are_open() {
+    let tensors: Vec<Spec> = (0..300).map(|n| bytes_tensor(&format!("t{n}"), 5000 + n)).collect();
+    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let paths: Vec<_> = (0..300).map(|n| folder.path().join(format!("{n}.safetensors"))).collect();
+    paths.iter().zip(&tensors).for_each(|(path, tensor)| write(path, std::slice::from_ref(tensor)));
+    for setup_error in [0, 5039] {
+        let fake = Fake::new();
+        // Without batches, reads go one by one.
+        fake.set("setup_error", setup_error);
+        let (device, (engines, fakes)) = (staged_host::device(), engines(Fakes::new(fake)));
+        let watched = Arc::clone(&fakes);
+        let loader =
+            Loader::new(device).files(&paths).backend(REQUIRED).engines(engines).progress(move |_| {
+                assert!(watched.fake.get("handles") <= 112);
+                ControlFlow::Continue(())
+            });
+        let weights = loader.load().unwrap();
+        assert_holds(&weights, &tensors);
+        assert_eq!(weights.report().gds_bytes, weights.report().bytes);
+        fakes.fake.assert_nothing_left();
     }
 }
 

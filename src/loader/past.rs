@@ -4,7 +4,7 @@
 //! the target, moved to their places. Slots of readers by cuFile are on the device, and emptied by copies within it.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::mem;
 use std::time::Instant;
 
 use super::depth::Depth;
@@ -19,17 +19,39 @@ use super::stopwatch::{Stage, Stopwatch};
 use super::through::{self, read_error};
 use super::work::{Role, Work};
 use crate::error::{Error, Result};
+use crate::io::descriptor_cache::is_full;
 use crate::io::retries::Retries;
-use crate::io::{Access, Backend, BackendKind, Completion, Queue, Read, buffer_at, too_many};
+use crate::io::{
+    Access, Backend, BackendKind, Completion, FileLease, Queue, Read, WhenFull, buffer_at, too_many,
+};
 
-/// A job whose blocks are being read.
+/// A job, and the slot that it is read into.
 #[derive(Debug, Clone, Copy)]
-struct Flight {
+struct Assigned {
     index: usize,
     slot: usize,
+}
+
+/// A job whose blocks are being read.
+#[derive(Debug)]
+struct Flight {
+    assigned: Assigned,
+    file: FileLease,
+    blocks: Blocks,
     /// Bytes read, from the first block's start on; a multiple of the alignment.
     done: u64,
     retries: Retries,
+}
+
+/// What came of opening a job's file.
+enum Opening<'a> {
+    Open(&'a Access, FileLease),
+    /// All descriptors are in use, also by reads in flight.
+    Later,
+    /// The file is not read past the page cache.
+    Refused(Error),
+    /// cuFile, or the system, refuses to open it for cuFile.
+    RefusedByCuFile(io::Error),
 }
 
 struct Reader<'a> {
@@ -41,9 +63,11 @@ struct Reader<'a> {
     queue: Box<dyn Queue>,
     lane: Lane<'a>,
     watch: Stopwatch<'a>,
-    /// By ticket, which is the slot's number.
+    /// By ticket, which is the slot's number. Dropped after the queue, since they keep its files open.
     flights: Vec<Option<Flight>>,
     in_flight: usize,
+    /// Jobs to be read through the page cache after all, when nothing is in flight: that waits for a descriptor (F4).
+    through: Vec<Assigned>,
     depth: Depth,
     /// By slot: whether the queue knows of it. Slots do not come in the order of their numbers.
     prepared: Vec<bool>,
@@ -66,13 +90,16 @@ pub(super) fn read(
         None => fill.open_lane(work, slots, depth.get())?,
     };
     let Some(lane) = lane else { return Ok(()) };
-    let (flights, prepared) = (vec![None; slots], vec![false; slots]);
+    let flights = (0..slots).map(|_| None).collect();
+    let (through, prepared) = (Vec::new(), vec![false; slots]);
     watch.lap(Stage::Open);
-    let mut reader = Reader { fill, work, gds, queue, lane, watch, flights, in_flight: 0, depth, prepared };
+    let mut reader =
+        Reader { fill, work, gds, queue, lane, watch, flights, in_flight: 0, through, depth, prepared };
     let passed = reader.run();
-    let Reader { queue, lane, mut watch, .. } = reader;
-    // Waits for the reads in flight; after that no one writes to the slots.
+    let Reader { queue, lane, mut watch, flights, .. } = reader;
+    // Waits for the reads in flight; after that no one writes to the slots, or reads the files.
     drop(queue);
+    drop(flights);
     let finished = lane.finish(|job| work.landed(job));
     watch.lap(Stage::Finish);
     passed.and(finished)
@@ -82,7 +109,8 @@ impl<'a> Reader<'a> {
     fn run(&mut self) -> Result<()> {
         let mut taken = None;
         loop {
-            while self.in_flight < self.depth.get() {
+            // No more are begun while some wait for the end of those in flight.
+            while self.in_flight < self.depth.get() && self.through.is_empty() {
                 let Some(index) = taken.take().or_else(|| self.next()) else {
                     break;
                 };
@@ -91,13 +119,19 @@ impl<'a> Reader<'a> {
                     break;
                 };
                 self.watch.lap(Stage::Wait);
-                self.begin(Flight { index, slot, done: 0, retries: Retries::default() })?;
+                if !self.begin(Assigned { index, slot })? {
+                    self.lane.release(slot);
+                    taken = Some(index);
+                    break;
+                }
             }
             if self.in_flight > 0 {
                 let completion = self.queue.complete().map_err(|error| self.queue_failed(&error))?;
                 self.watch.lap(Stage::Read);
                 self.ended(completion)?;
                 self.watch.lap(Stage::Send);
+            } else if let Some(assigned) = self.through.pop() {
+                self.read_through(assigned)?;
             } else if taken.is_none() {
                 return Ok(());
             }
@@ -113,46 +147,72 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The file of a job, as what reads it opened it.
-    fn access(&self, job: &Job) -> Result<&'a Access> {
-        let (fill, gds) = (self.fill, self.gds);
-        gds.map_or_else(|| fill.routes.past(job.file), |gds| Ok(gds.access(job)))
+    /// Opens the file of a job for what reads it. Waits for a descriptor only while this reader has none (F4).
+    fn open(&self, job: &Job) -> Opening<'a> {
+        let (fill, when_full) =
+            (self.fill, if self.in_flight == 0 { WhenFull::Wait } else { WhenFull::Refuse });
+        let access = match self.gds {
+            Some(gds) => gds.access(job),
+            None => match fill.routes.past(job.file, when_full) {
+                Ok(Some(access)) => access,
+                Ok(None) => return Opening::Later,
+                Err(error) => return Opening::Refused(error),
+            },
+        };
+        match access.file.lease(when_full) {
+            Ok(file) => Opening::Open(access, file),
+            Err(error) if is_full(&error) => Opening::Later,
+            Err(error) if self.gds.is_some() => Opening::RefusedByCuFile(error),
+            Err(error) => Opening::Refused(fill.routes.refused(job.file, &error)),
+        }
     }
 
-    /// Starts a read of a flight's blocks, or of what is left of them.
-    fn begin(&mut self, flight: Flight) -> Result<()> {
-        let job = &self.fill.landing.plan.jobs[flight.index];
-        let access = match self.access(job) {
-            Ok(access) => access,
-            Err(error) => return self.without(flight, job, error),
-        };
-        let blocks = Blocks::of(job, access);
-        let start = self.lane.start(flight.slot);
-        if !std::mem::replace(&mut self.prepared[flight.slot], true) {
+    /// Starts a read of a job's blocks; `false` if it has to be begun again when one in flight has ended.
+    fn begin(&mut self, assigned: Assigned) -> Result<bool> {
+        let job = &self.fill.landing.plan.jobs[assigned.index];
+        match self.open(job) {
+            Opening::Open(access, file) => {
+                let blocks = Blocks::of(job, access);
+                self.submit(Flight { assigned, file, blocks, done: 0, retries: Retries::default() })?;
+            }
+            Opening::Later => return Ok(false),
+            Opening::Refused(error) => self.without(assigned, job, error)?,
+            Opening::RefusedByCuFile(error) => self.refused(assigned, job, &error)?,
+        }
+        Ok(true)
+    }
+
+    /// Starts a read of a flight's blocks, or of the remaining ones.
+    fn submit(&mut self, flight: Flight) -> Result<()> {
+        let Flight { assigned, blocks, done, .. } = flight;
+        let job = &self.fill.landing.plan.jobs[assigned.index];
+        let flight = self.flights[assigned.slot].insert(flight);
+        let start = self.lane.start(assigned.slot);
+        if !mem::replace(&mut self.prepared[assigned.slot], true) {
             // SAFETY: the lane keeps its slots and is dropped after the queue.
-            unsafe { self.queue.prepare(flight.slot, start, self.lane.slot_bytes() as usize) };
+            unsafe { self.queue.prepare(assigned.slot, start, self.lane.slot_bytes() as usize) };
         }
         // SAFETY: a slot is as long as the longest span and two blocks more, so the blocks lie within it; it is ours, and
         // in memory that this queue takes: its bytes have values (M2), or it is the device's and the queue cuFile's.
-        let buffer = unsafe {
-            buffer_at(start.wrapping_add(flight.done as usize), (blocks.bytes - flight.done) as usize)
-        };
+        let buffer = unsafe { buffer_at(start.wrapping_add(done as usize), (blocks.bytes - done) as usize) };
         let read = Read {
-            ticket: flight.slot,
-            file: access.file.as_fd(),
-            offset: blocks.start + flight.done,
+            ticket: assigned.slot,
+            file: &flight.file,
+            offset: blocks.start + done,
             buffers: &mut [buffer],
             cached_only: false,
         };
         // SAFETY: the slot is not touched before the completion has been taken, and the lane that keeps it is dropped
-        // after the queue. The routes keep the file open for longer than the queue.
+        // after the queue. So are the flights, whose leases keep the file open.
         if let Err(error) = unsafe { self.queue.submit(read) } {
             return match self.gds {
-                Some(_) => self.refused(flight, job, &error),
+                Some(_) => {
+                    self.flights[assigned.slot] = None;
+                    self.refused(assigned, job, &error)
+                }
                 None => Err(self.queue_failed(&error)),
             };
         }
-        self.flights[flight.slot] = Some(flight);
         self.in_flight += 1;
         Ok(())
     }
@@ -161,9 +221,8 @@ impl<'a> Reader<'a> {
         let flight = self.flights.get_mut(completion.ticket).and_then(Option::take);
         let Some(flight) = flight else { return Ok(()) };
         self.in_flight -= 1;
-        let job = &self.fill.landing.plan.jobs[flight.index];
-        let access = self.access(job)?;
-        let blocks = Blocks::of(job, access);
+        let (assigned, blocks) = (flight.assigned, flight.blocks);
+        let job = &self.fill.landing.plan.jobs[assigned.index];
         match completion.result {
             Ok(bytes) if bytes as u64 > blocks.bytes - flight.done => {
                 let asked = (blocks.bytes - flight.done) as usize;
@@ -173,23 +232,23 @@ impl<'a> Reader<'a> {
                 self.depth.ended(bytes as u64, Instant::now());
                 let done = flight.done + bytes as u64;
                 if done >= blocks.head + job.file_bytes {
-                    return self.arrived(flight, job, blocks.head);
+                    return self.arrived(assigned, job, blocks.head);
                 }
                 if bytes == 0 {
                     return Err(self.fill.cut_short(job, blocks.start + done));
                 }
                 // The next read has to begin where a block does.
-                let whole = done - done % access.alignment;
+                let whole = done - done % blocks.alignment;
                 match whole > flight.done {
-                    true => self.begin(Flight { done: whole, retries: Retries::default(), ..flight }),
+                    true => self.submit(Flight { done: whole, retries: Retries::default(), ..flight }),
                     false => self.ended_within_a_block(flight, job, blocks.start + done),
                 }
             }
-            Err(error) if self.is_refusal(&error) => self.refused(flight, job, &error),
+            Err(error) if self.is_refusal(&error) => self.refused(assigned, job, &error),
             Err(error) => {
                 let Flight { mut retries, .. } = flight;
                 match retries.allow(&error) {
-                    true => self.begin(Flight { retries, ..flight }),
+                    true => self.submit(Flight { retries, ..flight }),
                     false => Err(read_error(self.fill, job, retries.explain(error))),
                 }
             }
@@ -202,14 +261,14 @@ impl<'a> Reader<'a> {
         self.fill.files[job.file].source.check_unchanged()?;
         let Flight { mut retries, .. } = flight;
         if retries.allow_part() {
-            return self.begin(Flight { retries, ..flight });
+            return self.submit(Flight { retries, ..flight });
         }
         let problem =
             format!("reads past the page cache end at {end}, within a block and before the file does");
         let error = retries.explain(io::Error::other(problem));
         match self.gds {
-            Some(_) => self.refused(flight, job, &error),
-            None => self.without(flight, job, read_error(self.fill, job, error)),
+            Some(_) => self.refused(flight.assigned, job, &error),
+            None => self.without(flight.assigned, job, read_error(self.fill, job, error)),
         }
     }
 
@@ -225,27 +284,27 @@ impl<'a> Reader<'a> {
     }
 
     /// A read was refused: its job goes another way, if that is allowed.
-    fn refused(&mut self, flight: Flight, job: &Job, error: &io::Error) -> Result<()> {
+    fn refused(&mut self, assigned: Assigned, job: &Job, error: &io::Error) -> Result<()> {
         let Some(gds) = self.gds else {
             let refused = self.fill.routes.refused(job.file, error);
-            return self.without(flight, job, refused);
+            return self.without(assigned, job, refused);
         };
         if self.fill.readers.backend != Backend::Auto {
             return Err(refusal(BackendKind::Gds, &self.fill.files[job.file].source, error));
         }
         tracing::debug!(%error, "cuFile refuses a read, and is left");
         gds.refuse();
-        self.lane.release(flight.slot);
-        self.work.leave(flight.index);
+        self.lane.release(assigned.slot);
+        self.work.leave(assigned.index);
         Ok(())
     }
 
     /// The job's bytes lie in its slot on the device, packed from `head` on.
-    fn arrived_on_device(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
+    fn arrived_on_device(&mut self, assigned: Assigned, job: &Job, head: u64) -> Result<()> {
         self.work.count_gds(job);
         if job.part.is_some() {
             // By a kernel: cuFile is left alone where the CPU would have to see the bytes.
-            return self.arrived_part(flight, job, head);
+            return self.arrived_part(assigned, job, head);
         }
         let (to, mut from) = (self.fill.landing.address(job)?, head);
         let moves = self.fill.landing.plan.pieces_of(job).iter().map(|piece| {
@@ -254,24 +313,24 @@ impl<'a> Reader<'a> {
             (start, to.wrapping_add(piece.offset as usize), piece.bytes)
         });
         // SAFETY: the slot holds the job's bytes; P2: the pieces lie within the span. W1 and W2 as in `arrived`.
-        unsafe { self.lane.spread(flight.slot, moves, flight.index) }
+        unsafe { self.lane.spread(assigned.slot, moves, assigned.index) }
     }
 
     /// The job's bytes lie in its slot, packed from `head` on.
-    fn arrived(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
+    fn arrived(&mut self, assigned: Assigned, job: &Job, head: u64) -> Result<()> {
         if self.gds.is_some() {
-            return self.arrived_on_device(flight, job, head);
+            return self.arrived_on_device(assigned, job, head);
         }
         self.work.count(job, Way::Past);
         if job.part.is_some() {
-            return self.arrived_part(flight, job, head);
+            return self.arrived_part(assigned, job, head);
         }
-        let start = self.lane.start(flight.slot);
+        let start = self.lane.start(assigned.slot);
         if self.fill.in_place() {
             // SAFETY: the slot holds the job's bytes; W1: no one else touches their places.
             unsafe { self.fill.landing.place(job, start, Form::Packed(head)) }?;
-            self.lane.release(flight.slot);
-            self.work.landed(flight.index);
+            self.lane.release(assigned.slot);
+            self.work.landed(assigned.index);
             return Ok(());
         }
         let to = self.fill.landing.address(job)?;
@@ -279,19 +338,19 @@ impl<'a> Reader<'a> {
         // through the page cache.
         unsafe {
             self.fill.landing.spread(job, start, head);
-            self.lane.send(flight.slot, head, to, job.span, flight.index)
+            self.lane.send(assigned.slot, head, to, job.span, assigned.index)
         }
     }
 
     /// What a job has of a changed tensor lies in its slot, as in the file, from `head` on.
-    fn arrived_part(&mut self, flight: Flight, job: &Job, head: u64) -> Result<()> {
-        let (landing, start) = (&self.fill.landing, self.lane.start(flight.slot));
+    fn arrived_part(&mut self, assigned: Assigned, job: &Job, head: u64) -> Result<()> {
+        let (landing, start) = (&self.fill.landing, self.lane.start(assigned.slot));
         let (from, to) = (start.wrapping_add(head as usize), landing.address(job)?);
         if self.fill.in_place() {
             // SAFETY: the slot holds the job's bytes; W1: no one else touches their place.
             unsafe { remake::transform(self.fill, job, from, PartForm::AsInFile, to) }?;
-            self.lane.release(flight.slot);
-            self.work.landed(flight.index);
+            self.lane.release(assigned.slot);
+            self.work.landed(assigned.index);
             return Ok(());
         }
         // Also what readers through the page cache would leave as it is: here it lies among its rows.
@@ -300,7 +359,7 @@ impl<'a> Reader<'a> {
             let transform = landing.transform(jobs, from, PartForm::AsInFile, to, counters);
             let Some(transform) = transform else { return Ok(()) };
             // SAFETY: P4, P5: as for copies. The counters outlive the fill.
-            return unsafe { self.lane.transform(flight.slot, &transform, flight.index) };
+            return unsafe { self.lane.transform(assigned.slot, &transform, assigned.index) };
         }
         let behind = remake::behind(job, head);
         if behind + job.span > self.lane.slot_bytes() {
@@ -311,34 +370,41 @@ impl<'a> Reader<'a> {
             remake::transform(self.fill, job, from, PartForm::AsInFile, start.wrapping_add(behind as usize))
         }?;
         // SAFETY: as for other copies.
-        unsafe { self.lane.send(flight.slot, behind, to, job.span, flight.index) }
+        unsafe { self.lane.send(assigned.slot, behind, to, job.span, assigned.index) }
     }
 
-    /// Reads a job through the page cache after all, if that is allowed.
-    fn without(&mut self, flight: Flight, job: &Job, refused: Error) -> Result<()> {
+    /// Has a job read through the page cache after all, if that is allowed.
+    fn without(&mut self, assigned: Assigned, job: &Job, refused: Error) -> Result<()> {
         if !self.fill.routes.refuse_past(job.file) {
             return Err(refused);
         }
+        self.through.push(assigned);
+        Ok(())
+    }
+
+    /// Reads a job through the page cache. Nothing is in flight.
+    fn read_through(&mut self, assigned: Assigned) -> Result<()> {
+        let job = &self.fill.landing.plan.jobs[assigned.index];
         let buffered = &self.fill.engines.buffered;
         let mut queue = buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
-        let start = self.lane.start(flight.slot);
+        let start = self.lane.start(assigned.slot);
         // SAFETY: the slot is as long as the longest span, and ours.
         unsafe { through::read_job(self.fill, &mut *queue, job, start, Way::Buffered) }?;
         if job.part.is_some() {
             self.work.count_whole(job);
-            return self.arrived_part(flight, job, 0);
+            return self.arrived_part(assigned, job, 0);
         }
         self.work.count(job, Way::Buffered);
         if self.fill.in_place() {
             // SAFETY: as in `arrived`.
             unsafe { self.fill.landing.place(job, start, Form::Spread) }?;
-            self.lane.release(flight.slot);
-            self.work.landed(flight.index);
+            self.lane.release(assigned.slot);
+            self.work.landed(assigned.index);
             return Ok(());
         }
         let to = self.fill.landing.address(job)?;
         // SAFETY: as in `arrived`.
-        unsafe { self.lane.send(flight.slot, 0, to, job.span, flight.index) }
+        unsafe { self.lane.send(assigned.slot, 0, to, job.span, assigned.index) }
     }
 }
 
@@ -351,13 +417,16 @@ struct Blocks {
     head: u64,
     /// Length of them all.
     bytes: u64,
+    /// Reads begin at its multiples.
+    alignment: u64,
 }
 
 impl Blocks {
     fn of(job: &Job, access: &Access) -> Self {
-        let head = job.file_offset % access.alignment;
-        let bytes = (head + job.file_bytes).next_multiple_of(access.alignment);
-        Self { start: job.file_offset - head, head, bytes }
+        let alignment = access.alignment;
+        let head = job.file_offset % alignment;
+        let bytes = (head + job.file_bytes).next_multiple_of(alignment);
+        Self { start: job.file_offset - head, head, bytes, alignment }
     }
 }
 

@@ -13,8 +13,10 @@ use super::engines::Engines;
 use super::headers::Opened;
 use super::plan::Job;
 use crate::error::{Error, Result};
+use crate::io::descriptor_cache::is_full;
 use crate::io::residency::{Probe, Residency};
-use crate::io::{Access, Backend, BackendKind, Engine, FileSource};
+use crate::io::{Access, Backend, BackendKind, Engine, FileSource, WhenFull};
+use crate::limits;
 
 /// How a job is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +76,7 @@ impl<'a> Routes<'a> {
         Self { backend, engines, files: files.iter().map(routes).collect(), contradicted: AtomicU64::new(0) }
     }
 
-    /// How to read a job. Where that is found out by reading, no more is asked about than its first byte.
+    /// How to read a job; may wait for a descriptor, so the caller holds no lease. Where that is found out by reading, no more is asked about than its first byte.
     pub(super) fn way(&self, job: &Job) -> Way {
         self.way_of(job, if job.is_tried { 1 } else { job.file_bytes })
     }
@@ -91,10 +93,14 @@ impl<'a> Routes<'a> {
             return Way::Buffered;
         }
         let waits = file.must_wait.load(Ordering::Relaxed);
-        match file.probe.ask(file.source.file(), job.file_offset, bytes) {
+        // Where it cannot be opened, whoever reads it finds out why.
+        let asked = file.source.lease().map(|open| file.probe.ask(open.file(), job.file_offset, bytes));
+        match asked.unwrap_or(Residency::Unknown) {
             Residency::Cached | Residency::Unknown if waits => Way::Buffered,
             Residency::Cached => Way::Cached,
-            Residency::Missing | Residency::Unknown if self.past(job.file).is_err() => Way::Buffered,
+            Residency::Missing | Residency::Unknown if self.past(job.file, WhenFull::Wait).is_err() => {
+                Way::Buffered
+            }
             Residency::Missing => Way::Past,
             Residency::Unknown => Way::Cached,
         }
@@ -103,7 +109,8 @@ impl<'a> Routes<'a> {
     /// A file, opened for reads through the page cache.
     pub(super) fn buffered(&self, file: usize) -> Result<&Access> {
         let routes = &self.files[file];
-        let opened = routes.buffered.get_or_init(|| self.engines.buffered.open(routes.source));
+        let opened =
+            routes.buffered.get_or_init(|| self.engines.buffered.open(routes.source, WhenFull::Wait));
         opened.as_ref().map_err(|error| refusal(BackendKind::Buffered, routes.source, error))
     }
 
@@ -115,23 +122,31 @@ impl<'a> Routes<'a> {
         })
     }
 
-    /// A file, opened for reads past the page cache.
+    /// A file, opened for reads past the page cache; `None` where all descriptors are in use and `when_full` does not wait.
     ///
     /// # Errors
-    /// When its file system does not have them.
-    pub(super) fn past(&self, file: usize) -> Result<&Access> {
+    /// When its file system does not have them, or it cannot be opened.
+    pub(super) fn past(&self, file: usize, when_full: WhenFull) -> Result<Option<&Access>> {
         let routes = &self.files[file];
         let engine: &dyn Engine = match self.past_kind() {
             BackendKind::IoUring => &*self.engines.uring,
             _ => &*self.engines.direct,
         };
-        let opened = routes.past.get_or_init(|| {
-            engine.open(routes.source).inspect_err(|error| {
-                tracing::debug!(path = ?routes.source.path(), %error, "not read past the page cache");
-                routes.past_refused.store(true, Ordering::Relaxed);
-            })
-        });
-        opened.as_ref().map_err(|error| self.refused(file, error))
+        let opened = match routes.past.get() {
+            Some(opened) => opened,
+            None => match engine.open(routes.source, when_full) {
+                Err(error) if is_full(&error) => return Ok(None),
+                // That says nothing of the file.
+                Err(error) if limits::is_of_descriptors(&error) => return Err(self.refused(file, &error)),
+                opened => routes.past.get_or_init(|| {
+                    opened.inspect_err(|error| {
+                        tracing::debug!(path = ?routes.source.path(), %error, "not read past the page cache");
+                        routes.past_refused.store(true, Ordering::Relaxed);
+                    })
+                }),
+            },
+        };
+        opened.as_ref().map(Some).map_err(|error| self.refused(file, error))
     }
 
     /// What opens files for reads past the page cache: the two that can do it alike.
@@ -194,6 +209,10 @@ pub(super) fn refusal(kind: BackendKind, source: &FileSource, error: &std::io::E
         std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
             let source = std::io::Error::new(error.kind(), error.to_string());
             Error::Io { operation: "open", path, source }
+        }
+        _ if limits::is_of_descriptors(error) => {
+            let source = error.raw_os_error().map(std::io::Error::from_raw_os_error);
+            Error::Io { operation: "open", path, source: source.unwrap_or_else(|| error.kind().into()) }
         }
         _ => Error::Backend { backend: kind.name(), path, detail: error.to_string() },
     })

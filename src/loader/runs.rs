@@ -4,7 +4,6 @@
 //! reader opens it for itself (`docs/performance.md`).
 
 use std::io::IoSliceMut;
-use std::sync::Arc;
 
 use rustix::fs::OFlags;
 use tensorhold_kernels::Block;
@@ -15,28 +14,31 @@ use super::plan::Job;
 use super::route::Way;
 use super::through::{self, Outcome, Reads};
 use crate::error::Result;
-use crate::io::{Access, Queue};
+use crate::io::{CachedFile, FileLease, Queue, WhenFull};
 
-/// A file that one reader has opened for itself.
+/// A file that one reader opens for itself.
 pub(super) struct Own {
-    file: usize,
-    access: Access,
+    number: usize,
+    file: CachedFile,
 }
 
 impl Own {
-    /// The file that was opened last, or this one; that of all readers where it cannot be opened once more.
-    fn open<'a>(own: &'a mut Option<Self>, fill: &'a Fill<'_>, file: usize) -> Result<&'a Access> {
-        if own.as_ref().is_none_or(|own| own.file != file) {
-            let source = &fill.files[file].source;
-            let opened = source.reopen(OFlags::empty()).inspect_err(|error| {
+    /// Opens the file for one reader, or returns the lease of the file that all readers share where it cannot be opened once more.
+    fn open(own: &mut Option<Self>, fill: &Fill<'_>, number: usize) -> Result<FileLease> {
+        let source = &fill.files[number].source;
+        let file = match own.take_if(|own| own.number == number) {
+            Some(Self { file, .. }) => file,
+            None => source.with_flags(OFlags::empty(), None),
+        };
+        match file.lease(WhenFull::Wait) {
+            Ok(lease) => {
+                *own = Some(Self { number, file });
+                Ok(lease)
+            }
+            Err(error) => {
                 tracing::debug!(path = ?source.path(), %error, "not opened for one reader");
-            });
-            let access = opened.map(|opened| Access { file: Arc::new(opened), alignment: 1 });
-            *own = access.ok().map(|access| Self { file, access });
-        }
-        match own {
-            Some(own) => Ok(&own.access),
-            None => fill.routes.buffered(file),
+                source.lease().map_err(|error| source.open_error(error))
+            }
         }
     }
 }
@@ -78,8 +80,9 @@ impl Runs {
         way: Way,
         own: &mut Option<Own>,
     ) -> Result<Outcome> {
-        let access = Own::open(own, fill, job.file)?;
-        let mut reads = Reads::new(way);
+        let mut reads = Reads::of(way, Own::open(own, fill, job.file)?);
+        // Where the lease is returned, the rest is read by that of all readers.
+        let file = &fill.routes.buffered(job.file)?.file;
         for (number, offset) in self.offsets().enumerate() {
             let buffers = |done: u64| {
                 let (start, bytes) = (number * self.bytes as usize + done as usize, self.bytes - done);
@@ -89,8 +92,7 @@ impl Runs {
             };
             let range = (offset, self.bytes);
             // SAFETY: the buffers are as the caller promises.
-            let outcome =
-                unsafe { through::read_range(fill, queue, job, access, range, &mut reads, buffers) }?;
+            let outcome = unsafe { through::read_range(fill, queue, job, file, range, &mut reads, buffers) }?;
             if outcome == Outcome::NotCached {
                 return Ok(outcome);
             }

@@ -1,7 +1,6 @@
 //! A reader through the page cache: in place where the CPU can write the target, into the ring elsewhere.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsFd;
 
 use super::fill::{Fill, queue_refused};
 use super::plan::Job;
@@ -12,7 +11,7 @@ use super::stopwatch::Stage;
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::io::retries::Retries;
-use crate::io::{Access, BackendKind, Queue, Read, address, too_many};
+use crate::io::{BackendKind, CachedFile, FileLease, Queue, Read, WhenFull, address, too_many};
 
 /// What became of a read that relies on the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,20 +91,27 @@ fn into_ring(
 }
 
 /// How one job is read through the page cache.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Reads {
     /// Only what is cached, so far.
     cached_only: bool,
     retries: Retries,
+    /// Keeps the file open from one read to the next.
+    lease: Option<FileLease>,
 }
 
 impl Reads {
     pub(super) fn new(way: Way) -> Self {
-        Self { cached_only: way == Way::Cached, retries: Retries::default() }
+        Self { cached_only: way == Way::Cached, retries: Retries::default(), lease: None }
+    }
+
+    /// Of a file that is open.
+    pub(super) fn of(way: Way, lease: FileLease) -> Self {
+        Self { lease: Some(lease), ..Self::new(way) }
     }
 }
 
-/// Reads a job's bytes to their places, spread from `base` on, one read at a time.
+/// Reads a job's bytes to their places, spread from `base` on, one read at a time. Waits for a descriptor: the caller holds no lease.
 ///
 /// # Safety
 /// `base` is valid for writes of the job's span (of what it has in the file, where that is changed), which only the caller touches, and its bytes
@@ -119,13 +125,13 @@ pub(super) unsafe fn read_job(
 ) -> Result<Outcome> {
     // SAFETY: passed on; a buffer is used in one read at a time.
     let buffers = |done| unsafe { fill.landing.buffers(job, base, done) };
-    let (access, range) = (fill.routes.buffered(job.file)?, (job.file_offset, job.file_bytes));
+    let (file, range) = (&fill.routes.buffered(job.file)?.file, (job.file_offset, job.file_bytes));
     // SAFETY: passed on.
-    unsafe { read_range(fill, queue, job, access, range, &mut Reads::new(way), buffers) }
+    unsafe { read_range(fill, queue, job, file, range, &mut Reads::new(way), buffers) }
 }
 
-/// Reads so many of a job's bytes, from an offset in its file on, which is open for that, one read at a time. `buffers` gives those for all but the first
-/// bytes, of which there are so many.
+/// Reads so many of a job's bytes, from an offset in its file on, one read at a time. `buffers` gives those for all but the first
+/// bytes, of which there are so many. Waits for a descriptor: the caller holds no lease but that of `reads`.
 ///
 /// # Safety
 /// Only the caller touches the buffers' bytes, which have values.
@@ -133,19 +139,25 @@ pub(super) unsafe fn read_range<'b, B: AsMut<[IoSliceMut<'b>]>>(
     fill: &Fill<'_>,
     queue: &mut dyn Queue,
     job: &Job,
-    access: &Access,
+    file: &CachedFile,
     (start, bytes): (u64, u64),
     reads: &mut Reads,
     buffers: impl Fn(u64) -> B,
 ) -> Result<Outcome> {
-    let Reads { cached_only, retries } = reads;
+    let Reads { cached_only, retries, lease } = reads;
     let mut done = 0;
     while done < bytes {
         let mut buffers = buffers(done);
-        let (file, offset) = (access.file.as_fd(), start + done);
+        let offset = start + done;
+        let file = match lease {
+            Some(file) => file,
+            None => lease.insert(
+                file.lease(WhenFull::Wait).map_err(|error| fill.files[job.file].source.open_error(error))?,
+            ),
+        };
         let asked: usize = buffers.as_mut().iter().map(|buffer| address(buffer).1).sum();
         let read = Read { ticket: 0, file, offset, buffers: buffers.as_mut(), cached_only: *cached_only };
-        // SAFETY: the buffers are as the caller promises, and the completion is taken below; the file is lent for
+        // SAFETY: the buffers are as the caller promises, and the completion is taken below; the lease keeps the file open for
         // as long.
         let ended = unsafe { queue.submit(read) }.and_then(|()| queue.complete());
         match ended.and_then(|completion| completion.result) {
@@ -155,17 +167,24 @@ pub(super) unsafe fn read_range<'b, B: AsMut<[IoSliceMut<'b>]>>(
                 return Ok(Outcome::Complete);
             }
             // The system also stops short for reasons of its own.
-            Ok(read) if *cached_only => match fill.routes.way_again(job) {
-                Way::Past => return Ok(Outcome::NotCached),
-                _ => (done, *cached_only) = (done + read as u64, false),
-            },
+            Ok(read) if *cached_only => {
+                // What is asked may wait for a descriptor (F4).
+                *lease = None;
+                match fill.routes.way_again(job) {
+                    Way::Past => return Ok(Outcome::NotCached),
+                    _ => (done, *cached_only) = (done + read as u64, false),
+                }
+            }
             Ok(0) => return Err(fill.cut_short(job, start + done)),
             Ok(read) => (done, *retries) = (done + read as u64, Retries::default()),
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock if *cached_only => match fill.routes.way_again(job) {
-                    Way::Past => return Ok(Outcome::NotCached),
-                    _ => *cached_only = false,
-                },
+                io::ErrorKind::WouldBlock if *cached_only => {
+                    *lease = None;
+                    match fill.routes.way_again(job) {
+                        Way::Past => return Ok(Outcome::NotCached),
+                        _ => *cached_only = false,
+                    }
+                }
                 _ if retries.allow(&error) => {}
                 io::ErrorKind::Unsupported if *cached_only => {
                     fill.routes.refuse_cached(job.file);

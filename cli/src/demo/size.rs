@@ -66,17 +66,22 @@ fn parse_meminfo(text: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// What an unprivileged user may still write.
+/// What an unprivileged user may still write; `None` where the system does not say.
 fn free_disk(folder: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(folder).ok()?;
-    disk.f_bavail.checked_mul(disk.f_frsize)
+    free_bytes(disk.f_blocks, disk.f_bavail, disk.f_frsize)
+}
+
+/// A file system that has no blocks at all does not count them, as some of a network or of FUSE do not.
+fn free_bytes(blocks: u64, available: u64, block_bytes: u64) -> Option<u64> {
+    if blocks == 0 || block_bytes == 0 { None } else { available.checked_mul(block_bytes) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{MAX_BYTES, MIN_BYTES, check_disk, limited, parse_meminfo};
+    use super::{MAX_BYTES, MIN_BYTES, check_disk, free_bytes, limited, parse_meminfo};
 
     #[test]
     fn a_quarter_of_what_is_short_is_taken() {
@@ -86,6 +91,12 @@ mod tests {
         assert_eq!(limited(MAX_BYTES, Some(2 * gigabyte), Some(gigabyte)), gigabyte / 4);
         assert_eq!(limited(MAX_BYTES, Some(0), None), MIN_BYTES);
         assert_eq!(limited(MAX_BYTES, None, None), MAX_BYTES);
+    }
+
+    #[test]
+    fn a_file_system_that_counts_no_blocks_has_unknown_space() {
+        assert_eq!((free_bytes(0, 0, 4096), free_bytes(9, 3, 0)), (None, None));
+        assert_eq!((free_bytes(9, 0, 4096), free_bytes(9, 2, 4096)), (Some(0), Some(8192)));
     }
 
     #[test]

@@ -91,8 +91,10 @@ fn write_data(files: &[Target<'_>], written: impl Fn(u64) + Sync) -> anyhow::Res
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
-        let start = |_| thread::Builder::new().spawn_scoped(scope, work).context("start a thread");
-        let writers: Vec<_> = (0..cores.min(MAX_THREADS)).map(start).collect::<anyhow::Result<_>>()?;
+        // This thread is one of them: the others are help, of which the system may refuse some.
+        let start = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let writers: Vec<_> = (1..cores.min(MAX_THREADS)).map_while(start).collect();
+        work()?;
         writers
             .into_iter()
             .try_for_each(|writer| writer.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))

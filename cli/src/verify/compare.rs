@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::Context;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tensorhold::allocator::{Brief, Quoted};
@@ -206,9 +205,10 @@ fn compare_pieces<'a, 'b>(
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let mut found = thread::scope(|scope| {
-        let start = |_| thread::Builder::new().spawn_scoped(scope, work).context("start a thread");
-        let workers: Vec<_> = (0..cores.min(MAX_THREADS)).map(start).collect::<anyhow::Result<_>>()?;
-        let mut found = Vec::new();
+        // This thread is one of them: the others are help, of which the system may refuse some.
+        let start = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let workers: Vec<_> = (1..cores.min(MAX_THREADS)).map_while(start).collect();
+        let mut found = work()?;
         for worker in workers {
             found.extend(worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?);
         }

@@ -62,16 +62,15 @@ impl DeviceMemory {
         }
         let (mut free, mut total) = (0, 0);
         // SAFETY: C1, C3; both are valid for the writes.
-        let _ = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+        let told = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+        let room = match told {
+            CUresult::CUDA_SUCCESS => format!(", free {} of {}", Bytes(free as u64), Bytes(total as u64)),
+            _ => String::new(),
+        };
         Err(Error::Device {
             device: self.context.name.clone(),
             operation: "allocate memory",
-            detail: format!(
-                "out of memory: asked for {}, free {} of {}",
-                Bytes(bytes),
-                Bytes(free as u64),
-                Bytes(total as u64)
-            ),
+            detail: format!("out of memory: asked for {}{room}", Bytes(bytes)),
             remedy: "free memory on the device, or load less at once",
         })
     }

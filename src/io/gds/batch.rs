@@ -8,14 +8,13 @@ use std::collections::VecDeque;
 use std::ffi::{c_int, c_uint};
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
 
-use super::Files;
-use super::library::{BatchEvent, BatchRead, RawBatch};
+use super::library::{BatchEvent, BatchRead, RawBatch, RawHandle};
 use super::queue::{one_buffer, read_all};
 use super::status::{CuFileError, read_result};
+use super::{CuFile, Handle};
 use crate::io::{Completion, Queue, Read, too_many};
 
 /// How a read of a batch stands.
@@ -33,7 +32,7 @@ const READ: c_int = 0;
 
 /// Reads in flight by the library's batch interface.
 pub(super) struct Batches {
-    files: Arc<Files>,
+    cufile: Arc<CuFile>,
     /// The one that has been in flight for longest is first.
     batches: VecDeque<Batch>,
     /// By ticket: the read that was submitted and has not ended.
@@ -55,7 +54,8 @@ struct Batch {
 
 #[derive(Debug, Clone, Copy)]
 struct Flight {
-    file: RawFd,
+    /// Of a file with a lease (D2).
+    file: RawHandle,
     start: *mut u8,
     bytes: usize,
     offset: u64,
@@ -69,10 +69,10 @@ unsafe impl Send for Batches {}
 impl Batches {
     const COUNT: usize = 2;
 
-    pub(super) fn new(files: Arc<Files>, depth: usize) -> io::Result<Self> {
-        let depth = depth.min(files.cufile.max_batch()).max(1);
+    pub(super) fn new(cufile: Arc<CuFile>, depth: usize) -> io::Result<Self> {
+        let depth = depth.min(cufile.max_batch()).max(1);
         let mut new = Self {
-            files,
+            cufile,
             batches: VecDeque::with_capacity(Self::COUNT),
             flights: vec![None; depth],
             gathered: Vec::with_capacity(depth),
@@ -81,7 +81,7 @@ impl Batches {
         for _ in 0..Self::COUNT {
             let mut raw: RawBatch = ptr::null_mut();
             // SAFETY: D1; `raw` is valid for the write.
-            unsafe { (new.files.cufile.table().batch_set_up)(&raw mut raw, depth as c_uint) }
+            unsafe { (new.cufile.table().batch_set_up)(&raw mut raw, depth as c_uint) }
                 .check("set up a batch")?;
             let nothing = BatchEvent { cookie: ptr::null_mut(), status: 0, returned: 0 };
             let entries = Vec::with_capacity(depth);
@@ -103,8 +103,7 @@ impl Batches {
         let (count, entries) = (batch.entries.len(), batch.entries.as_mut_ptr());
         // SAFETY: D1, D2; the submitters keep the buffers until the completions have been taken or this is dropped, which waits. The
         // entries stay where they are for as long.
-        let status =
-            unsafe { (self.files.cufile.table().batch_submit)(batch.raw, count as c_uint, entries, 0) };
+        let status = unsafe { (self.cufile.table().batch_submit)(batch.raw, count as c_uint, entries, 0) };
         match status.check("submit reads") {
             Ok(()) => {
                 batch.in_flight = count;
@@ -117,7 +116,7 @@ impl Batches {
             Err(error) => {
                 // Of several, some may have begun, as far as its documents say (D4).
                 if count > 1 {
-                    self.files.cufile.lose();
+                    self.cufile.lose();
                 }
                 for entry in &batch.entries {
                     let ticket = entry.cookie.addr();
@@ -136,7 +135,7 @@ impl Batches {
         let mut count = batch.events.len() as c_uint;
         // SAFETY: D1; the outputs are valid for the writes of as many events as `count` says; without a time it waits.
         let status = unsafe {
-            (self.files.cufile.table().batch_status)(
+            (self.cufile.table().batch_status)(
                 batch.raw,
                 1,
                 &raw mut count,
@@ -175,7 +174,7 @@ impl Batches {
             state::COMPLETE => {
                 let rest = (flight.start.wrapping_add(done), flight.bytes - done);
                 // SAFETY: the read has ended, and its submitter still lends the buffer.
-                let more = unsafe { read_all(&self.files, flight.file, rest, flight.offset + done as u64) }?;
+                let more = unsafe { read_all(&self.cufile, flight.file, rest, flight.offset + done as u64) }?;
                 Ok(done + more)
             }
             status => {
@@ -193,7 +192,7 @@ impl Queue for Batches {
 
     unsafe fn submit(&mut self, read: Read<'_, '_>) -> io::Result<()> {
         let (start, bytes) = one_buffer(&read)?;
-        let (ticket, file, offset) = (read.ticket, read.file.as_raw_fd(), read.offset);
+        let (ticket, file, offset) = (read.ticket, Handle::of(read.file)?, read.offset);
         let free = self.flights.get(ticket).is_some_and(Option::is_none);
         if !free {
             return Err(io::Error::new(
@@ -201,11 +200,11 @@ impl Queue for Batches {
                 "the ticket is taken, or beyond the depth",
             ));
         }
-        let cufile = &self.files.cufile;
+        let cufile = &self.cufile;
         // Longer ones are for the other interface, unless it goes through the CPU.
         if bytes as u64 > cufile.max_batch_read() {
             // SAFETY: passed on.
-            let result = unsafe { read_all(&self.files, file, (start, bytes), offset) };
+            let result = unsafe { read_all(&self.cufile, file, (start, bytes), offset) };
             self.ended.push(Completion { ticket, result });
             return Ok(());
         }
@@ -216,7 +215,7 @@ impl Queue for Batches {
             file_offset: libc::off_t::try_from(offset).map_err(io::Error::other)?,
             offset: place.offset,
             bytes,
-            file: self.files.handle(file)?,
+            file,
             operation: READ,
             cookie: ptr::without_provenance_mut(ticket),
         });
@@ -242,7 +241,7 @@ impl Queue for Batches {
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        if self.files.cufile.is_of_parent() {
+        if self.cufile.is_of_parent() {
             mem::forget(mem::take(&mut self.batches));
             return;
         }
@@ -250,7 +249,7 @@ impl Drop for Batches {
             if let Err(error) = self.wait() {
                 // D4: what they write to stays, and so do the batches.
                 let reads: usize = self.batches.iter().map(|batch| batch.in_flight).sum();
-                self.files.cufile.lose();
+                self.cufile.lose();
                 // The library may look at them again, and write to the events.
                 mem::forget(mem::take(&mut self.batches));
                 // Only now: a subscriber that panics ends this.
@@ -258,13 +257,13 @@ impl Drop for Batches {
                 return;
             }
         }
-        if self.files.cufile.is_lost() {
+        if self.cufile.is_lost() {
             mem::forget(mem::take(&mut self.batches));
             return;
         }
         for batch in &self.batches {
             // SAFETY: D1; set up by `new`, destroyed once, and nothing is in flight.
-            unsafe { (self.files.cufile.table().batch_destroy)(batch.raw) };
+            unsafe { (self.cufile.table().batch_destroy)(batch.raw) };
         }
     }
 }

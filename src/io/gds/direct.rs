@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -87,7 +86,7 @@ pub(super) fn check_file(cufile: &CuFile, file: &FileSource) -> io::Result<()> {
     let says = |bits: &[u32]| bits.iter().any(|bit| cufile.storage() & 1 << bit != 0);
     let (known, direct) = match file.file_system() {
         FileSystem::EXT4 | FileSystem::XFS => {
-            let device = file.file().metadata()?.dev();
+            let device = file.device();
             let disk = says(&[bit::NVME, bit::NVME_OF, bit::NVME_P2P]) && is_nvme(Path::new("/sys"), device);
             ("ext4 or xfs on NVMe", disk)
         }

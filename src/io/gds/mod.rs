@@ -9,8 +9,8 @@
 //! # Invariants
 //! - **D1** Holding a [`CuFile`] proves that the library is loaded for good, has every function of its table, and that its driver is
 //!   open. It is never closed: others in the process may use it.
-//! - **D2** A file's handle is registered from before the first read of the file until after the last has ended, and the
-//!   file is open for as long.
+//! - **D2** A file's [`Handle`] is attached to its open descriptor, which has a lease during each read. The descriptor cache drops the handle, which
+//!   deregisters it, before it closes the descriptor. So there are no more handles than descriptors, and none outlives its file.
 //! - **D3** A region of [`Registered`] memory is registered from before the first read into it until after the last has ended.
 //! - **D4** Where the library fails to say whether a read has ended, it may still be writing: no registered memory is released or
 //!   used again from then on, and no more is read.
@@ -30,13 +30,14 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::mem;
+use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
@@ -47,8 +48,9 @@ pub use memory::gds_memory;
 pub(crate) use status::is_from_library;
 
 use self::library::{Descriptor, RawHandle};
+use super::descriptor_cache::Attachment;
 use super::residency::Probe;
-use super::{Access, Engine, FileSource, Queue};
+use super::{Access, Engine, FileSource, OpenFile, Queue, WhenFull};
 use crate::device::{Device, DeviceKind};
 use crate::error::Error;
 
@@ -124,24 +126,18 @@ impl Missing {
     }
 }
 
-/// cuFile as an engine. Files that it opened are known to it until it goes.
+/// cuFile as an engine.
 #[derive(Debug)]
 pub(crate) struct Gds {
-    files: Arc<Files>,
-}
-
-/// The files of an engine, by the number of the open file.
-#[derive(Debug)]
-struct Files {
     cufile: Arc<CuFile>,
-    handles: RwLock<HashMap<RawFd, Handle>>,
 }
 
 /// A registered file (D2).
 #[derive(Debug)]
 struct Handle {
     raw: RawHandle,
-    access: Access,
+    file: Arc<File>,
+    cufile: Arc<CuFile>,
 }
 
 // SAFETY: a handle is a name that the library takes from any thread.
@@ -151,25 +147,56 @@ unsafe impl Sync for Handle {}
 
 impl Gds {
     pub(crate) fn new(cufile: Arc<CuFile>) -> Self {
-        Self { files: Arc::new(Files { cufile, handles: RwLock::default() }) }
+        Self { cufile }
+    }
+
+    /// Opens a file with these flags, and registers it.
+    fn open_with(&self, file: &FileSource, flags: OFlags, when_full: WhenFull) -> io::Result<Access> {
+        let cufile = Arc::clone(&self.cufile);
+        let attach = move |file: &Arc<File>| -> io::Result<Attachment> {
+            Ok(Box::new(Handle::register(&cufile, file)?))
+        };
+        let file = file.with_flags(flags, Some(Box::new(attach)));
+        file.lease(when_full)?;
+        Ok(Access { file, alignment: BLOCK_BYTES })
     }
 }
 
 impl Engine for Gds {
-    /// Registers the file. It is opened past the page cache, as the direct way wants it; in compatibility mode, where the
-    /// bytes come through the CPU anyway, a file that is cached is read from there.
-    fn open(&self, file: &FileSource) -> io::Result<Access> {
-        let cufile = &self.files.cufile;
-        let cached = || Probe::default().samples(file.file(), file.len());
-        let plain = || file.reopen(OFlags::empty());
-        let open = match cufile.mode() {
-            Mode::Compatible if cached() => plain()?,
-            Mode::Compatible => file.reopen(OFlags::DIRECT).or_else(|_| plain())?,
-            _ => file.reopen(OFlags::DIRECT)?,
+    /// Opens the file past the page cache, as the direct way wants it; in compatibility mode, where the bytes come through the CPU anyway, a
+    /// file that is cached is read from there.
+    fn open(&self, file: &FileSource, when_full: WhenFull) -> io::Result<Access> {
+        let open = |flags| self.open_with(file, flags, when_full);
+        let cached = || {
+            let open = file.cached().lease(when_full)?;
+            Ok::<_, io::Error>(Probe::default().samples(open.file(), file.len()))
         };
-        let access = Access { file: Arc::new(open), alignment: BLOCK_BYTES };
-        let number = access.file.as_raw_fd();
-        let descriptor = Descriptor::of(number);
+        match self.cufile.mode() {
+            Mode::Compatible if cached()? => open(OFlags::empty()),
+            Mode::Compatible => match open(OFlags::DIRECT) {
+                // The file system refuses, and not cuFile.
+                Err(error) if error.raw_os_error().is_some() => open(OFlags::empty()),
+                opened => opened,
+            },
+            _ => open(OFlags::DIRECT),
+        }
+    }
+
+    /// One read at a time, or a batch of many.
+    fn queue(&self, depth: usize) -> io::Result<Box<dyn Queue>> {
+        if self.cufile.is_lost() {
+            return Err(io::Error::other("cuFile did not say whether an earlier read has ended"));
+        }
+        match depth {
+            0 | 1 => Ok(Box::new(queue::Single::new(Arc::clone(&self.cufile)))),
+            depth => Ok(Box::new(batch::Batches::new(Arc::clone(&self.cufile), depth)?)),
+        }
+    }
+}
+
+impl Handle {
+    fn register(cufile: &Arc<CuFile>, file: &Arc<File>) -> io::Result<Self> {
+        let descriptor = Descriptor::of(file.as_raw_fd());
         let mut raw: RawHandle = ptr::null_mut();
         // SAFETY: D1; both are valid for the call, which keeps neither, and the file is open.
         let status = unsafe { (cufile.table().handle_register)(&raw mut raw, &raw const descriptor) };
@@ -182,49 +209,25 @@ impl Engine for Gds {
             };
             io::Error::new(io::ErrorKind::Unsupported, format!("{error}{advice}"))
         })?;
-        // The file stays open for as long as the handle (D2), so no other has its number.
-        self.files.write().insert(number, Handle { raw, access: access.clone() });
-        Ok(access)
+        Ok(Self { raw, file: Arc::clone(file), cufile: Arc::clone(cufile) })
     }
 
-    /// One read at a time, or a batch of many.
-    fn queue(&self, depth: usize) -> io::Result<Box<dyn Queue>> {
-        if self.files.cufile.is_lost() {
-            return Err(io::Error::other("cuFile did not say whether an earlier read has ended"));
-        }
-        match depth {
-            0 | 1 => Ok(Box::new(queue::Single::new(Arc::clone(&self.files)))),
-            depth => Ok(Box::new(batch::Batches::new(Arc::clone(&self.files), depth)?)),
-        }
-    }
-}
-
-impl Files {
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<RawFd, Handle>> {
-        self.handles.write().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// The handle of a file that was opened by this engine.
-    fn handle(&self, file: RawFd) -> io::Result<RawHandle> {
-        let handles = self.handles.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let handle = handles.get(&file).map(|handle| handle.raw);
+    /// The name by which the library knows an open file.
+    fn of(file: &OpenFile) -> io::Result<RawHandle> {
+        let handle = file.attachment::<Self>().map(|handle| handle.raw);
         handle.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the file is not registered"))
     }
 }
 
-impl Drop for Files {
+impl Drop for Handle {
     fn drop(&mut self) {
-        // D4: a read of one of them may be under way. In a forked child they are registered by the parent.
-        let lost = self.cufile.is_lost() || self.cufile.is_of_parent();
-        let handles = self.handles.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (_, handle) in handles.drain() {
-            if lost {
-                std::mem::forget(handle.access);
-                continue;
-            }
-            // SAFETY: D1, D2: registered by `open`; every queue, which would keep this, has gone, and its reads have ended.
-            unsafe { (self.cufile.table().handle_deregister)(handle.raw) };
+        // D4: a read of it may be under way. In a forked child it is registered by the parent. The file stays open.
+        if self.cufile.is_lost() || self.cufile.is_of_parent() {
+            mem::forget(Arc::clone(&self.file));
+            return;
         }
+        // SAFETY: D1, D2: registered by `register`; every lease of the file has been returned, so its reads have ended.
+        unsafe { (self.cufile.table().handle_deregister)(self.raw) };
     }
 }
 

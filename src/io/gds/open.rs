@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::Missing;
 use super::library::{CuFile, Found, candidates};
 use super::log::Log;
-use crate::settings;
+use crate::{limits, settings};
 
 /// Opening takes 0.3 s on a machine with one device, and seconds where there are many devices and network cards.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,8 +79,9 @@ pub(super) fn open(paths: Vec<PathBuf>, guards: Guards) -> Result<Arc<CuFile>, M
     };
     let thread = thread::Builder::new().name("tensorhold-cufile".into()).spawn(work);
     thread.map_err(|error| {
+        let limits = limits::of_threads(&error).problem;
         Missing::new(
-            format!("the system refuses a thread to open cuFile on: {error}"),
+            format!("the system refuses a thread to open cuFile on: {error}; {limits}"),
             "raise the limit on threads",
         )
     })?;

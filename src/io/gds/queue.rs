@@ -1,22 +1,22 @@
 //! One read at a time.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use super::Files;
+use super::library::RawHandle;
 use super::status::read_result;
+use super::{CuFile, Handle};
 use crate::io::{Completion, Queue, Read, address, too_many};
 
 /// A read has ended when `submit` returns.
 pub(super) struct Single {
-    files: Arc<Files>,
+    cufile: Arc<CuFile>,
     ended: Option<Completion>,
 }
 
 impl Single {
-    pub(super) fn new(files: Arc<Files>) -> Self {
-        Self { files, ended: None }
+    pub(super) fn new(cufile: Arc<CuFile>) -> Self {
+        Self { cufile, ended: None }
     }
 }
 
@@ -27,8 +27,9 @@ impl Queue for Single {
 
     unsafe fn submit(&mut self, read: Read<'_, '_>) -> io::Result<()> {
         let (start, bytes) = one_buffer(&read)?;
-        // SAFETY: passed on.
-        let result = unsafe { read_all(&self.files, read.file.as_raw_fd(), (start, bytes), read.offset) };
+        let handle = Handle::of(read.file)?;
+        // SAFETY: passed on; the file has a lease (D2).
+        let result = unsafe { read_all(&self.cufile, handle, (start, bytes), read.offset) };
         self.ended = Some(Completion { ticket: read.ticket, result });
         Ok(())
     }
@@ -49,14 +50,13 @@ pub(super) fn one_buffer(read: &Read<'_, '_>) -> io::Result<(*mut u8, usize)> {
 /// Reads until the buffer is full, or the file ends: cuFile may stop short where it goes through the CPU.
 ///
 /// # Safety
-/// As [`Queue::submit`], but for the buffer's bytes having values.
+/// As [`Queue::submit`], but for the buffer's bytes having values. The handle is that of a file with a lease.
 pub(super) unsafe fn read_all(
-    files: &Files,
-    file: RawFd,
+    cufile: &CuFile,
+    handle: RawHandle,
     (start, bytes): (*mut u8, usize),
     offset: u64,
 ) -> io::Result<usize> {
-    let (handle, cufile) = (files.handle(file)?, &files.cufile);
     if cufile.is_of_parent() {
         return Err(io::Error::other(
             "cuFile's driver was opened by the process that this one was forked from",

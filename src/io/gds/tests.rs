@@ -2,19 +2,21 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::fcntl_dupfd_cloexec;
 use tensorhold_allocator::{Fragment, Pool, Request};
 
 use super::fake::Fake;
 use super::open::{Guards, open};
-use super::{CuFile, Gds, Mode, Registered};
+use super::{CuFile, Gds, Handle, Mode, Registered};
 use crate::device::Device;
 use crate::io::conformance::{Targets, conforms_on};
-use crate::io::{Completion, Engine, FileSource, Queue, Read, buffer_at};
+use crate::io::descriptor_cache::{CachedFile, DescriptorCache};
+use crate::io::{Completion, Engine, FileSource, Queue, Read, WhenFull, buffer_at};
 use crate::loader::in_child;
 
 const BLOCK: u64 = 4096;
@@ -48,12 +50,13 @@ impl Bench {
     /// Reads so many bytes from the start with a queue of that depth, and returns what came of it and what is there then.
     fn read(&self, depth: usize, bytes: usize) -> (io::Result<usize>, Vec<u8>) {
         let (engine, memory) = (Gds::new(Arc::clone(&self.cufile)), self.memory());
-        let access = engine.open(&self.file).unwrap();
+        let access = engine.open(&self.file, WhenFull::Wait).unwrap();
+        let file = access.file.lease(WhenFull::Wait).unwrap();
         let mut queue = engine.queue(depth).unwrap();
         // SAFETY: the fragment outlives the queue.
         let buffers = &mut [unsafe { buffer_at(memory.as_ptr().cast_mut(), bytes) }];
-        let read = Read { ticket: 0, file: access.file.as_fd(), offset: 0, buffers, cached_only: false };
-        // SAFETY: as above, and the access outlives the queue too.
+        let read = Read { ticket: 0, file: &file, offset: 0, buffers, cached_only: false };
+        // SAFETY: as above, and the lease outlives the queue too.
         let result = unsafe { queue.submit(read) }.and_then(|()| queue.complete()?.result);
         drop(queue);
         (result, memory.as_bytes().unwrap()[..bytes].to_vec())
@@ -74,6 +77,42 @@ fn cufile_conforms_one_by_one_and_in_batches() {
     }
     assert!(fake.get("batch_reads") > 0 && fake.get("reads") > 0 && fake.get("unregistered") == 0);
     assert_eq!((fake.get("handles"), fake.get("batches"), fake.get("opens")), (0, 0, 1));
+}
+
+#[test]
+fn a_handle_is_that_of_its_file_when_a_descriptors_number_is_used_again() {
+    let bench = Bench::new(Fake::new());
+    let cache = DescriptorCache::new(|| 1);
+    let files = [1_u8, 2].map(|byte| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[byte; BLOCK as usize]).unwrap();
+        let cufile = Arc::clone(&bench.cufile);
+        CachedFile::new(cache, move || {
+            let file = Arc::new(fs::File::from(fcntl_dupfd_cloexec(&file, 900)?));
+            let handle = Handle::register(&cufile, &file)?;
+            Ok((file, Some(Box::new(handle))))
+        })
+    });
+    let (engine, memory) = (Gds::new(Arc::clone(&bench.cufile)), bench.memory());
+    let (mut queues, mut numbers) = ([1, 4].map(|depth| engine.queue(depth).unwrap()), Vec::new());
+    for round in 0..6 {
+        let file = files[round % 2].lease(WhenFull::Wait).unwrap();
+        numbers.push(file.as_fd().as_raw_fd());
+        assert_eq!(bench.fake.get("handles"), 1, "a handle goes with its descriptor");
+        for queue in &mut queues {
+            // SAFETY: the fragment outlives the queues, and there is one read at a time.
+            let buffers = &mut [unsafe { buffer_at(memory.as_ptr().cast_mut(), BLOCK as usize) }];
+            let read = Read { ticket: 0, file: &file, offset: 0, buffers, cached_only: false };
+            // SAFETY: as above; the lease outlives the completion.
+            unsafe { queue.submit(read) }.unwrap();
+            assert_eq!(queue.complete().unwrap().result.unwrap(), BLOCK as usize);
+            let expected = 1 + (round % 2) as u8;
+            assert!(memory.as_bytes().unwrap()[..BLOCK as usize].iter().all(|&byte| byte == expected));
+        }
+    }
+    assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
+    drop((queues, files));
+    assert_eq!(bench.fake.get("handles"), 0);
 }
 
 #[test]
@@ -162,12 +201,13 @@ fn a_batch_takes_no_more_than_the_library_does() {
 fn where_a_reads_end_is_not_known_its_memory_stays_and_no_more_is_read() {
     let bench = Bench::new(Fake::new());
     let (engine, memory) = (Gds::new(Arc::clone(&bench.cufile)), bench.memory());
-    let access = engine.open(&bench.file).unwrap();
+    let access = engine.open(&bench.file, WhenFull::Wait).unwrap();
+    let file = access.file.lease(WhenFull::Wait).unwrap();
     let mut queue = engine.queue(8).unwrap();
     for ticket in 0..3 {
         // SAFETY: the fragment is kept by its pool, as the end of this test shows.
         let buffers = &mut [unsafe { buffer_at(memory.as_ptr().cast_mut(), 4096) }];
-        let read = Read { ticket, file: access.file.as_fd(), offset: 0, buffers, cached_only: false };
+        let read = Read { ticket, file: &file, offset: 0, buffers, cached_only: false };
         // SAFETY: as above.
         unsafe { queue.submit(read) }.unwrap();
     }
@@ -176,7 +216,7 @@ fn where_a_reads_end_is_not_known_its_memory_stays_and_no_more_is_read() {
     assert!(message.contains("how a batch stands"), "{message}");
     drop(queue);
     assert!(engine.queue(1).is_err() && engine.queue(8).is_err());
-    drop((memory, engine, access));
+    drop((memory, engine, file, access));
     bench.pool.trim();
     // The range is not used again, its region stays registered, and the file and the batches stay.
     assert!(bench.pool.stats().lost_bytes > 0, "{:?}", bench.pool.stats());
@@ -187,13 +227,14 @@ fn where_a_reads_end_is_not_known_its_memory_stays_and_no_more_is_read() {
 fn a_batch_that_is_dropped_waits_for_its_reads() {
     let bench = Bench::new(Fake::new());
     let (engine, memory) = (Gds::new(Arc::clone(&bench.cufile)), bench.memory());
-    let access = engine.open(&bench.file).unwrap();
+    let access = engine.open(&bench.file, WhenFull::Wait).unwrap();
+    let file = access.file.lease(WhenFull::Wait).unwrap();
     let mut queue = engine.queue(8).unwrap();
     for ticket in 0..8 {
         // SAFETY: the fragment outlives the queue, and each read has a place of its own.
         let buffer = unsafe { buffer_at(memory.as_ptr().cast_mut().wrapping_add(ticket * 4096), 4096) };
         let (offset, buffers) = (ticket as u64 * BLOCK, &mut [buffer]);
-        let read = Read { ticket, file: access.file.as_fd(), offset, buffers, cached_only: false };
+        let read = Read { ticket, file: &file, offset, buffers, cached_only: false };
         // SAFETY: as above.
         unsafe { queue.submit(read) }.unwrap();
     }
@@ -201,7 +242,7 @@ fn a_batch_that_is_dropped_waits_for_its_reads() {
     assert!(bench.fake.get("batch_reads") < 8, "some are in flight");
     drop(queue);
     assert!(memory.as_bytes().unwrap()[..8 * 4096] == bench.bytes[..8 * 4096]);
-    drop((memory, engine));
+    drop((memory, engine, file, access));
     bench.pool.trim();
     bench.fake.assert_nothing_left();
 }
@@ -210,7 +251,7 @@ fn a_batch_that_is_dropped_waits_for_its_reads() {
 fn a_file_that_is_refused_says_so_and_what_to_do() {
     let bench = Bench::new(Fake::new());
     bench.fake.set("handle_error", 5027);
-    let error = Gds::new(Arc::clone(&bench.cufile)).open(&bench.file).unwrap_err();
+    let error = Gds::new(Arc::clone(&bench.cufile)).open(&bench.file, WhenFull::Wait).unwrap_err();
     let message = error.to_string();
     assert!(error.kind() == io::ErrorKind::Unsupported && message.contains("/run/udev"), "{message}");
 }
@@ -248,13 +289,14 @@ fn what_is_missing_is_named_with_a_remedy() {
 fn a_forked_child_makes_no_calls_for_what_its_parent_registered() {
     let bench = Bench::new(Fake::new());
     let (engine, memory) = (Gds::new(Arc::clone(&bench.cufile)), bench.memory());
-    let access = engine.open(&bench.file).unwrap();
+    let access = engine.open(&bench.file, WhenFull::Wait).unwrap();
+    let file = access.file.lease(WhenFull::Wait).unwrap();
     let mut queues = Some([1, 4].map(|depth| engine.queue(depth).unwrap()));
     let read = |queue: &mut dyn Queue| {
         // SAFETY: the fragment outlives the queues.
         let buffers = &mut [unsafe { buffer_at(memory.as_ptr().cast_mut(), BLOCK as usize) }];
-        let read = Read { ticket: 0, file: access.file.as_fd(), offset: 0, buffers, cached_only: false };
-        // SAFETY: as above, and the access outlives the queues too.
+        let read = Read { ticket: 0, file: &file, offset: 0, buffers, cached_only: false };
+        // SAFETY: as above, and the lease outlives the queues too.
         unsafe { queue.submit(read) }
     };
     queues.as_mut().unwrap().iter_mut().for_each(|queue| read(&mut **queue).unwrap());
@@ -274,7 +316,7 @@ fn a_forked_child_makes_no_calls_for_what_its_parent_registered() {
     for mut queue in queues.unwrap() {
         assert_eq!(queue.complete().unwrap().result.unwrap(), BLOCK as usize);
     }
-    drop((access, engine, memory));
+    drop((file, access, engine, memory));
     drop(bench.pool);
     drop(bench.cufile);
 }
