@@ -170,12 +170,12 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
 
 fn kind(error: &Error) -> Kind {
     match error {
-        Error::Io { source, .. } => match source.kind() {
+        Error::Io { source, .. } | Error::Target { source: Some(source), .. } => match source.kind() {
             std::io::ErrorKind::NotFound => Kind::MissingFile,
             std::io::ErrorKind::PermissionDenied => Kind::Access,
             _ => Kind::File,
         },
-        Error::Read { .. } | Error::Write { .. } | Error::Space { .. } => Kind::File,
+        Error::Read { .. } | Error::Write { .. } | Error::Space { .. } | Error::Target { .. } => Kind::File,
         Error::FileChanged { .. } => Kind::FileChanged,
         Error::NotAFile { .. }
         | Error::Checkpoint { .. }
@@ -208,6 +208,9 @@ fn details(error: &Error) -> (Option<&Path>, Option<&'static str>, Option<i32>) 
         Error::Read { path, source, .. } => (Some(path), Some("read"), source.raw_os_error()),
         Error::Write { path, source, .. } => (Some(path), Some("write"), source.raw_os_error()),
         Error::Space { folder, .. } => (Some(folder), Some("save"), None),
+        Error::Target { path, source, .. } => {
+            (Some(path), Some("save"), source.as_ref().and_then(std::io::Error::raw_os_error))
+        }
         Error::NotAFile { path, .. }
         | Error::Backend { path, .. }
         | Error::Checkpoint { path, .. }
