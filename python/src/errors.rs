@@ -63,7 +63,7 @@ classes! {
     Error "Error": None, PyException, "What can go wrong in a call of this package. A failed call leaves nothing behind.";
     File "FileError": Some(Kind::Error), PyOSError, "The system refused to open or to read a file.";
     MissingFile "MissingFileError": Some(Kind::File), PyFileNotFoundError, "There is no such file.";
-    Access "AccessError": Some(Kind::File), PyPermissionError, "The file may not be read.";
+    Access "AccessError": Some(Kind::File), PyPermissionError, "The file may not be read or written.";
     FileChanged "FileChangedError": Some(Kind::File), PyOSError, "A file is not what it was when the load began.";
     Format "FormatError": Some(Kind::Error), PyValueError, "A header, an index or a folder is not as the format has it.";
     Option "OptionError": Some(Kind::Error), PyValueError, "An option, a setting or an argument that cannot be followed.";
