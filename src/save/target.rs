@@ -62,31 +62,15 @@ impl Target {
             check_kind(given, &path, found.file_type())?;
         }
         let named = follow(given, &path)?;
-        let folder = folder_of(&named);
-        let folder = fs::canonicalize(folder).map_err(|error| no_folder(given, folder, error))?;
-        let about = fs::metadata(&folder).map_err(|error| no_folder(given, &folder, error))?;
+        let (folder, folder_id) = resolved(given, folder_of(&named))?;
+        check_folder(given, &folder)?;
         let file = folder.join(named.file_name().unwrap_or_default());
-        let there = match fs::symlink_metadata(&file) {
-            Ok(there) => Some(there),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(failed(given, "look at", error)),
-        };
-        let id = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
-        if found.as_ref().map(id) != there.as_ref().map(id) {
-            let problem = "it leads to a file that has no name, or changed while it was looked at; save to the name of a file";
+        let replaced = Replaced::look(given, &file)?;
+        if found.is_some() && replaced.is_none() && path.is_symlink() {
+            let problem = "it leads to an open file whose name is gone, expected a file with a name; save to another path";
             return Err(refused(given, problem.into(), None));
         }
-        check_folder(given, &folder)?;
-        let replaced = match there {
-            Some(there) => {
-                check_replaceable(given, &file)?;
-                let permissions = Permissions::of(&file, &there)
-                    .map_err(|error| failed(given, "read the permissions of", error))?;
-                Some(Replaced { id: id(&there), permissions })
-            }
-            None => None,
-        };
-        Ok(Self { path, file, folder_id: id(&about), replaced })
+        Ok(Self { path, file, folder_id, replaced })
     }
 
     /// Looks at it again.
@@ -95,11 +79,11 @@ impl Target {
     /// As [`look`](Self::look), and when the path leads elsewhere by now.
     pub(super) fn look_again(&self) -> Result<Self> {
         let again = Self::look(&self.path)?;
-        if (&again.file, again.folder_id) == (&self.file, self.folder_id) {
+        if again.file == self.file {
             return Ok(again);
         }
         let problem = format!(
-            "it leads to {:?}, expected {:?} in the same folder as when the save began; save again when no one changes links or folders",
+            "it leads to {:?}, expected {:?} as when the save began; save again when no one changes links",
             again.file, self.file
         );
         Err(refused(&self.path, problem, None))
@@ -138,6 +122,65 @@ impl Target {
     /// What users may do with the file that is there now.
     pub(super) fn permissions(&self) -> Option<&Permissions> {
         self.replaced.as_ref().map(|replaced| &replaced.permissions)
+    }
+}
+
+impl Replaced {
+    /// Looks at the file at a path, which is no link; `None` if there is no file.
+    fn look(given: &Path, file: &Path) -> Result<Option<Self>> {
+        // Another process may remove it between one call and the next.
+        let found = match fs::symlink_metadata(file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            found => found.map_err(|error| failed(given, "look at", error))?,
+        };
+        check_kind(given, file, found.file_type())?;
+        match may(file, Access::WRITE_OK) {
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => {
+                let problem = "this user may not write to the file that is there, expected permission to; give it, or save under another name";
+                return Err(refused(given, problem.into(), Some(error.into())));
+            }
+            Ok(()) => {}
+        }
+        // Kernels before 5.8 do not say.
+        let about = statx(CWD, file, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+        if about.is_ok_and(|about| about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
+            let problem = "it is a mount point, which no other file can replace; save to a folder that is mounted, or elsewhere";
+            return Err(refused(given, problem.into(), Some(Errno::BUSY.into())));
+        }
+        match Permissions::of(file, &found) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            permissions => {
+                let permissions =
+                    permissions.map_err(|error| failed(given, "read the permissions of", error))?;
+                Ok(Some(Self { id: id(&found), permissions }))
+            }
+        }
+    }
+}
+
+fn id(metadata: &fs::Metadata) -> FileId {
+    (metadata.dev(), metadata.ino())
+}
+
+/// A folder by its path without links, and its identity.
+fn resolved(given: &Path, folder: &Path) -> Result<(PathBuf, FileId)> {
+    let about = fs::metadata(folder).map_err(|error| no_folder(given, folder, error))?;
+    if !about.is_dir() {
+        return Err(no_folder(given, folder, Errno::NOTDIR.into()));
+    }
+    // Links of /proc into other namespaces have texts that mean something else here: then the path stays as it is.
+    let plain = fs::canonicalize(folder).ok();
+    let plain = plain.filter(|plain| fs::metadata(plain).is_ok_and(|found| id(&found) == id(&about)));
+    Ok((plain.unwrap_or_else(|| folder.to_owned()), id(&about)))
+}
+
+/// Asks whether this process may do something with a file.
+fn may(path: &Path, access: Access) -> rustix::io::Result<()> {
+    match accessat(CWD, path, access, AtFlags::EACCESS) {
+        // Where a container refuses the newer call, the older one answers for the user's real number.
+        Err(Errno::PERM | Errno::NOSYS) => accessat(CWD, path, access, AtFlags::empty()),
+        answer => answer,
     }
 }
 
@@ -185,9 +228,7 @@ fn check_kind(given: &Path, path: &Path, kind: FileType) -> Result<()> {
 
 /// Checks that files can be made in a folder.
 fn check_folder(given: &Path, folder: &Path) -> Result<()> {
-    let Err(error) = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) else {
-        return Ok(());
-    };
+    let Err(error) = may(folder, Access::WRITE_OK | Access::EXEC_OK) else { return Ok(()) };
     let problem = match error {
         Errno::ROFS => {
             format!("its folder {folder:?} is on a file system that is read-only; save elsewhere")
@@ -197,21 +238,6 @@ fn check_folder(given: &Path, folder: &Path) -> Result<()> {
         ),
     };
     Err(refused(given, problem, Some(error.into())))
-}
-
-/// Checks that this user may write to the file, and that another can take its name.
-fn check_replaceable(given: &Path, file: &Path) -> Result<()> {
-    if let Err(error) = accessat(CWD, file, Access::WRITE_OK, AtFlags::EACCESS) {
-        let problem = "this user may not write to the file that is there, expected permission to; give it, or save under another name";
-        return Err(refused(given, problem.into(), Some(error.into())));
-    }
-    // Kernels before 5.8 do not say.
-    let about = statx(CWD, file, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
-    if about.is_ok_and(|about| about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
-        let problem = "it is a mount point, which no other file can replace; save to a folder that is mounted, or elsewhere";
-        return Err(refused(given, problem.into(), Some(Errno::BUSY.into())));
-    }
-    Ok(())
 }
 
 fn no_folder(given: &Path, folder: &Path, error: io::Error) -> Error {
