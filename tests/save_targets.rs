@@ -303,7 +303,7 @@ fn links_are_followed() {
             fs::write(&file, "before").unwrap();
         }
         let saved = save_to(path).unwrap();
-        assert_eq!(saved.files, [path.clone()]);
+        assert_eq!(saved.files, std::slice::from_ref(path));
         assert_eq!(fs::read_link(path).unwrap(), before, "the link was replaced");
         assert!(fs::symlink_metadata(&real).unwrap().is_file());
         assert_saved(&real);
@@ -468,7 +468,8 @@ fn all_paths_are_looked_at_first() {
 }
 
 fn what_takes_a_name_stays() {
-    let kinds: [(&str, fn(&Path)); 5] = [
+    type Make = fn(&Path);
+    let kinds: [(&str, Make); 5] = [
         ("a FIFO", make_fifo),
         ("a socket", |path| drop(UnixListener::bind(path).unwrap())),
         ("a directory", |path| fs::create_dir(path).unwrap()),

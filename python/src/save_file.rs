@@ -36,7 +36,7 @@ impl Source {
             return Ok(Self::Copy(copy));
         }
         let exported = capsule(found)
-            .and_then(|capsule| Ok(from_dlpack(capsule.as_borrowed(), None, None)?))
+            .and_then(|capsule| from_dlpack(capsule.as_borrowed(), None, None))
             .map_err(|error| not_exported(py, name, error))?;
         let source = Self::Library(exported);
         match source.bytes() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rustix::fs::{StatVfs, statvfs};
+use rustix::fs::statvfs;
 
 use super::target::Target;
 use crate::error::{Error, Result};
@@ -36,56 +36,33 @@ pub(super) fn free(folder: &Path) -> Result<Option<u64>> {
         path: folder.into(),
         source: error.into(),
     })?;
-    Ok(free_of(&system))
+    let block_bytes = if system.f_frsize == 0 { system.f_bsize } else { system.f_frsize };
+    Ok(free_bytes(system.f_blocks, system.f_bavail, block_bytes))
 }
 
-/// A file system without blocks, or with more free than it has, or with blocks of no size, does not say.
-fn free_of(system: &StatVfs) -> Option<u64> {
-    let block = if system.f_frsize == 0 { system.f_bsize } else { system.f_frsize };
-    let says = system.f_blocks > 0 && system.f_bavail <= system.f_blocks && block > 0;
-    says.then(|| system.f_bavail.saturating_mul(block))
+/// Some file systems count no blocks. They do not say how much is free, rather than that nothing is.
+fn free_bytes(blocks: u64, available: u64, block_bytes: u64) -> Option<u64> {
+    let says = blocks > 0 && available <= blocks && block_bytes > 0;
+    says.then(|| available.saturating_mul(block_bytes))
 }
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::StatVfsMountFlags;
-
     use super::*;
 
-    fn system(f_blocks: u64, f_bavail: u64, f_frsize: u64, f_bsize: u64) -> StatVfs {
-        StatVfs {
-            f_bsize,
-            f_frsize,
-            f_blocks,
-            f_bfree: f_bavail,
-            f_bavail,
-            f_files: 0,
-            f_ffree: 0,
-            f_favail: 0,
-            f_fsid: 0,
-            f_flag: StatVfsMountFlags::empty(),
-            f_namemax: 255,
-        }
-    }
-
     #[test]
-    fn free_space_is_in_fragments_or_else_in_blocks() {
-        assert_eq!(free_of(&system(100, 10, 512, 4096)), Some(5120));
-        assert_eq!(free_of(&system(100, 10, 0, 4096)), Some(40_960));
-        assert_eq!(free_of(&system(100, 0, 512, 4096)), Some(0));
-        assert_eq!(free_of(&system(u64::MAX, u64::MAX, 4096, 4096)), Some(u64::MAX));
+    fn free_space_is_in_bytes() {
+        assert_eq!(free_bytes(100, 10, 512), Some(5120));
+        assert_eq!(free_bytes(100, 0, 512), Some(0));
+        assert_eq!(free_bytes(u64::MAX, u64::MAX, 4096), Some(u64::MAX));
     }
 
     #[test]
     fn what_a_file_system_does_not_say_is_unknown_and_not_zero() {
-        for unknown in [
-            system(0, 0, 4096, 4096),
-            system(0, 0, 0, 0),
-            system(0, 10, 4096, 4096),
-            system(100, 10, 0, 0),
-            system(100, u64::MAX, 4096, 4096),
-        ] {
-            assert_eq!(free_of(&unknown), None, "{unknown:?}");
+        for (blocks, available, block_bytes) in
+            [(0, 0, 4096), (0, 0, 0), (0, 10, 4096), (100, 10, 0), (100, u64::MAX, 4096)]
+        {
+            assert_eq!(free_bytes(blocks, available, block_bytes), None, "{available} of {blocks}");
         }
     }
 }
