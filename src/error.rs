@@ -194,6 +194,16 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file cannot be saved to a path: it leads to something other than a regular file or a new name, or to where this user may not write.
+    #[error("save to {path:?}: {problem}")]
+    Target {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong: got, expected and what to do.
+        problem: String,
+        /// The system's reason, where it refuses.
+        source: Option<io::Error>,
+    },
     /// There is no room for files that are to be written.
     #[error(
         "save to {folder:?}: not enough space: needed {} and {} to stay free, got {} free; free some, or save elsewhere",

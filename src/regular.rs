@@ -62,7 +62,11 @@ pub(crate) fn open(path: &Path, flags: OFlags) -> Result<(File, Metadata), NotOp
     Ok((file, metadata))
 }
 
-fn check(kind: FileType) -> Result<(), NotOpened> {
+/// Checks that it is a regular file.
+///
+/// # Errors
+/// When it is something else: [`NotOpened::NotRegular`], which says what.
+pub(crate) fn check(kind: FileType) -> Result<(), NotOpened> {
     let what = match kind {
         _ if kind.is_file() => return Ok(()),
         _ if kind.is_dir() => "a directory",

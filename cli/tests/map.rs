@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use support::{command, failure, run, stdout, write};
 
@@ -43,6 +44,26 @@ fn each_tensor_has_an_area_like_its_bytes_and_a_name_that_is_no_markup() {
     let written = run("map", &path, &["--device", "cpu", "--out", file.to_str().unwrap()]);
     assert_eq!(stdout(&written), "");
     assert_eq!(fs::read_to_string(file).unwrap().lines().count(), svg.lines().count());
+}
+
+#[test]
+fn a_picture_and_a_log_go_into_devices_and_pipes_which_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write(&path, &[("a", &[300])]);
+    let devices = || {
+        let about = fs::symlink_metadata("/dev/null").unwrap();
+        (about.file_type().is_char_device(), about.rdev(), about.ino())
+    };
+    let before = devices();
+    for options in [["map", "--out"], ["load", "--events"]] {
+        let [command, option] = options;
+        assert!(run(command, &path, &["--device", "cpu", option, "/dev/null"]).status.success());
+    }
+    assert!(devices() == before && before.0);
+    // Of this program, it is a pipe.
+    let svg = stdout(&run("map", &path, &["--device", "cpu", "--out", "/dev/stdout"]));
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
 }
 
 #[test]

@@ -63,7 +63,7 @@ classes! {
     Error "Error": None, PyException, "What can go wrong in a call of this package. A failed call leaves nothing behind.";
     File "FileError": Some(Kind::Error), PyOSError, "The system refused to open or to read a file.";
     MissingFile "MissingFileError": Some(Kind::File), PyFileNotFoundError, "There is no such file.";
-    Access "AccessError": Some(Kind::File), PyPermissionError, "The file may not be read.";
+    Access "AccessError": Some(Kind::File), PyPermissionError, "The file may not be read or written.";
     FileChanged "FileChangedError": Some(Kind::File), PyOSError, "A file is not what it was when the load began.";
     Format "FormatError": Some(Kind::Error), PyValueError, "A header, an index or a folder is not as the format has it.";
     Option "OptionError": Some(Kind::Error), PyValueError, "An option, a setting or an argument that cannot be followed.";
@@ -170,12 +170,12 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
 
 fn kind(error: &Error) -> Kind {
     match error {
-        Error::Io { source, .. } => match source.kind() {
+        Error::Io { source, .. } | Error::Target { source: Some(source), .. } => match source.kind() {
             std::io::ErrorKind::NotFound => Kind::MissingFile,
             std::io::ErrorKind::PermissionDenied => Kind::Access,
             _ => Kind::File,
         },
-        Error::Read { .. } | Error::Write { .. } | Error::Space { .. } => Kind::File,
+        Error::Read { .. } | Error::Write { .. } | Error::Space { .. } | Error::Target { .. } => Kind::File,
         Error::FileChanged { .. } => Kind::FileChanged,
         Error::NotAFile { .. }
         | Error::Checkpoint { .. }
@@ -208,6 +208,9 @@ fn details(error: &Error) -> (Option<&Path>, Option<&'static str>, Option<i32>) 
         Error::Read { path, source, .. } => (Some(path), Some("read"), source.raw_os_error()),
         Error::Write { path, source, .. } => (Some(path), Some("write"), source.raw_os_error()),
         Error::Space { folder, .. } => (Some(folder), Some("save"), None),
+        Error::Target { path, source, .. } => {
+            (Some(path), Some("save"), source.as_ref().and_then(std::io::Error::raw_os_error))
+        }
         Error::NotAFile { path, .. }
         | Error::Backend { path, .. }
         | Error::Checkpoint { path, .. }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use dlpark::python::{ImportedDlpack, from_dlpack};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyString};
 use tensorhold::allocator::Quoted;
@@ -35,7 +35,10 @@ impl Source {
             let copy = py.detach(|| tensor.tensor.to_host()).map_err(|error| raise(py, error))?;
             return Ok(Self::Copy(copy));
         }
-        let source = Self::Library(from_dlpack(capsule(found)?.as_borrowed(), None, None)?);
+        let exported = capsule(found)
+            .and_then(|capsule| from_dlpack(capsule.as_borrowed(), None, None))
+            .map_err(|error| not_exported(py, name, error))?;
+        let source = Self::Library(exported);
         match source.bytes() {
             Ok(_) => Ok(source),
             Err(problem) => {
@@ -60,6 +63,21 @@ impl Source {
         // the tensor is dense and in host memory is checked. Python code may write to it meanwhile, as to any buffer that is being saved.
         unsafe { found.cpu_bytes() }.map_err(|error| error.to_string())
     }
+}
+
+/// The error for a tensor that its library does not export, with the library's own below it.
+fn not_exported(py: Python<'_>, name: &str, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyException>(py) {
+        return error;
+    }
+    let message = format!(
+        "save tensor {}: its library does not export it by DLPack: {}; expected dense bytes in host memory; copy it there",
+        Quoted(name),
+        error.value(py)
+    );
+    let named = errors::new(py, Kind::Tensor, message);
+    named.set_cause(py, Some(error));
+    named
 }
 
 /// What a library exports, as the newest structure that it knows: those from before version 1 take no such argument.

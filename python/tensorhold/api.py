@@ -73,12 +73,18 @@ def save_file(
     """Writes a safetensors file of tensors of torch, NumPy, JAX, CuPy or tensorhold, by their names.
 
     The file is there as a whole or not at all: it gets its name when all has been written, and with `synced` when that is on the disk. Tensors that are on
-    a device, or have gaps, are copied to host memory first.
-    """
-    from tensorhold import frameworks
+    a device, or have gaps, are copied to host memory first. Tensors that share memory are each written in full.
 
-    items = [frameworks.item(name, tensor) for name, tensor in tensors.items()]
-    _core.save_file(filename, items, list((metadata or {}).items()), synced)
+    A regular file of that name is replaced. The new file keeps its permissions, and its owner and group where the system allows that. A symbolic link is
+    followed: what it leads to is replaced. Of a file with several names (hard links) only this one gets the new content. A directory, a device, a FIFO or
+    a socket is a `FileError`, and a file that this user may not write to an `AccessError`; both stay as they are.
+    """
+    from tensorhold import _arguments, frameworks
+
+    path = _arguments.path("filename", filename)
+    strings = _arguments.strings("metadata", metadata)
+    items = [frameworks.item(name, tensor) for name, tensor in _arguments.named("tensors", tensors, "tensors")]
+    _core.save_file(path, items, strings, _arguments.flag("synced", synced))
 
 
 def install_as_fastsafetensors() -> None:

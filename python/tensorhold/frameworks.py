@@ -293,14 +293,26 @@ def _item_of_torch(name: str, tensor: "Any") -> "tuple[str, str, list[int], Any]
 
     if tensor.layout is not torch.strided:
         raise TensorError(f"save tensor {quoted(name)}: got one of {tensor.layout}, expected a dense one; save its parts, or to_dense()")
+    if tensor.is_nested:
+        raise TensorError(f"save tensor {quoted(name)}: got a nested tensor, expected one with a shape; save its parts, or to_padded_tensor()")
     if tensor.is_meta:
         raise TensorError(f"save tensor {quoted(name)}: got one on the device meta, which has no bytes, expected one that has; load it first")
     shape = list(tensor.shape)
-    if str(tensor.dtype) == "torch.float4_e2m1fn_x2" and shape:
+    if str(tensor.dtype) == "torch.float4_e2m1fn_x2":
+        if not shape:
+            raise TensorError(f"save tensor {quoted(name)}: got a scalar that holds two elements of 4 bits, expected a dimension for them; reshape(1)")
         shape[-1] *= 2
+    return name, str(tensor.dtype), shape, bytes_of_torch(tensor.detach().cpu())
+
+
+def bytes_of_torch(tensor: "Any") -> "Any":
+    """The bytes of a dense tensor of torch, row by row, in one dimension: of the tensor itself where they lie one after the other, else a copy."""
+    import torch
+
     # What torch would do to the elements when they are used is done to the bytes.
-    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return name, str(tensor.dtype), shape, dense.reshape(-1).view(torch.uint8)
+    dense = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    # For torch, one element is contiguous with any stride. Views and other libraries want a stride of 1.
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def _item_of_array(name: str, array: "Any") -> "tuple[str, str, list[int], Any]":
@@ -310,10 +322,16 @@ def _item_of_array(name: str, array: "Any") -> "tuple[str, str, list[int], Any]"
         raise TensorError(
             f"save tensor {quoted(name)}: got {type(array).__name__}, expected a tensor of torch, numpy, jax, cupy or tensorhold; convert it"
         )
+    if isinstance(array, numpy.ma.MaskedArray) and numpy.ma.is_masked(array):
+        raise TensorError(f"save tensor {quoted(name)}: got an array with masked elements, which the format does not have; take filled() or data")
     shape = list(array.shape)
     dense = numpy.ascontiguousarray(array)
     if dense.dtype.hasobject:
         raise TensorError(f"save tensor {quoted(name)}: got an array of objects, expected one of a type of the format; convert it")
+    if dense.dtype.name.startswith(("float4_", "float6_")):
+        raise TensorError(
+            f"save tensor {quoted(name)}: got an array of {dense.dtype.name}, whose elements take a byte each, expected packed elements; convert it to a wider type"
+        )
     if dense.dtype.byteorder == ">" or dense.dtype.byteorder == "=" and sys.byteorder == "big":
         dense = dense.astype(dense.dtype.newbyteorder("<"))
     return name, dense.dtype.name, shape, dense.reshape(-1).view(numpy.uint8)

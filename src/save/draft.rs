@@ -4,26 +4,23 @@
 //! - **A1** Until a draft is committed, its files have names of their own, beside where they will be, and go with it.
 //! - **A2** Files appear under their names when all of their bytes have been written. If one cannot, none stays.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs::{self, File, Permissions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::io;
 use std::mem;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
-use tempfile::NamedTempFile;
 use tensorhold_allocator::Process;
 
 use super::plan::ShardPlan;
+use super::space;
+use super::target::Target;
+use super::temporary::{OpenFiles, Temporary};
 use crate::error::{Error, Result};
 use crate::fork;
-
-/// So many bytes of a file's name are in the name that it has until it is whole.
-const LONGEST: usize = 200;
 
 /// When files count as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -35,48 +32,49 @@ pub enum Durability {
     Synced,
 }
 
-/// The files of a plan, of their full length, with their headers, under other names: beside where they will be, and ending in `.tmp`. What is
+/// The files of a plan, of their full length, with their headers, under other names: in the folder where they will be, and ending in `.tmp`. What is
 /// not committed is removed when the draft is dropped; a process that is killed leaves it behind. A forked child may write to the files of its parent. It
 /// cannot commit them, and its drop does not remove them.
+///
+/// However many files there are, at most 16 of them are open at a time.
 #[derive(Debug)]
 pub struct Draft {
     plans: Vec<ShardPlan>,
-    /// One for each plan.
-    files: Vec<NamedTempFile>,
-    /// Other files, and where they will be.
-    others: Vec<(PathBuf, NamedTempFile)>,
+    /// One for each plan, and then others.
+    files: Vec<Temporary>,
+    open: OpenFiles,
     /// Whose files they are.
     process: Process,
 }
 
 impl Draft {
-    /// Makes the files, if there is room for them and `min_free_bytes` more in the file systems of their folders, which have to exist.
+    /// Looks at the paths of the plans, and makes the files if there is room for them and `min_free_bytes` more in the file systems of their folders.
+    ///
+    /// Symbolic links are followed, and what they lead to will be replaced. Where a file system does not say how much is free, the system finds out
+    /// whether there is room when files are made or written to.
     ///
     /// # Errors
-    /// When two plans name one file, there is not enough space, or the system refuses a file.
+    /// [`Error::Target`] when a path leads to something other than a regular file or a new name in an existing folder, or to where this user may not
+    /// write; when two plans name one file, there is not enough space, or the system refuses a file.
     pub fn create(plans: Vec<ShardPlan>, min_free_bytes: u64) -> Result<Self> {
-        check_space(&plans, min_free_bytes)?;
-        let (files, process) = (Vec::with_capacity(plans.len()), Process::current());
-        let mut draft = Self { files, plans, others: Vec::new(), process };
-        for plan in &draft.plans {
-            let file = temporary(plan.path())?;
-            let all = || fallocate(file.as_file(), FallocateFlags::empty(), 0, plan.total_bytes());
-            // A signal ends it in the middle, on tmpfs for one.
-            match retry_on_intr(all) {
-                // The file system cannot: then writes find out whether there is room.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => file
-                    .as_file()
-                    .set_len(plan.total_bytes())
-                    .map_err(|source| io_error("lengthen", plan.path(), source))?,
-                Err(Errno::NOSPC) => {
-                    let folder = folder_of(plan.path());
-                    let (needed, spare) = (plan.total_bytes(), min_free_bytes);
-                    return Err(Error::Space { folder: folder.into(), needed, spare, free: free(folder)? });
-                }
-                done => done.map_err(|error| io_error("make room for", plan.path(), error.into()))?,
+        Self::create_with(plans, &[], min_free_bytes)
+    }
+
+    /// The same, with files that are no shards, and are empty so far.
+    pub(super) fn create_with(plans: Vec<ShardPlan>, others: &[&Path], min_free_bytes: u64) -> Result<Self> {
+        let paths = plans.iter().map(ShardPlan::path).chain(others.iter().copied());
+        let targets = paths.map(Target::look).collect::<Result<Vec<_>>>()?;
+        check_distinct(&targets)?;
+        space::check(targets.iter().zip(plans.iter().map(ShardPlan::total_bytes)), min_free_bytes)?;
+        let files = Vec::with_capacity(targets.len());
+        let mut draft = Self { plans, files, open: OpenFiles::default(), process: Process::current() };
+        for (number, target) in targets.into_iter().enumerate() {
+            let (made, file) = Temporary::create(target)?;
+            if let Some(plan) = draft.plans.get(number) {
+                make_room(&file, &made, plan, min_free_bytes)?;
+                write(&file, plan.path(), plan.header(), 0)?;
             }
-            write(file.as_file(), plan.path(), plan.header(), 0)?;
-            draft.files.push(file);
+            draft.files.push(made);
         }
         Ok(draft)
     }
@@ -88,15 +86,16 @@ impl Draft {
 
     /// Where the files are for now, in the order of [`plans`](Self::plans): for those who map them and write there.
     pub fn temporary_paths(&self) -> impl ExactSizeIterator<Item = &Path> {
-        self.files.iter().map(NamedTempFile::path)
+        self.files.iter().take(self.plans.len()).map(Temporary::path)
     }
 
     /// Writes bytes of a shard, from `offset` in its file on. Threads may write at once.
     ///
     /// # Errors
-    /// When there is no such shard, the bytes do not lie within its file and behind its header, or the system fails to write.
+    /// When there is no such shard, the bytes do not lie within its file and behind its header, another file has taken the name of the file, or the system
+    /// fails to write.
     pub fn write_at(&self, shard: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        let Some((plan, file)) = self.plans.get(shard).zip(self.files.get(shard)) else {
+        let Some(plan) = self.plans.get(shard) else {
             return Err(Error::Option {
                 option: "shard",
                 got: shard.to_string(),
@@ -114,57 +113,66 @@ impl Draft {
                 remedy: "use the ranges of the plan",
             });
         }
-        write(file.as_file(), plan.path(), bytes, offset)
+        self.write_to(shard, plan.path(), bytes, offset)
     }
 
-    /// Adds a file that is no shard.
-    pub(super) fn add(&mut self, path: PathBuf, bytes: &[u8]) -> Result<()> {
-        let file = temporary(&path)?;
-        write(file.as_file(), &path, bytes, 0)?;
-        self.others.push((path, file));
-        Ok(())
+    /// Writes all of a file that is no shard, by its number among those.
+    pub(super) fn write_other(&self, number: usize, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.write_to(self.plans.len() + number, path, bytes, 0)
     }
 
-    /// Gives the files their names; files that have them are replaced. Returns the paths of the shards.
+    fn write_to(&self, number: usize, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
+        let Some(made) = self.files.get(number) else { return Ok(()) };
+        if !self.process.is_current() {
+            // A thread that this process does not have may hold a lock of the open files.
+            return write(&made.open()?, path, bytes, offset);
+        }
+        self.open.with(number, || made.open(), |file| write(file, path, bytes, offset))
+    }
+
+    /// Gives the files their names. A file that has the name is replaced: the new one keeps its permissions, and its owner and group where
+    /// the system allows that. Returns the paths of the shards.
+    ///
+    /// All paths are looked at again first, and each once more just before its file gets the name. Something that takes a name between
+    /// that look and the renaming, which is the next system call, is replaced.
     ///
     /// # Errors
-    /// When the system fails to write files back or to name one. None is left then: also not those that one of these has replaced already. And in a forked
+    /// When a path no longer leads where it did, or to something other than a regular file, or the system fails to write files back or to
+    /// name one. No file is left then: also not those that one of these has replaced already. And in a forked
     /// child of the process that made the draft, which keeps its files.
     pub fn commit(mut self, durability: Durability) -> Result<Vec<PathBuf>> {
         fork::check(self.process, "commit files")?;
         let (plans, files) = (mem::take(&mut self.plans), mem::take(&mut self.files));
-        let others = mem::take(&mut self.others);
-        let paths: Vec<PathBuf> = plans.into_iter().map(|plan| plan.path).collect();
-        let all: Vec<_> = paths.iter().cloned().zip(files).chain(others).collect();
-        if durability == Durability::Synced {
-            let sync = |(path, file): &(PathBuf, NamedTempFile)| {
-                file.as_file().sync_all().map_err(|source| io_error("write back", path, source))
-            };
-            all.iter().try_for_each(sync)?;
+        for made in &files {
+            let file = made.prepare()?;
+            if durability == Durability::Synced {
+                file.sync_all().map_err(|source| io_error("write back", made.target().file(), source))?;
+            }
         }
         let mut named = Named::default();
-        for (path, file) in all {
-            file.persist(&path).map_err(|error| io_error("rename to", &path, error.error))?;
-            named.0.push(path);
+        let mut folders = BTreeSet::new();
+        for made in files {
+            let (file, folder) = (made.target().file().to_owned(), made.target().folder().to_owned());
+            made.rename()?;
+            named.0.push(file);
+            folders.insert(folder);
         }
         if durability == Durability::Synced {
-            for path in &named.0 {
-                let folder = folder_of(path);
+            for folder in &folders {
                 let synced = File::open(folder).and_then(|folder| folder.sync_all());
                 synced.map_err(|source| io_error("write back", folder, source))?;
             }
         }
         // All is well: they stay.
         named.0.clear();
-        Ok(paths)
+        Ok(plans.into_iter().map(|plan| plan.path).collect())
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.process.is_current() {
-            let others = self.others.iter_mut().map(|(_, file)| file);
-            self.files.iter_mut().chain(others).for_each(|file| file.disable_cleanup(true));
+            self.files.iter_mut().for_each(Temporary::leave);
         }
     }
 }
@@ -183,20 +191,21 @@ impl Drop for Named {
     }
 }
 
-/// A new file beside where it will be.
-fn temporary(path: &Path) -> Result<NamedTempFile> {
-    // What is added to a name must leave it one that the file system allows.
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    let mut prefix = OsStr::from_bytes(name.get(..LONGEST).unwrap_or(name)).to_owned();
-    prefix.push(".");
-    let mut builder = tempfile::Builder::new();
-    // As any file: what others may do with it is for the system's mask to say.
-    builder.prefix(&prefix).suffix(".tmp").permissions(Permissions::from_mode(0o666));
-    builder.tempfile_in(folder_of(path)).map_err(|source| io_error("create", path, source))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// Gives a file its full length, and blocks of the file system where that can reserve them.
+fn make_room(file: &File, made: &Temporary, plan: &ShardPlan, spare: u64) -> Result<()> {
+    let needed = plan.total_bytes();
+    // A signal ends it in the middle, on tmpfs for one.
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, needed)) {
+        // The file system cannot: then writes find out whether there is room.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            file.set_len(needed).map_err(|source| io_error("lengthen", plan.path(), source))
+        }
+        Err(Errno::NOSPC) => match space::free(made.target().folder())? {
+            Some(free) => Err(Error::Space { folder: made.target().folder().into(), needed, spare, free }),
+            None => Err(io_error("make room for", plan.path(), Errno::NOSPC.into())),
+        },
+        done => done.map_err(|error| io_error("make room for", plan.path(), error.into())),
+    }
 }
 
 fn write(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
@@ -208,38 +217,22 @@ fn write(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
     })
 }
 
-/// Checks that no two plans are of one file, and that each file system has room for what goes there.
-fn check_space(plans: &[ShardPlan], spare: u64) -> Result<()> {
-    let mut systems: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
-    let mut places = BTreeMap::new();
-    for plan in plans {
-        let folder = folder_of(plan.path());
-        let place = fs::metadata(folder).map_err(|source| io_error("open", folder, source))?;
-        // One of the two would replace the other when they get their names.
-        if let Some(other) = places.insert((place.dev(), place.ino(), plan.path().file_name()), plan.path()) {
+/// Checks that no two paths lead to one file: one would replace the other.
+fn check_distinct(targets: &[Target]) -> Result<()> {
+    let (mut places, mut files) = (BTreeMap::new(), BTreeMap::new());
+    for target in targets {
+        // Of one file with two names, each name would get a file of its own.
+        let twice = places.insert(target.place(), target);
+        if let Some(other) = twice.or(target.id().and_then(|id| files.insert(id, target))) {
             return Err(Error::Option {
                 option: "paths",
-                got: format!("{other:?} and {:?}, which are one file", plan.path()),
-                expected: "a file for each shard".into(),
-                remedy: "make them by shard_paths()",
+                got: format!("{:?} and {:?}, which are one file", other.path(), target.path()),
+                expected: "a file for each path".into(),
+                remedy: "make them by shard_paths(), and remove links among them",
             });
-        }
-        let (_, needed) = systems.entry(place.dev()).or_insert((folder, 0));
-        *needed = needed.saturating_add(plan.total_bytes());
-    }
-    for (folder, needed) in systems.into_values() {
-        let free = free(folder)?;
-        if needed.saturating_add(spare) > free {
-            return Err(Error::Space { folder: folder.into(), needed, spare, free });
         }
     }
     Ok(())
-}
-
-/// Bytes that this user may still write there.
-fn free(folder: &Path) -> Result<u64> {
-    let system = statvfs(folder).map_err(|error| io_error("look at", folder, error.into()))?;
-    Ok(system.f_bavail.saturating_mul(system.f_frsize))
 }
 
 fn io_error(operation: &'static str, path: &Path, source: io::Error) -> Error {

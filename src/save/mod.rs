@@ -1,7 +1,8 @@
 //! Writing safetensors files and sets of them: plan, draft, fill, commit.
 //!
 //! 1. **Plan** ([`plan_shards`]): tensors are divided among files of about the same size, and headers made. Pure.
-//! 2. **Draft** ([`Draft`]): if there is room, the files are made at their full length under other names.
+//! 2. **Draft** ([`Draft`]): all paths are looked at. If each leads to a regular file or a new name, and there is room, the files are made at their full length
+//!    under other names.
 //! 3. **Fill**: threads write tensors to their places, chunk by chunk: host memory as it is, devices' by way of a staging buffer for each thread.
 //! 4. **Commit**: when all bytes are there, the files get their names. A failure leaves no file.
 //!
@@ -29,9 +30,13 @@
 mod draft;
 mod entry;
 mod fill;
+mod permissions;
 mod plan;
 mod saver;
 mod set;
+mod space;
+mod target;
+mod temporary;
 
 pub use draft::{Draft, Durability};
 pub use entry::{Entry, FillError, Item};

@@ -141,7 +141,7 @@ impl Saver {
         self
     }
 
-    /// So many bytes are to stay free in the file system. That is checked before anything is written. Default: 0.
+    /// So many bytes are to stay free in the file system. That is checked before anything is written, where the file system says how much is free. Default: 0.
     pub fn min_free_bytes(mut self, bytes: u64) -> Self {
         self.min_free_bytes = bytes;
         self
@@ -159,11 +159,16 @@ impl Saver {
         self
     }
 
-    /// Writes tensors to files that are called `{base}-00001-of-0000N.safetensors` and so on. Files that are there by those names are replaced; others of an
-    /// older set are not looked at.
+    /// Writes tensors to files that are called `{base}-00001-of-0000N.safetensors` and so on. Regular files of those names are replaced; files of an
+    /// older set that have other names stay.
+    ///
+    /// A new file keeps the permissions of the one that it replaces, and its owner and group where the system allows that. Symbolic links are followed: what
+    /// they lead to is replaced. Of a file with several names (hard links) only the given one gets the new content.
     ///
     /// # Errors
-    /// When options or tensors cannot be followed, there is not enough space, a source fails, or the system does. No file is left then.
+    /// [`Error::Target`] before anything is written when a path leads to something other than a regular file or a new name in an existing folder, or to where
+    /// this user may not write. When options or tensors cannot be followed, there is not enough space, a source fails, or the system does. No file is
+    /// left then.
     pub fn save<'a>(
         &self,
         base: impl AsRef<Path>,
@@ -204,7 +209,10 @@ impl Saver {
             Set::Marked => &self.plan.clone().shard_set(set_name()),
             Set::Unmarked => &self.plan,
         };
-        let mut draft = Draft::create(plan_shards(&entries, paths, plan)?, self.min_free_bytes)?;
+        let index = (self.index == Index::Beside).then_some(index);
+        let others: Vec<&Path> = index.as_deref().into_iter().collect();
+        let plans = plan_shards(&entries, paths, plan)?;
+        let draft = Draft::create_with(plans, &others, self.min_free_bytes)?;
         let by_name: BTreeMap<&str, &Item<'_>> = items.iter().map(|item| (item.entry.name(), item)).collect();
         let parts: Vec<Part<'_, '_>> = draft
             .plans()
@@ -221,14 +229,9 @@ impl Saver {
             .collect();
         fill::fill(&draft, &parts, threads)?;
         let bytes = entries.iter().map(Entry::nbytes).sum();
-        let index = match self.index {
-            Index::Beside => {
-                let text = index_text(draft.plans(), bytes);
-                draft.add(index.clone(), text.as_bytes())?;
-                Some(index)
-            }
-            Index::None => None,
-        };
+        if let Some(index) = &index {
+            draft.write_other(0, index, index_text(draft.plans(), bytes).as_bytes())?;
+        }
         let files = draft.commit(self.durability)?;
         tracing::debug!(bytes, files = files.len(), "saved");
         Ok(Saved { files, index, tensors: entries.len(), bytes })

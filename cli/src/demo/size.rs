@@ -66,15 +66,17 @@ fn parse_meminfo(text: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// What an unprivileged user may still write; `None` where the system does not say.
+/// Bytes that an unprivileged user may still write; `None` where the file system does not say.
 fn free_disk(folder: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(folder).ok()?;
-    free_bytes(disk.f_blocks, disk.f_bavail, disk.f_frsize)
+    let block_bytes = if disk.f_frsize == 0 { disk.f_bsize } else { disk.f_frsize };
+    free_bytes(disk.f_blocks, disk.f_bavail, block_bytes)
 }
 
-/// A file system that has no blocks at all does not count them, as some of a network or of FUSE do not.
+/// Some file systems count no blocks. They do not say how much is free, rather than that nothing is.
 fn free_bytes(blocks: u64, available: u64, block_bytes: u64) -> Option<u64> {
-    if blocks == 0 || block_bytes == 0 { None } else { available.checked_mul(block_bytes) }
+    let says = blocks > 0 && available <= blocks && block_bytes > 0;
+    says.then(|| available.saturating_mul(block_bytes))
 }
 
 #[cfg(test)]
@@ -94,15 +96,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_counts_no_blocks_has_unknown_space() {
-        assert_eq!((free_bytes(0, 0, 4096), free_bytes(9, 3, 0)), (None, None));
-        assert_eq!((free_bytes(9, 0, 4096), free_bytes(9, 2, 4096)), (Some(0), Some(8192)));
-    }
-
-    #[test]
     fn meminfo_is_in_kibibytes() {
         assert_eq!(parse_meminfo("MemTotal: 9 kB\nMemAvailable:   24 kB\n"), Some(24 << 10));
         assert_eq!(parse_meminfo("MemTotal: 9 kB\n"), None);
+    }
+
+    #[test]
+    fn a_disk_that_counts_no_blocks_does_not_say_what_is_free() {
+        assert_eq!(free_bytes(100, 10, 512), Some(5120));
+        assert_eq!(free_bytes(100, 0, 512), Some(0));
+        assert_eq!(free_bytes(0, 0, 4096), None);
+        assert_eq!(free_bytes(100, u64::MAX, 4096), None);
+        assert_eq!(free_bytes(100, 10, 0), None);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 """Sharded sets of files: plans, and writing them by threads. A set appears when all of it has been written, or not at all."""
 
 import mmap
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from tensorhold import _core
+from tensorhold import _arguments, _core
 from tensorhold._text import quoted
 from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, TensorBase, get_framework_op
 from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, DType
@@ -82,7 +83,7 @@ def shard_paths(base: str, num_shards: int) -> List[str]:
     """The names of a set's files: `{base}-00001-of-0000N.safetensors` and so on."""
     if num_shards <= 0:
         raise ValueError(f"num_shards must be positive: got {num_shards}; give the number of files")
-    return [str(path) for path in _core.shard_paths(base, num_shards)]
+    return [str(path) for path in _core.shard_paths(_arguments.path("base", base), num_shards)]
 
 
 def _check(entry: WriteEntry) -> None:
@@ -168,7 +169,7 @@ def write_shards(plans: Sequence[ShardPlan], fill: Fill, *, min_free_bytes: int 
         targets: List[Tuple[memoryview, WriteEntry]] = []
         for plan, path in zip(plans, draft.paths):
             with open(path, "r+b") as file:
-                maps.append(mmap.mmap(file.fileno(), plan.total_bytes))
+                maps.append(_mapped(file.fileno(), plan.total_bytes))
             whole = memoryview(maps[-1])
             views.append(whole)
             for entry in plan.entries:
@@ -181,6 +182,13 @@ def write_shards(plans: Sequence[ShardPlan], fill: Fill, *, min_free_bytes: int 
     finally:
         draft.close()
         _unmap(views, maps)
+
+
+def _mapped(descriptor: int, length: int) -> mmap.mmap:
+    """A file as memory. Python before 3.13 keeps a descriptor of its own open for each mapping."""
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(descriptor, length, trackfd=False)
+    return mmap.mmap(descriptor, length)
 
 
 def _unmap(views: List[memoryview], maps: List[mmap.mmap]) -> None:
@@ -294,7 +302,7 @@ class ParallelSaver:
         header_align: int = 8,
     ) -> List[str]:
         """Saves tensors by name, and returns the paths."""
-        entries = [plain_entry(name, tensor, framework=self.framework) for name, tensor in tensors.items()]
+        entries = [plain_entry(name, tensor, framework=self.framework) for name, tensor in _arguments.named("tensors", tensors, "tensors")]
         return self.save_entries(entries, base, metadata=metadata, shard0_metadata=shard0_metadata, header_align=header_align)
 
     def save_entries(

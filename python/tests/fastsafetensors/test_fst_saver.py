@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -213,3 +215,60 @@ def test_entries_and_paths_of_iterators_are_all_planned() -> None:
     plans = saver.plan_shards(iter(entries), iter(saver.shard_paths("model", 2)))  # type: ignore[arg-type]
     assert sorted(entry.name for plan in plans for entry in plan.entries) == ["a", "b", "c"]
     assert [plan.path for plan in plans] == saver.shard_paths("model", 2)
+
+
+def test_strides_and_no_flag_decide_where_elements_are(place: str, tmp_path: pathlib.Path) -> None:
+    base = torch.arange(8.0).to(place)
+    tensors = {
+        "one": base[::2][:1],
+        "column": torch.ones(1, 2, dtype=torch.uint8).to(place)[:, 0],
+        "half": base.to(torch.bfloat16).reshape(1, 8)[:, 3],
+        "negated": torch.tensor([1 + 2j, 3 + 4j]).to(place).conj().imag,
+        "none": base.reshape(2, 4)[:0, ::2],
+    }
+    paths = ParallelSaver(num_shards=1).save(tensors, str(tmp_path / "set"))
+    with fastsafe_open(paths, device=place) as opened:
+        assert {name: opened.get_tensor(name).tolist() for name in tensors} == {
+            "one": [0.0], "column": [1], "half": [3.0], "negated": [-2.0, -4.0], "none": []
+        }  # fmt: skip
+
+
+def test_what_is_not_a_regular_file_stays_and_a_file_keeps_its_mode(tmp_path: pathlib.Path) -> None:
+    tensors = {"a": torch.ones(3), "b": torch.ones(4)}
+    first, second = map(pathlib.Path, saver.shard_paths(str(tmp_path / "set"), 2))
+    first.write_text("before")
+    first.chmod(0o640)
+    os.mkfifo(second)
+    with pytest.raises(OSError, match="a FIFO"):
+        ParallelSaver(num_shards=2).save(tensors, str(tmp_path / "set"))
+    assert second.is_fifo() and first.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
+    second.unlink()
+    ParallelSaver(num_shards=2).save(tensors, str(tmp_path / "set"))
+    assert first.stat().st_mode & 0o777 == 0o640
+
+
+MANY = """
+import resource, sys
+from tensorhold.fastsafetensors import saver
+from tensorhold.fastsafetensors.st_types import DType
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+def fill(targets):
+    for view, entry in targets:
+        view[:] = entry.name.encode()
+entries = [saver.WriteEntry(f"{n:04}", DType.U8, [4], 4) for n in range(300)]
+assert len(saver.save_sharded(entries, sys.argv[1], num_shards=300, fill=fill)) == 300
+"""
+
+
+def test_many_files_need_few_descriptors(tmp_path: pathlib.Path) -> None:
+    if sys.version_info < (3, 13):
+        pytest.skip("Python before 3.13 keeps a descriptor open for each mapped file")
+    subprocess.run([sys.executable, "-c", MANY, str(tmp_path / "set")], check=True)
+    assert len(list(tmp_path.iterdir())) == 300
+
+
+def test_what_is_no_dict_or_path_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(TypeError, match="argument tensors: got list, expected a dict"):
+        ParallelSaver().save([("a", torch.ones(1))], str(tmp_path / "set"))  # type: ignore[arg-type]
+    with open(tmp_path / "open", "wb") as file, pytest.raises(TypeError, match="argument base: got an open file"):
+        ParallelSaver().save({"a": torch.ones(1)}, file)  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def wrap(real: torch.Tensor) -> TorchTensor:
 
 def as_bytes(real: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor, row by row, in one dimension."""
-    return real.detach().contiguous().reshape(-1).view(torch.uint8)
+    return frameworks.bytes_of_torch(real)
 
 
 class TorchProcessGroup(ProcessGroupBase):
