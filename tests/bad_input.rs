@@ -168,7 +168,7 @@ fn a_file_that_may_not_be_read() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     // Root reads it all the same.
     if File::open(&path).is_err() {
-        refuses(&path, &["permission denied", "make it readable"]);
+        refuses(&path, &["permission denied", "give this user permission"]);
     } else {
         assert_eq!(Loader::new(Device::host()).files([path]).load().unwrap().len(), 1);
     }

@@ -112,7 +112,7 @@ def test_a_file_that_may_not_be_read(tmp_path: pathlib.Path, device: str) -> Non
     file.chmod(0)
     if os.access(file, os.R_OK):
         pytest.skip("this user reads every file")
-    refuses(file, PermissionError, "permission denied", "make it readable", device=device)
+    refuses(file, PermissionError, "permission denied", "give this user permission", device=device)
 
 
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: pathlib.Path, device: str) -> None:

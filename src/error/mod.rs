@@ -1,9 +1,13 @@
 //! The crate's one error type.
 
+mod system;
+
 use std::io;
 use std::path::PathBuf;
 
 use tensorhold_allocator::{Bytes, Quoted};
+
+use self::system::{explained, explained_for_thread};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -14,7 +18,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to open, make or name a file, or to look at it.
-    #[error("{operation} {path:?}: {}; {}", described(source), io_remedy(source))]
+    #[error("{operation} {path:?}: {}", explained(source))]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -34,7 +38,7 @@ pub enum Error {
         what: &'static str,
     },
     /// The system failed to read.
-    #[error("read {} of {path:?} at offset {offset}: the system reports an error; check the disk or the mount", Bytes(*bytes))]
+    #[error("read {} of {path:?} at offset {offset}: {}", Bytes(*bytes), explained(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -169,7 +173,7 @@ pub enum Error {
         largest: Vec<(String, u64)>,
     },
     /// The system failed to write.
-    #[error("write {} of {path:?} at offset {offset}: the system reports an error; check the disk, its quota and the mount", Bytes(*bytes))]
+    #[error("write {} of {path:?} at offset {offset}: {}", Bytes(*bytes), explained(source))]
     Write {
         /// Where the file was to be.
         path: PathBuf,
@@ -219,7 +223,7 @@ pub enum Error {
         problem: String,
     },
     /// The system refused to start a single reader thread.
-    #[error("start reader threads: the system refused the first one; raise the limit on threads")]
+    #[error("start reader threads: {}", explained_for_thread(source))]
     Thread {
         /// The system's reason.
         source: io::Error,
@@ -342,22 +346,6 @@ const MAX_HINT_BYTES: usize = 1000;
 
 /// A comparison takes as many steps as the two names have pairs of bytes; so many are worth it. Names of 80 bytes are all compared.
 const MAX_HINT_PAIRS: usize = 10_000 * 80 * 80;
-
-fn described(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file",
-        io::ErrorKind::PermissionDenied => "permission denied",
-        _ => "the system reports an error",
-    }
-}
-
-fn io_remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => "check the path",
-        io::ErrorKind::PermissionDenied => "give this user the permission",
-        _ => "check the disk or the mount",
-    }
-}
 
 /// Tensors and their bytes.
 fn named(tensors: &[(String, u64)]) -> String {
