@@ -76,7 +76,7 @@ impl PyGroup {
         call: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<()>,
     ) -> Result<()> {
         let failed = |detail: String| {
-            let remedy = "see what the group says, on every rank";
+            let remedy = "see what the group says, on every rank".into();
             Error::Group { operation, rank: self.rank, size: self.size, detail, remedy }
         };
         match Python::try_attach(|py| call(self.group.bind(py)).map_err(|error| (error.to_string(), error))) {
@@ -95,7 +95,7 @@ impl PyGroup {
             return Ok(rank);
         }
         let (detail, remedy) =
-            (format!("got rank {rank}, expected another one that there is"), "count ranks from 0");
+            (format!("got rank {rank}, expected another one that there is"), "count ranks from 0".into());
         Err(Error::Group { operation, rank: self.rank, size: self.size, detail, remedy })
     }
 
@@ -130,7 +130,7 @@ impl ProcessGroup for PyGroup {
     fn scatter(&self, parts: &[Tensor]) -> Result<()> {
         if parts.len() != self.size {
             let detail = format!("got {} parts, expected one for each rank", parts.len());
-            let remedy = "give as many parts as there are ranks";
+            let remedy = "give as many parts as there are ranks".into();
             return Err(Error::Group {
                 operation: "scatter",
                 rank: self.rank,
@@ -214,7 +214,7 @@ fn all_well(
 ) -> PyResult<()> {
     let (device, pool) = (pool.get().opened(), &pool.get().pool);
     let (rank, size) = (group.rank(), group.size());
-    let (detail, remedy) = ("this rank has failed".into(), "see what it says");
+    let (detail, remedy) = ("this rank has failed".into(), "see what it says".into());
     let failed = Error::Group { operation: "go on together", rank, size, detail, remedy };
     let outcome = if is_well { Ok(()) } else { Err(failed) };
     let together = py.detach(|| agree(group, device, pool, outcome));

@@ -236,7 +236,7 @@ def test_a_pool_of_another_device(checkpoint: pathlib.Path, device: str) -> None
 
 def test_an_unknown_tensor_with_the_nearest_name(checkpoint: pathlib.Path, device: str) -> None:
     weights = tensorhold.load(checkpoint, device)
-    message = "find tensor \"matrx\": there is none of that name among 5; did you mean \"matrix\"?"
+    message = "find tensor \"matrx\": no such tensor among 5; did you mean \"matrix\"?"
     opened = tensorhold.safe_open(checkpoint, "np" if device == "cpu" else "pt", device)
     for ask in (weights.__getitem__, weights.tensor, weights.info, opened.get_tensor, opened.get_slice, opened.get_shape):
         with pytest.raises(KeyError) as caught:

@@ -101,7 +101,7 @@ impl Draft {
                 option: "shard",
                 got: shard.to_string(),
                 expected: format!("one of {} from 0 on", self.plans.len()),
-                remedy: "use the numbers of plans()",
+                remedy: "use the numbers of plans()".into(),
             });
         };
         let (header, total) = (plan.header().len() as u64, plan.total_bytes());
@@ -111,7 +111,7 @@ impl Draft {
                 option: "offset",
                 got: format!("{} bytes from {offset} on", bytes.len()),
                 expected: format!("bytes within {header}..{total} of {:?}", plan.path()),
-                remedy: "use the ranges of the plan",
+                remedy: "use the ranges of the plan".into(),
             });
         }
         write(file.as_file(), plan.path(), bytes, offset)
@@ -221,7 +221,7 @@ fn check_space(plans: &[ShardPlan], spare: u64) -> Result<()> {
                 option: "paths",
                 got: format!("{other:?} and {:?}, which are one file", plan.path()),
                 expected: "a file for each shard".into(),
-                remedy: "make them by shard_paths()",
+                remedy: "make them by shard_paths()".into(),
             });
         }
         let (_, needed) = systems.entry(place.dev()).or_insert((folder, 0));

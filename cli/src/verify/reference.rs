@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use crate::output::system;
+
 /// The format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -23,7 +25,7 @@ pub(crate) struct Reference {
 
 impl Reference {
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let file = File::open(path).with_context(|| format!("open {path:?}"))?;
+        let file = File::open(path).map_err(system("open", path))?;
         let mut length = [0; 8];
         read_exact_at(&file, path, &mut length, 0)?;
         let length = u64::from_le_bytes(length);

@@ -68,11 +68,11 @@ impl DeviceMemory {
             operation: "allocate memory",
             detail: format!(
                 "out of memory: asked for {}, free {} of {}",
-                Bytes(bytes),
-                Bytes(free as u64),
+                Bytes(bytes).beside(&[free as u64]),
+                Bytes(free as u64).beside(&[bytes]),
                 Bytes(total as u64)
             ),
-            remedy: "free memory on the device, or load less at once",
+            remedy: "free memory on the device, or load less at once".into(),
         })
     }
 
@@ -193,7 +193,7 @@ impl PinnedMemory {
                 device: self.name.clone(),
                 operation: "pin memory",
                 detail: format!("the system locked no {} of memory", Bytes(region.bytes)),
-                remedy: "raise the limit on locked memory (ulimit -l), or pin less",
+                remedy: "raise the limit on locked memory (ulimit -l), or pin less".into(),
             });
         }
         check(&self.name, "pin memory", status)
@@ -306,7 +306,7 @@ pub(super) fn check_request(device: &str, bytes: u64, align: u64) -> Result<()> 
         detail: format!(
             "expected a size of at least 1 byte and a power of two as the alignment, got {bytes} and {align}"
         ),
-        remedy: "ask for another size or alignment",
+        remedy: "ask for another size or alignment".into(),
     })
 }
 
@@ -315,6 +315,6 @@ fn misaligned(device: &str, address: u64, align: u64) -> Error {
         device: device.into(),
         operation: "allocate memory",
         detail: format!("the driver returned address {address:#x}, expected a multiple of {align}"),
-        remedy: "ask for a smaller alignment",
+        remedy: "ask for a smaller alignment".into(),
     }
 }
