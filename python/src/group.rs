@@ -14,6 +14,7 @@ use pyo3::types::{PyDict, PyList};
 use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup, agree};
 use tensorhold::{Batches, Error, Result, Tensor, TensorInfo, Weights};
 
+use crate::arguments;
 use crate::batches::PyBatches;
 use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
@@ -168,7 +169,14 @@ impl fmt::Debug for PyGroup {
 fn open(group: Option<Bound<'_, PyAny>>) -> PyResult<(Arc<dyn ProcessGroup>, Failure)> {
     let failure = Failure::default();
     let Some(group) = group else { return Ok((Arc::new(SingleGroup), failure)) };
-    let (rank, size) = (group.call_method0("rank")?.extract()?, group.call_method0("size")?.extract()?);
+    if !group.hasattr("rank")? || !group.hasattr("size")? {
+        let expected = "None, or an object with the methods of tensorhold.groups.TorchGroup";
+        return Err(arguments::wrong_type("argument group", &group, expected));
+    }
+    let number = |method: &str| {
+        arguments::number::<usize>(&format!("{method}() of a process group"), &group.call_method0(method)?)
+    };
+    let (rank, size) = (number("rank")?, number("size")?);
     if rank >= size {
         let message = format!(
             "open a process group: got rank {rank} of {size}, expected a rank below the size; check the group"
