@@ -265,8 +265,9 @@ fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyRes
         );
         errors::new(py, Kind::Option, message)
     };
-    // Bytes and open files can be iterated over, too, and are none.
-    let is_single = paths.is_instance_of::<PyBytes>() || paths.hasattr("read")?;
+    // Texts, bytes and open files can be iterated over, too, and are no lists of paths.
+    let is_text = paths.is_instance_of::<PyString>() || paths.is_instance_of::<PyBytes>();
+    let is_single = is_text || paths.hasattr("read")?;
     let several = paths.try_iter().ok().filter(|_| !is_single);
     let mut loader = loader;
     for path in several.ok_or_else(|| wrong(paths))? {

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::panic;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -15,7 +14,6 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::shapes::{Shard, Spec};
-use crate::output::system;
 
 /// What a thread generates and writes at once. A multiple of a word.
 const BLOCK_BYTES: u64 = 4 << 20;
@@ -36,13 +34,18 @@ pub(crate) fn write(
     for (index, shard) in shards.iter().enumerate() {
         let mut file = create(&shard.name)?;
         let header = header(&shard.tensors);
-        file.write_all(&header).map_err(system("write", Path::new(&shard.name)))?;
+        file.write_all(&header).map_err(refused(&shard.name))?;
         let (start, bytes) = (header.len() as u64, shard.bytes());
         files.push(Target { name: &shard.name, file, start, bytes, key: mix(seed ^ mix(index as u64)) });
     }
     write_data(&files, written)?;
     let name = "model.safetensors.index.json";
-    Ok(create(name)?.write_all(index(shards).as_bytes()).map_err(system("write", Path::new(name)))?)
+    Ok(create(name)?.write_all(index(shards).as_bytes()).map_err(refused(name))?)
+}
+
+/// The error for a file that the system does not write.
+fn refused(name: &str) -> impl FnOnce(io::Error) -> tensorhold::Error {
+    move |source| tensorhold::Error::Io { operation: "write", path: name.into(), source }
 }
 
 /// A file whose header has been written.
@@ -86,7 +89,7 @@ fn write_data(files: &[Target<'_>], written: impl Fn(u64) + Sync) -> anyhow::Res
                 Err(error) => {
                     // No more blocks for anyone.
                     next.fetch_max(jobs, Ordering::Relaxed);
-                    return Err(system("write", Path::new(file.name))(error).into());
+                    return Err(refused(file.name)(error).into());
                 }
             }
         }
