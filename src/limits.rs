@@ -43,9 +43,6 @@ pub(crate) fn of_files(error: &io::Error) -> Option<Reached> {
             format!("the system may open {} (fs.file-max), and has", files(number("/proc/sys/fs/file-max"))),
             "close files of any process, or raise fs.file-max".into(),
         ),
-        Errno::NOMEM => {
-            reached("the kernel has no memory for it".into(), "free memory, or raise its limit".into())
-        }
         _ => None,
     }
 }
@@ -153,7 +150,6 @@ mod tests {
         assert!(process.remedy.contains("ulimit -n"), "{process:?}");
         let system = of_files(&Errno::NFILE.into()).unwrap();
         assert!(system.problem.contains("file-max") && !system.problem.contains("RLIMIT"), "{system:?}");
-        assert!(of_files(&Errno::NOMEM.into()).unwrap().problem.contains("memory"));
         assert_eq!(of_files(&Errno::IO.into()), None);
     }
 

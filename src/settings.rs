@@ -6,6 +6,8 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use tensorhold_allocator::Quoted;
+
 use crate::error::{Error, Result};
 
 /// The number of reader threads; see [`Loader::threads`](crate::Loader::threads).
@@ -45,7 +47,7 @@ pub(crate) fn number(variable: &'static str) -> Result<Option<u64>> {
     let Some(value) = env::var_os(variable) else { return Ok(None) };
     match value.to_str().and_then(|value| value.parse().ok()) {
         Some(number) => Ok(Some(number)),
-        None => Err(wrong(variable, &value, "a whole number".into())),
+        None => Err(wrong(variable, &value, "a whole number from 0 to 2^64 - 1".into())),
     }
 }
 
@@ -94,5 +96,5 @@ fn path(variable: &'static str) -> Option<PathBuf> {
 }
 
 fn wrong(variable: &'static str, value: &OsStr, expected: String) -> Error {
-    Error::Setting { variable, got: value.to_string_lossy().into_owned(), expected }
+    Error::Setting { variable, got: Quoted(value.to_string_lossy()).to_string(), expected }
 }

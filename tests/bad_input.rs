@@ -168,7 +168,7 @@ fn a_file_that_may_not_be_read() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     // Root reads it all the same.
     if File::open(&path).is_err() {
-        refuses(&path, &["permission denied", "make it readable"]);
+        refuses(&path, &["permission denied", "give this user permission"]);
     } else {
         assert_eq!(Loader::new(Device::host()).files([path]).load().unwrap().len(), 1);
     }
@@ -275,7 +275,7 @@ fn a_region_that_cannot_be_reserved() {
     let header = format!(r#"{{"t":{{"dtype":"U8","shape":[{nbytes}],"data_offsets":[0,{nbytes}]}}}}"#);
     fs::write(&path, file_bytes(&header, &[])).unwrap();
     File::options().write(true).open(&path).unwrap().set_len(8 + header.len() as u64 + nbytes).unwrap();
-    refuses(&path, &["4.0 TiB", "vast.safetensors", "drop fragments, load less at once"]);
+    refuses(&path, &["4.0 TiB", "vast.safetensors", "drop what the pool holds, load less at once"]);
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_pool_whose_limit_is_too_small() {
         let pool = Pool::builder(device.memory()).name("tight").limit_bytes(8192).build().unwrap();
         let message = Loader::new(device).files([&path]).pool(&pool).load().unwrap_err().to_string();
         let expected = "on pool \"tight\": requested 9.9 KiB, largest free block 0 B, reserved 0 B of a limit of 8.0 KiB; \
-                        raise the limit or drop fragments";
+                        raise the limit, or drop what the pool holds";
         assert_eq!(message, format!("place {path:?} {expected}"));
         assert_all_back(&pool);
     }
@@ -298,10 +298,10 @@ fn an_unknown_tensor_with_the_nearest_name() {
     let message = weights.view("model.norm.wieght").unwrap_err().to_string();
     assert_eq!(
         message,
-        "find tensor \"model.norm.wieght\": there is none of that name among 2; did you mean \"model.norm.weight\"?"
+        "find tensor \"model.norm.wieght\": no such tensor among 2; did you mean \"model.norm.weight\"?"
     );
     let message = weights.tensor("zzz").unwrap_err().to_string();
-    assert_eq!(message, "find tensor \"zzz\": there is none of that name among 2; names() lists them");
+    assert_eq!(message, "find tensor \"zzz\": no such tensor among 2; names() lists them");
 }
 
 #[test]

@@ -23,7 +23,10 @@ fn without_a_gpu_cuda_devices_are_an_error_that_says_what_to_install() {
             Ok(device) => assert!(Device::cuda_count() > 0 && device.kind() != DeviceKind::Host),
             Err(Error::Device { device, detail, remedy, .. }) => {
                 assert_eq!(device, name);
-                assert!(!detail.is_empty() && remedy.contains("Device::host()"), "{detail}; {remedy}");
+                assert!(
+                    !detail.is_empty() && remedy.to_string().contains("Device::host()"),
+                    "{detail}; {remedy}"
+                );
                 assert_eq!(Device::cuda_count(), 0);
             }
             Err(other) => panic!("{other}"),

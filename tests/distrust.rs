@@ -419,7 +419,7 @@ unsafe impl Stream for UnsureStream {
             device: "unsure".into(),
             operation: "synchronize",
             detail: "it does not say whether copies have ended".into(),
-            remedy: "try again",
+            remedy: "try again".into(),
         })
     }
 }

@@ -112,7 +112,7 @@ impl Late {
             device: "tallied".into(),
             operation: "read back",
             detail: format!("{here:?} fails"),
-            remedy: "try again",
+            remedy: "try again".into(),
         })
     }
 }

@@ -82,7 +82,7 @@ unsafe impl Driver for Unified {
             device: self.name().into(),
             operation: "create a stream",
             detail: "nothing is to be copied".into(),
-            remedy: "read in place",
+            remedy: "read in place".into(),
         })
     }
 }

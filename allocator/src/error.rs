@@ -16,8 +16,9 @@ pub enum Error {
     /// The pool's own limit stands in the way.
     #[error(
         "place {label} on pool {pool}: requested {}, largest free block {}, reserved {} of a limit of {}; \
-         raise the limit or drop fragments",
-        Bytes(*requested), Bytes(*largest_free), Bytes(*reserved), Bytes(*limit),
+         raise the limit, or drop what the pool holds",
+        Bytes(*requested).beside(&[*largest_free, *limit]), Bytes(*largest_free).beside(&[*requested]),
+        Bytes(*reserved).beside(&[*limit]), Bytes(*limit).beside(&[*requested, *reserved, requested.saturating_add(*reserved)]),
         label = Quoted(label), pool = Quoted(pool)
     )]
     LimitReached {
@@ -37,7 +38,7 @@ pub enum Error {
     /// The memory refused a region.
     #[error(
         "reserve a region of {} for {label} on pool {pool}: the memory refused; \
-         reserved so far {}; drop fragments, load less at once, or use a memory with more room",
+         reserved so far {}; drop what the pool holds, load less at once, or use a memory with more room",
         Bytes(*requested), Bytes(*reserved),
         label = Quoted(label), pool = Quoted(pool)
     )]
@@ -123,9 +124,8 @@ pub enum Error {
     },
     /// The reaper thread could not be started.
     #[error(
-        "start the reaper thread of pool {pool}: the system refused a thread; raise the limit on threads: RLIMIT_NPROC of this user \
-         (`ulimit -u`), or pids.max of the control group",
-        pool = Quoted(pool)
+        "start the reaper thread of pool {pool}: the system refused a thread; {}",
+        thread_remedy(source), pool = Quoted(pool)
     )]
     Reaper {
         /// The pool's name.
@@ -133,4 +133,14 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+/// The system gives "try again" for a limit on threads, and another number for all else, such as memory for the thread's stack.
+fn thread_remedy(refusal: &io::Error) -> &'static str {
+    match refusal.kind() {
+        io::ErrorKind::WouldBlock => {
+            "raise the limit on threads: RLIMIT_NPROC of this user (`ulimit -u`), or pids.max of the cgroup"
+        }
+        _ => "free memory, or raise the memory limit of the process or its cgroup",
+    }
 }

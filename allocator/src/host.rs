@@ -147,8 +147,11 @@ unsafe impl PartedMemory for HostMemory {
 /// The system may give addresses for any number of bytes, and end the process when they are touched.
 fn refuse_more_than(most: u64, bytes: u64) -> Result<(), MemoryError> {
     if bytes > most {
-        let reason =
-            format!("out of memory: asked for {}, and the machine has {} in all", Bytes(bytes), Bytes(most));
+        let reason = format!(
+            "out of memory: asked for {}, and the machine has {} in all",
+            Bytes(bytes).beside(&[most]),
+            Bytes(most).beside(&[bytes])
+        );
         return Err(io::Error::new(io::ErrorKind::OutOfMemory, reason).into());
     }
     Ok(())

@@ -214,7 +214,7 @@ fn a_limit_counts_what_was_dropped_as_free() {
     assert_eq!(
         error.to_string(),
         "place \"second\" on pool \"small\": requested 2.9 KiB, largest free block 1.8 KiB, reserved 9.8 KiB of a limit \
-         of 9.8 KiB; raise the limit or drop fragments"
+         of 9.8 KiB; raise the limit, or drop what the pool holds"
     );
     drop(first);
     // The drop need not have been dealt with yet: the placement waits for it.

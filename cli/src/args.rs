@@ -119,7 +119,7 @@ pub(crate) struct MapArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
-    /// A log that `load --events` or an EventLog wrote
+    /// A log of a pool's events, as `load --events` writes it
     pub(crate) log: PathBuf,
     /// Only this policy; may be repeated [default: all]
     #[arg(long = "policy", value_name = "POLICY", value_parser = policy())]
@@ -134,7 +134,7 @@ pub(crate) struct ReplayArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
-    /// A log that `load --events` or an EventLog wrote
+    /// A log of a pool's events, as `load --events` writes it
     pub(crate) log: PathBuf,
     /// Where to write the trace [default: the standard output]
     #[arg(long, value_name = "FILE")]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use tensorhold::{Device, Error};
+use tensorhold::Device;
 
 /// A device as it is named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(crate) fn choose(asked: Option<DeviceName>) -> tensorhold::Result<Chosen> {
         None => {
             return Ok(match Device::cuda(0) {
                 Ok(device) => Chosen { device, why: "the first CUDA device".into() },
-                Err(error) => Chosen { device: Device::host(), why: format!("no CUDA: {}", reason(&error)) },
+                Err(error) => Chosen { device: Device::host(), why: format!("no CUDA: {}", error.reason()) },
             });
         }
     };
@@ -59,15 +59,7 @@ pub(crate) fn found() -> String {
     names.extend((0..Device::cuda_count()).map(|ordinal| format!("cuda:{ordinal}")));
     match Device::cuda(0) {
         Ok(_) => names.join(", "),
-        Err(error) => format!("{} (no CUDA: {})", names.join(", "), reason(&error)),
-    }
-}
-
-/// What a device's error says, without the remedy, which speaks to programmers.
-fn reason(error: &Error) -> String {
-    match error {
-        Error::Device { detail, .. } => detail.clone(),
-        other => other.to_string(),
+        Err(error) => format!("{} (no CUDA: {})", names.join(", "), error.reason()),
     }
 }
 

@@ -17,9 +17,9 @@ use crate::{device, load, output};
 pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
     let snapshot = match &args.snapshot {
         Some(file) => {
-            let bytes = read_snapshot(file).with_context(|| format!("read {file:?}"))?;
+            let bytes = read_snapshot(file)?;
             serde_json::from_slice(&bytes).with_context(|| {
-                format!("read {file:?}: it is no snapshot of a pool, as Pool::snapshot gives it")
+                format!("read {file:?}: it is no snapshot of a pool; name a file that the library wrote as JSON from a pool's snapshot")
             })?
         }
         None => {
@@ -37,11 +37,12 @@ const MAX_SNAPSHOT_BYTES: u64 = 256 << 20;
 /// Reads a snapshot, which may come through a pipe.
 fn read_snapshot(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_SNAPSHOT_BYTES + 1).read_to_end(&mut bytes)?;
+    let file = File::open(path).map_err(output::system("open", path))?;
+    file.take(MAX_SNAPSHOT_BYTES + 1).read_to_end(&mut bytes).map_err(output::system("read", path))?;
     let limit = Bytes(MAX_SNAPSHOT_BYTES);
     ensure!(
         bytes.len() as u64 <= MAX_SNAPSHOT_BYTES,
-        "got more than {limit}, expected at most that of a snapshot; name a file that Pool::snapshot gave"
+        "read {path:?}: got more than {limit}, expected at most that of a snapshot; name a file that the library wrote as JSON from a pool's snapshot"
     );
     Ok(bytes)
 }

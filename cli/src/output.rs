@@ -1,26 +1,24 @@
 //! What goes to standard output and standard error, and how numbers are shown there.
 //!
-//! Tensors, files and rates are in decimal units, so that bytes over seconds is the rate that is shown; memory is in
-//! binary units, as it is asked for.
+//! All sizes and rates in text are in binary units, as the library's reports and errors are, so that the numbers of a report can be compared, and bytes
+//! over seconds is the rate that is shown. JSON has bytes, and `gigabytes_per_second` of 10^9 bytes.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
 
-use anyhow::Context;
-use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Serialize, Serializer};
-use tensorhold::LeftOut;
-use tensorhold::allocator::Brief;
+use tensorhold::allocator::{Brief, Bytes};
+use tensorhold::{Error, LeftOut, Vocabulary};
 
 /// Writes a result to standard output. A reader that has gone has seen enough: that is no error.
 pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("write to the standard output"),
+        written => Ok(written.map_err(system("write", Path::new("standard output")))?),
     }
 }
 
@@ -30,9 +28,8 @@ pub(crate) fn print_to(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> anyhow::Result<()> {
     let Some(file) = file else { return print(write) };
-    let created = File::create(file).with_context(|| format!("create {file:?}"))?;
-    let mut out = BufWriter::new(created);
-    write(&mut out).and_then(|()| out.flush()).with_context(|| format!("write {file:?}"))
+    let mut out = BufWriter::new(File::create(file).map_err(system("create", file))?);
+    Ok(write(&mut out).and_then(|()| out.flush()).map_err(system("write", file))?)
 }
 
 /// Writes `value` as JSON, with a newline at its end.
@@ -46,13 +43,19 @@ pub(crate) fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::
     serializer.collect_str(&path.display())
 }
 
-/// Writes an error and its sources to standard error.
+/// The error of the system for an operation on a file: it says what the cause is, and what helps.
+pub(crate) fn system(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { operation, path: path.into(), source }
+}
+
+/// Writes an error and its sources to standard error, in the command's words.
 pub(crate) fn print_error(error: &anyhow::Error) {
     let mut err = io::stderr().lock();
-    // Where standard error cannot be written, the exit code still tells.
-    let _ = writeln!(err, "error: {error}");
-    for source in error.chain().skip(1) {
-        let _ = writeln!(err, "  caused by: {source}");
+    for (number, error) in error.chain().enumerate() {
+        let message = Vocabulary::Command.describe(error);
+        let label = if number == 0 { "error" } else { "  caused by" };
+        // Where standard error cannot be written, the exit code still tells.
+        let _ = writeln!(err, "{label}: {message}");
     }
 }
 
@@ -61,7 +64,7 @@ pub(crate) fn print_error(error: &anyhow::Error) {
 /// It clears itself when its last handle is dropped.
 pub(crate) fn bar(label: &'static str, total_bytes: u64) -> ProgressBar {
     const TEMPLATE: &str =
-        "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
+        "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
     let target = match io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
@@ -72,9 +75,9 @@ pub(crate) fn bar(label: &'static str, total_bytes: u64) -> ProgressBar {
         .with_prefix(label)
 }
 
-/// Bytes of tensors and files: `16.06 GB`.
+/// Bytes of tensors and files: `15.0 GiB`.
 pub(crate) fn data(bytes: u64) -> String {
-    format!("{:.2}", ByteSize::b(bytes).display().si())
+    Bytes(bytes).to_string()
 }
 
 /// Files that are listed as left out; JSON has them all.
@@ -97,10 +100,10 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
     }
 }
 
-/// Bytes in seconds, and the rate: `16.06 GB in 0.345 s: 46.55 GB/s`.
+/// Bytes in seconds, and the rate: `15.0 GiB in 0.345 s: 43.36 GiB/s`.
 pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
-    let per_second = bytes as f64 / 1e9 / seconds.max(f64::MIN_POSITIVE);
-    format!("{} in {seconds:.3} s: {per_second:.2} GB/s", data(bytes))
+    let per_second = bytes as f64 / f64::from(1 << 30) / seconds.max(f64::MIN_POSITIVE);
+    format!("{} in {seconds:.3} s: {per_second:.2} GiB/s", data(bytes))
 }
 
 /// A name from a file as it can be shown on a terminal: bounded, since a column is as wide as its longest row.
@@ -123,9 +126,9 @@ mod tests {
 
     #[test]
     fn bytes_over_seconds_is_the_rate_shown() {
-        assert_eq!(rate(16_060_000_000, 0.5), "16.06 GB in 0.500 s: 32.12 GB/s");
+        assert_eq!(rate(16 << 30, 0.5), "16.0 GiB in 0.500 s: 32.00 GiB/s");
         assert_eq!(data(17), "17 B");
-        assert_eq!(data(1_500), "1.50 kB");
+        assert_eq!(data(1_536), "1.5 KiB");
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use tensorhold::Device;
 use tensorhold::allocator::events::{self, EventLog};
 use tensorhold::allocator::{Pool, PoolBuilder};
 
 use crate::args::LoadOptions;
+use crate::output::system;
 
 /// A pool for the tensors of a load.
 pub(crate) fn builder(device: &Device, options: &LoadOptions) -> PoolBuilder {
@@ -29,7 +29,7 @@ pub(crate) struct Recording {
 impl Recording {
     /// Makes the file, so that no load is for nothing, and the pool.
     pub(crate) fn start(path: &Path, device: &Device, options: &LoadOptions) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("create {path:?}"))?;
+        let file = File::create(path).map_err(system("create", path))?;
         // A load has an event or two for each tensor, and those are in memory anyway.
         let (recorder, log) = events::recorder(usize::MAX);
         let pool = builder(device, options).events(recorder).build()?;
@@ -39,7 +39,7 @@ impl Recording {
     /// Closes the pool and writes what has happened in it.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         self.pool.close();
-        self.log.write_to(BufWriter::new(self.file)).with_context(|| format!("write {:?}", self.path))?;
+        self.log.write_to(BufWriter::new(self.file)).map_err(system("write", &self.path))?;
         Ok(())
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
 
 /// Reads an event log.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Log> {
-    let file = File::open(path).with_context(|| format!("open {path:?}"))?;
+    let file = File::open(path).map_err(output::system("open", path))?;
     Log::read(BufReader::new(file)).with_context(|| format!("read {path:?}"))
 }
 

@@ -53,7 +53,7 @@ fn floats_are_converted_if_that_is_asked() {
         (&json!(3), &json!(28), &json!(56))
     );
     let message = failure(&run("load", folder.path(), &["--device", "cpu", "--dtype", "i64"]), 1);
-    assert!(message.contains("option dtype: got I64, expected one of F32"), "{message}");
+    assert!(message.contains("option --dtype: got I64, expected one of F32"), "{message}");
     let message = failure(&run("load", folder.path(), &["--dtype", "float"]), 2);
     assert!(message.contains("expected a type of the format"), "{message}");
 }

@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use tensorhold::{DType, Tensor};
 
+use crate::arguments;
 use crate::open::PyOpen;
 use crate::tensor::{PyHandover, PyTensor, capsule};
 
@@ -60,7 +61,8 @@ impl PyGetter {
 
 #[pymethods]
 impl PyGetter {
-    fn __call__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        self.conversion.hand_over(py, self.open.get().read(py, name)?)
+    fn __call__<'py>(&self, py: Python<'py>, name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let name = arguments::name(name)?;
+        self.conversion.hand_over(py, self.open.get().read(py, &name)?)
     }
 }

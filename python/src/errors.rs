@@ -13,7 +13,7 @@ use pyo3::exceptions::{
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
-use tensorhold::{Error, allocator};
+use tensorhold::{Error, Vocabulary, allocator};
 
 /// The classes, in the order of their making: a class's bases come before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,10 +137,10 @@ pub(crate) fn new(py: Python<'_>, kind: Kind, message: impl Into<String>) -> PyE
 
 /// The exception for an error of the library.
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
-    let mut message = error.to_string();
+    let mut message = Vocabulary::Python.describe(&error);
     let mut source = error.source();
     while let Some(below) = source {
-        let below_message = below.to_string();
+        let below_message = Vocabulary::Python.describe(below);
         if !message.contains(&below_message) {
             message += &format!(": {below_message}");
         }
@@ -175,6 +175,11 @@ fn kind(error: &Error) -> Kind {
             std::io::ErrorKind::PermissionDenied => Kind::Access,
             _ => Kind::File,
         },
+        Error::Read { source, .. } | Error::Write { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            Kind::Access
+        }
         Error::Read { .. } | Error::Write { .. } | Error::Space { .. } | Error::Target { .. } => Kind::File,
         Error::FileChanged { .. } => Kind::FileChanged,
         Error::NotAFile { .. }

@@ -14,6 +14,7 @@ use pyo3::types::{PyDict, PyList};
 use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup, agree};
 use tensorhold::{Batches, Error, Result, Tensor, TensorInfo, Weights};
 
+use crate::arguments;
 use crate::batches::PyBatches;
 use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
@@ -76,7 +77,7 @@ impl PyGroup {
         call: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<()>,
     ) -> Result<()> {
         let failed = |detail: String| {
-            let remedy = "see what the group says, on every rank";
+            let remedy = "see what the group says, on every rank".into();
             Error::Group { operation, rank: self.rank, size: self.size, detail, remedy }
         };
         match Python::try_attach(|py| call(self.group.bind(py)).map_err(|error| (error.to_string(), error))) {
@@ -95,7 +96,7 @@ impl PyGroup {
             return Ok(rank);
         }
         let (detail, remedy) =
-            (format!("got rank {rank}, expected another one that there is"), "count ranks from 0");
+            (format!("got rank {rank}, expected another one that there is"), "count ranks from 0".into());
         Err(Error::Group { operation, rank: self.rank, size: self.size, detail, remedy })
     }
 
@@ -130,7 +131,7 @@ impl ProcessGroup for PyGroup {
     fn scatter(&self, parts: &[Tensor]) -> Result<()> {
         if parts.len() != self.size {
             let detail = format!("got {} parts, expected one for each rank", parts.len());
-            let remedy = "give as many parts as there are ranks";
+            let remedy = "give as many parts as there are ranks".into();
             return Err(Error::Group {
                 operation: "scatter",
                 rank: self.rank,
@@ -168,7 +169,14 @@ impl fmt::Debug for PyGroup {
 fn open(group: Option<Bound<'_, PyAny>>) -> PyResult<(Arc<dyn ProcessGroup>, Failure)> {
     let failure = Failure::default();
     let Some(group) = group else { return Ok((Arc::new(SingleGroup), failure)) };
-    let (rank, size) = (group.call_method0("rank")?.extract()?, group.call_method0("size")?.extract()?);
+    if !group.hasattr("rank")? || !group.hasattr("size")? {
+        let expected = "None, or an object with the methods of tensorhold.groups.TorchGroup";
+        return Err(arguments::wrong_type("argument group", &group, expected));
+    }
+    let number = |method: &str| {
+        arguments::number::<usize>(&format!("{method}() of a process group"), &group.call_method0(method)?)
+    };
+    let (rank, size) = (number("rank")?, number("size")?);
     if rank >= size {
         let message = format!(
             "open a process group: got rank {rank} of {size}, expected a rank below the size; check the group"
@@ -214,7 +222,7 @@ fn all_well(
 ) -> PyResult<()> {
     let (device, pool) = (pool.get().opened(), &pool.get().pool);
     let (rank, size) = (group.rank(), group.size());
-    let (detail, remedy) = ("this rank has failed".into(), "see what it says");
+    let (detail, remedy) = ("this rank has failed".into(), "see what it says".into());
     let failed = Error::Group { operation: "go on together", rank, size, detail, remedy };
     let outcome = if is_well { Ok(()) } else { Err(failed) };
     let together = py.detach(|| agree(group, device, pool, outcome));

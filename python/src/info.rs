@@ -7,6 +7,7 @@ use pyo3::types::PyTuple;
 use tensorhold::allocator::Quoted;
 use tensorhold::{Cut, DType, TensorInfo};
 
+use crate::arguments::{self, wrong_type};
 use crate::errors::{self, Kind};
 
 /// A tensor as it is on its device; in a rule, as its file has it.
@@ -57,20 +58,24 @@ pub(crate) struct PyCut(pub(crate) Cut);
 impl PyCut {
     /// `length` elements of dimension `dim`, from `start` on.
     #[staticmethod]
-    fn narrow(dim: usize, start: usize, length: usize) -> Self {
-        Self(Cut::narrow(dim, start, length))
+    fn narrow(dim: &Bound<'_, PyAny>, start: &Bound<'_, PyAny>, length: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let [dim, start, length] =
+            numbers("Cut.narrow", [("dim", dim), ("start", start), ("length", length)])?;
+        Ok(Self(Cut::narrow(dim, start, length)))
     }
 
     /// Part `rank` of `world` parts of the same length.
     #[staticmethod]
-    fn shard(dim: usize, rank: usize, world: usize) -> Self {
-        Self(Cut::shard(dim, rank, world))
+    fn shard(dim: &Bound<'_, PyAny>, rank: &Bound<'_, PyAny>, world: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let [dim, rank, world] = numbers("Cut.shard", [("dim", dim), ("rank", rank), ("world", world)])?;
+        Ok(Self(Cut::shard(dim, rank, world)))
     }
 
     /// Part `rank` of `world` parts as torch's `chunk` makes them: the last ones may be shorter.
     #[staticmethod]
-    fn chunk(dim: usize, rank: usize, world: usize) -> Self {
-        Self(Cut::chunk(dim, rank, world))
+    fn chunk(dim: &Bound<'_, PyAny>, rank: &Bound<'_, PyAny>, world: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let [dim, rank, world] = numbers("Cut.chunk", [("dim", dim), ("rank", rank), ("world", world)])?;
+        Ok(Self(Cut::chunk(dim, rank, world)))
     }
 
     fn __repr__(&self) -> String {
@@ -78,26 +83,51 @@ impl PyCut {
     }
 }
 
+/// The numbers among a function's arguments.
+pub(crate) fn numbers<const N: usize>(
+    function: &str,
+    arguments: [(&str, &Bound<'_, PyAny>); N],
+) -> PyResult<[usize; N]> {
+    let mut numbers = [0; N];
+    for (number, (name, value)) in numbers.iter_mut().zip(arguments) {
+        *number = arguments::number(&format!("argument {name} of {function}"), value)?;
+    }
+    Ok(numbers)
+}
+
 /// One cut or several.
-pub(crate) fn cuts(found: &Bound<'_, PyAny>) -> PyResult<Vec<Cut>> {
+pub(crate) fn cuts(subject: &str, found: &Bound<'_, PyAny>) -> PyResult<Vec<Cut>> {
+    const EXPECTED: &str = "a tensorhold.Cut, or several of them";
     if found.is_none() {
         return Ok(Vec::new());
     }
     if let Ok(cut) = found.cast::<PyCut>() {
         return Ok(vec![cut.get().0]);
     }
-    found.try_iter()?.map(|cut| Ok(cut?.cast::<PyCut>()?.get().0)).collect()
+    let several = found.try_iter().map_err(|_| wrong_type(subject, found, EXPECTED))?;
+    several
+        .map(|cut| {
+            let cut = cut?;
+            let found = cut.cast::<PyCut>().map_err(|_| wrong_type(subject, &cut, EXPECTED))?;
+            Ok(found.get().0)
+        })
+        .collect()
 }
 
 /// A type by the name that the format, torch, NumPy or JAX has for it: `BF16`, `bfloat16`, `torch.bfloat16`.
 pub(crate) fn dtype(spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
+    dtype_of("option dtype", spelled)
+}
+
+/// The same, for an argument that messages call `subject`.
+pub(crate) fn dtype_of(subject: &str, spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
     let text = spelled.str()?.to_string();
     // `torch.float32`, `<class 'numpy.float32'>`, `<class 'jax.numpy.bfloat16'>`
     let name = text.trim_end_matches("'>").rsplit('.').next().unwrap_or_default();
     by_name(name).ok_or_else(|| {
         let known: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
         let message = format!(
-            "option dtype: got {}, expected one of {}; name one of these",
+            "{subject}: got {}, expected one of {}; name one of these",
             Quoted(&text),
             known.join(", ")
         );

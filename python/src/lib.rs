@@ -11,6 +11,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 #![allow(missing_docs, reason = "what Python sees is described in its stubs")]
 
+mod arguments;
 mod batches;
 mod convert;
 mod device;
@@ -65,7 +66,7 @@ mod _core {
     use crate::tensor::{PyHandover, PyTensor};
     #[pymodule_export]
     use crate::weights::PyWeights;
-    use crate::{device, errors};
+    use crate::{arguments, device, errors};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -88,15 +89,20 @@ mod _core {
 
     /// Begins to load the tensors, and gives each as its bytes land.
     #[pyfunction]
-    #[pyo3(signature = (paths, device=None, *, in_file_order=false, **options))]
+    #[pyo3(
+        signature = (paths, device=None, *, in_file_order=None, **options),
+        text_signature = "(paths, device=None, *, in_file_order=False, **options)"
+    )]
     fn stream(
         py: Python<'_>,
         paths: &Bound<'_, PyAny>,
         device: Option<&Bound<'_, PyAny>>,
-        in_file_order: bool,
+        in_file_order: Option<&Bound<'_, PyAny>>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyStream> {
         let asked = Asked::new(py, paths, device, options)?;
+        let in_file_order =
+            in_file_order.map_or(Ok(false), |value| arguments::flag("option in_file_order", value))?;
         let failure = asked.failure.clone();
         let stream = asked.run(py, tensorhold::Loader::stream)?;
         Ok(PyStream::new(if in_file_order { stream.in_file_order() } else { stream }, failure))

@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, RwLock, TryLockError};
 
 use pyo3::prelude::*;
@@ -15,6 +14,7 @@ use pyo3::types::{PyDict, PyList};
 use tensorhold::allocator::{Quoted, RegionParts};
 use tensorhold::{Checkpoint, Pool, Tensor};
 
+use crate::arguments;
 use crate::convert::{Conversion, PyGetter};
 use crate::errors::{self, Kind, raise};
 use crate::info::{self, PyInfo};
@@ -261,7 +261,8 @@ impl PyOpen {
         PyList::new(py, self.checkpoint(py, "list tensors")?.names())
     }
 
-    fn info(&self, py: Python<'_>, name: &str) -> PyResult<PyInfo> {
+    fn info(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<PyInfo> {
+        let name = &*arguments::name(name)?;
         let checkpoint = self.checkpoint(py, "describe a tensor")?;
         if let Some(info) = checkpoint.info(name) {
             return Ok(PyInfo(info.clone()));
@@ -284,7 +285,12 @@ impl PyOpen {
 
     /// The strings in a file's header, or in those of all files.
     #[pyo3(signature = (file=None))]
-    fn metadata<'py>(&self, py: Python<'py>, file: Option<PathBuf>) -> PyResult<Bound<'py, PyDict>> {
+    fn metadata<'py>(
+        &self,
+        py: Python<'py>,
+        file: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let file = file.map(|file| arguments::path("argument file of metadata", file)).transpose()?;
         let checkpoint = self.checkpoint(py, "read metadata")?;
         let strings = PyDict::new(py);
         for found in checkpoint.files().filter(|found| file.as_ref().is_none_or(|file| file == found)) {
@@ -314,14 +320,15 @@ impl PyOpen {
 
     /// A part of a tensor, of which no more is read than is in the way.
     fn hand_over_part(&self, py: Python<'_>, name: &str, cuts: &Bound<'_, PyAny>) -> PyResult<PyHandover> {
-        let cuts = info::cuts(cuts)?;
+        let cuts = info::cuts("cuts of a part", cuts)?;
         let read = |checkpoint: &Checkpoint| checkpoint.load_part(name, &cuts);
         self.with(py, &format!("read tensor {}", Quoted(name)), read).map(PyHandover::new)
     }
 
     /// All tensors, or those of the names.
     #[pyo3(signature = (names=None))]
-    fn load(&self, py: Python<'_>, names: Option<Vec<String>>) -> PyResult<PyWeights> {
+    fn load(&self, py: Python<'_>, names: Option<&Bound<'_, PyAny>>) -> PyResult<PyWeights> {
+        let names = names.map(|names| arguments::names("argument names of load", names)).transpose()?;
         let load = |checkpoint: &Checkpoint| match names {
             Some(names) => checkpoint.load_tensors(names),
             None => checkpoint.loader().load(),

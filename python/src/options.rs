@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::{PyOverflowError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyMapping, PyString};
 use tensorhold::allocator::{Quoted, RegionParts};
 use tensorhold::{Backend, BackendKind, Cut, Device, Loader, Pool};
 
+use crate::arguments::{self, flag, got, number, text, wrong_type};
 use crate::device;
 use crate::errors::{self, Kind, raise};
 use crate::info::{self, PyInfo};
@@ -58,7 +59,7 @@ impl Missing {
         let names = self.names();
         let first = names.iter().min()?;
         let message = format!(
-            "select tensor {}: there is none of that name, and {} of the selected are missing in all; select what is there",
+            "select tensor {}: no such tensor, and {} of the selected are missing in all; tensorhold.inspect lists the names",
             Quoted(first),
             names.len()
         );
@@ -93,28 +94,37 @@ impl Asked {
                 "dtype" => asked.dtype(value)?,
                 "cuts" => asked.cuts(value)?,
                 "backend" => asked.set(|loader| Ok(loader.backend(backend(&value)?)))?,
-                "threads" => asked.set(|loader| Ok(loader.threads(number("threads", &value)?)))?,
+                "threads" => asked.set(|loader| Ok(loader.threads(number("option threads", &value)?)))?,
                 "memory_budget" => {
-                    asked.set(|loader| Ok(loader.memory_budget(number("memory_budget", &value)?)))?
+                    asked.set(|loader| Ok(loader.memory_budget(number("option memory_budget", &value)?)))?
                 }
                 "staging_bytes" => {
-                    asked.set(|loader| Ok(loader.staging_bytes(number("staging_bytes", &value)?)))?
+                    asked.set(|loader| Ok(loader.staging_bytes(number("option staging_bytes", &value)?)))?
                 }
                 "pool" => {
-                    let pool = value.cast::<PyPool>()?.get();
+                    let pool = value.cast::<PyPool>();
+                    let pool =
+                        pool.map_err(|_| wrong_type("option pool", &value, "a tensorhold.Pool"))?.get();
                     pool.check(py, "load into a pool")?;
                     asked.set(|loader| Ok(loader.pool(&pool.pool)))?;
                     asked.has_pool = true;
                 }
                 "parts" => {
-                    let parts = if value.is_truthy()? { RegionParts::Require } else { RegionParts::Whole };
+                    let parts =
+                        if flag("option parts", &value)? { RegionParts::Require } else { RegionParts::Whole };
                     asked.set(|loader| Ok(loader.region_parts(parts)))?;
                 }
-                "count_conversions" if value.is_truthy()? => {
+                "count_conversions" if flag("option count_conversions", &value)? => {
                     asked.set(|loader| Ok(loader.count_conversions()))?
                 }
                 "count_conversions" => {}
-                "progress" => callback = Some(value.unbind()),
+                "progress" if value.is_callable() => callback = Some(value.unbind()),
+                // The functions that can show a bar have taken True for it.
+                "progress" if value.is_instance_of::<PyBool>() => {}
+                "progress" => {
+                    let expected = "True for a bar, or a function that is given a Progress";
+                    return Err(wrong_type("option progress", &value, expected));
+                }
                 _ => return Err(unknown(&name)),
             }
         }
@@ -154,8 +164,10 @@ impl Asked {
                 "option select: got a str, expected a rule or a collection of names; put the name in a list";
             return Err(errors::new(wanted.py(), Kind::Option, message));
         }
-        let names = wanted.try_iter()?.map(|name| name?.extract::<String>());
-        let names: HashSet<String> = names.collect::<PyResult<_>>()?;
+        if wanted.try_iter().is_err() {
+            return Err(wrong_type("option select", wanted, "a rule or a collection of names"));
+        }
+        let names: HashSet<String> = arguments::names("option select", wanted)?.into_iter().collect();
         self.missing = Missing(Arc::new(Mutex::new(names.clone())));
         let missing = self.missing.clone();
         self.set(|loader| {
@@ -169,7 +181,7 @@ impl Asked {
     fn dtype(&mut self, wanted: Bound<'_, PyAny>) -> PyResult<()> {
         // Types of NumPy and JAX can be called, too.
         if !wanted.is_callable() || wanted.is_instance_of::<pyo3::types::PyType>() {
-            let dtype = info::dtype(&wanted)?;
+            let dtype = info::dtype_of("option dtype", &wanted)?;
             return self.set(|loader| Ok(loader.dtype(dtype)));
         }
         if let Ok(dtype) = info::dtype(&wanted) {
@@ -179,18 +191,25 @@ impl Asked {
         let rule = move |info: &tensorhold::TensorInfo| {
             failure.ask(None, |py| {
                 let answer = rule.call1(py, (PyInfo(info.clone()),))?;
-                if answer.is_none(py) { Ok(None) } else { info::dtype(answer.bind(py)).map(Some) }
+                let subject = || format!("option dtype, the rule's answer for tensor {}", Quoted(&info.name));
+                if answer.is_none(py) {
+                    Ok(None)
+                } else {
+                    info::dtype_of(&subject(), answer.bind(py)).map(Some)
+                }
             })
         };
         self.set(|loader| Ok(loader.dtype_by(rule)))
     }
 
     fn cuts(&mut self, wanted: Bound<'_, PyAny>) -> PyResult<()> {
-        if let Ok(by_name) = wanted.cast::<PyDict>() {
-            for (name, cuts) in by_name {
-                let name = name.extract::<String>()?;
-                for cut in info::cuts(&cuts)? {
-                    self.set(|loader| Ok(loader.cut(name.clone(), cut)))?;
+        if let Ok(by_name) = wanted.cast::<PyMapping>() {
+            for item in by_name.items()? {
+                let (name, cuts) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
+                let name = text("option cuts, a key in it", &name, "the name of a tensor, a str")?;
+                let subject = format!("option cuts of tensor {}", Quoted(&name));
+                for cut in info::cuts(&subject, &cuts)? {
+                    self.set(|loader| Ok(loader.cut(&*name, cut)))?;
                 }
             }
             return Ok(());
@@ -198,13 +217,17 @@ impl Asked {
         if !wanted.is_callable() {
             let message = format!(
                 "option cuts: got {}, expected a dict from names to cuts, or a rule; see tensorhold.Cut",
-                wanted.get_type()
+                got(&wanted)
             );
             return Err(errors::new(wanted.py(), Kind::Option, message));
         }
         let (failure, rule) = (self.failure.clone(), wanted.unbind());
         let rule = move |info: &tensorhold::TensorInfo| -> Vec<Cut> {
-            failure.ask(Vec::new(), |py| info::cuts(rule.call1(py, (PyInfo(info.clone()),))?.bind(py)))
+            failure.ask(Vec::new(), |py| {
+                let answer = rule.call1(py, (PyInfo(info.clone()),))?;
+                let subject = format!("option cuts, the rule's answer for tensor {}", Quoted(&info.name));
+                info::cuts(&subject, answer.bind(py))
+            })
         };
         self.set(|loader| Ok(loader.cut_by(rule)))
     }
@@ -228,50 +251,40 @@ impl Asked {
     }
 }
 
-/// A number that is not negative, and not larger than there are.
-pub(crate) fn number<'py, T>(option: &str, value: &Bound<'py, PyAny>) -> PyResult<T>
-where
-    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
-{
-    let py = value.py();
-    value.extract::<T>().map_err(|error| {
-        if !error.is_instance_of::<PyOverflowError>(py) {
-            return error;
-        }
-        let message =
-            format!("option {option}: got {value}, expected 0 to 2^64 - 1; correct it, or leave it out");
-        errors::new(py, Kind::Option, message)
-    })
-}
-
 /// One path, or several.
 fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyResult<Loader> {
     let checkpoint = |loader: Loader, path: PathBuf| {
         py.detach(|| loader.checkpoint(path)).map_err(|error| raise(py, error))
     };
-    if let Ok(path) = paths.extract::<PathBuf>() {
+    if let Some(path) = arguments::as_path(paths) {
         return checkpoint(loader, path);
     }
     let wrong = |found: &Bound<'_, PyAny>| {
+        let remedy = match found.hasattr("read") {
+            Ok(true) => "pass the file's name",
+            _ => "name a file, an index or a folder",
+        };
         let message = format!(
-            "option paths: got {}, expected a path or several, each a str or os.PathLike; name a file, an index or a folder",
-            found.get_type()
+            "option paths: got {}, expected a path or several, each a str or os.PathLike; {remedy}",
+            got(found)
         );
         errors::new(py, Kind::Option, message)
     };
-    // Bytes can be iterated over, too, and are none.
-    let several = paths.try_iter().ok().filter(|_| !paths.is_instance_of::<PyBytes>());
+    // Texts, bytes and open files can be iterated over, too, and are no lists of paths.
+    let is_text = paths.is_instance_of::<PyString>() || paths.is_instance_of::<PyBytes>();
+    let is_single = is_text || paths.hasattr("read")?;
+    let several = paths.try_iter().ok().filter(|_| !is_single);
     let mut loader = loader;
     for path in several.ok_or_else(|| wrong(paths))? {
         let path = path?;
-        let Ok(path) = path.extract() else { return Err(wrong(&path)) };
-        loader = checkpoint(loader, path)?;
+        let Some(found) = arguments::as_path(&path) else { return Err(wrong(&path)) };
+        loader = checkpoint(loader, found)?;
     }
     Ok(loader)
 }
 
 fn backend(named: &Bound<'_, PyAny>) -> PyResult<Backend> {
-    let name = named.extract::<String>()?;
+    let name = text("option backend", named, "the name of a backend, a str")?;
     if name == "auto" {
         return Ok(Backend::Auto);
     }

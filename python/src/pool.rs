@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use tensorhold::allocator::{RegionParts, Stats};
 use tensorhold::{Device, Pool};
 
+use crate::arguments;
 use crate::device;
 use crate::errors::raise;
 use crate::process::Process;
@@ -78,22 +79,32 @@ impl PyPool {
     /// `parts`: whether a tensor's memory goes back to the device with the tensor, though its neighbours in the region
     /// live: None, where the device can; True, or it is an error; False, never.
     #[new]
-    #[pyo3(signature = (device=None, *, limit_bytes=None, parts=None, retain_bytes=0, name=None))]
+    #[pyo3(
+        signature = (device=None, *, limit_bytes=None, parts=None, retain_bytes=None, name=None),
+        text_signature = "(device=None, *, limit_bytes=None, parts=None, retain_bytes=0, name=None)"
+    )]
     fn new(
         py: Python<'_>,
         device: Option<&Bound<'_, PyAny>>,
-        limit_bytes: Option<u64>,
-        parts: Option<bool>,
-        retain_bytes: u64,
-        name: Option<&str>,
+        limit_bytes: Option<&Bound<'_, PyAny>>,
+        parts: Option<&Bound<'_, PyAny>>,
+        retain_bytes: Option<&Bound<'_, PyAny>>,
+        name: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
+        let number = |name: &str, value: &Bound<'_, PyAny>| {
+            arguments::number::<u64>(&format!("argument {name} of Pool"), value)
+        };
+        let limit_bytes = limit_bytes.map(|value| number("limit_bytes", value)).transpose()?;
+        let retain_bytes = retain_bytes.map_or(Ok(0), |value| number("retain_bytes", value))?;
+        let parts = parts.map(|value| arguments::flag("argument parts of Pool", value)).transpose()?;
+        let name = name.map(|name| arguments::text("argument name of Pool", name, "a str")).transpose()?;
         let device = device::open(py, device)?;
         let parts = match parts {
             Some(true) => RegionParts::Require,
             Some(false) => RegionParts::Whole,
             None => RegionParts::Auto,
         };
-        let name = name.unwrap_or(device::name(&device));
+        let name = name.as_deref().unwrap_or(device::name(&device));
         let mut builder =
             Pool::builder(device.memory()).name(name).retain_bytes(retain_bytes).region_parts(parts);
         if let Some(bytes) = limit_bytes {

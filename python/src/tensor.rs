@@ -87,12 +87,20 @@ impl PyTensor {
 
     /// The same bytes as elements of another type; the last dimension becomes longer or shorter with it.
     fn view(&self, dtype: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let (py, dtype) = (dtype.py(), info::dtype(dtype)?);
+        let (py, dtype) = (dtype.py(), info::dtype_of("argument dtype of view", dtype)?);
         self.tensor.reinterpret(dtype).map(Self::new).map_err(|error| raise(py, error))
     }
 
     /// A part that is one run of bytes, sharing them.
-    fn narrow(&self, py: Python<'_>, dim: usize, start: usize, length: usize) -> PyResult<Self> {
+    fn narrow(
+        &self,
+        py: Python<'_>,
+        dim: &Bound<'_, PyAny>,
+        start: &Bound<'_, PyAny>,
+        length: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let numbers = [("dim", dim), ("start", start), ("length", length)];
+        let [dim, start, length] = info::numbers("narrow", numbers)?;
         self.tensor.narrow(dim, start, length).map(Self::new).map_err(|error| raise(py, error))
     }
 
@@ -117,7 +125,7 @@ impl PyTensor {
     }
 
     /// The tensor as one of the framework's, with no copy.
-    fn to<'py>(slf: &Bound<'py, Self>, framework: &str) -> PyResult<Bound<'py, PyAny>> {
+    fn to<'py>(slf: &Bound<'py, Self>, framework: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         convert(slf, framework)
     }
 
@@ -200,7 +208,7 @@ impl PyHandover {
 
     /// The same, as elements of another type.
     fn view(&self, dtype: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let (py, dtype) = (dtype.py(), info::dtype(dtype)?);
+        let (py, dtype) = (dtype.py(), info::dtype_of("argument dtype of view", dtype)?);
         let tensor = self.with(|tensor| tensor.take().ok_or_else(gone))?;
         tensor.reinterpret(dtype).map(Self::new).map_err(|error| raise(py, error))
     }
@@ -308,7 +316,10 @@ where
     exported.map_err(|error| raise(py, error))?.into_pyobject(py)
 }
 
-fn convert<'py>(tensor: &Bound<'py, PyTensor>, framework: &str) -> PyResult<Bound<'py, PyAny>> {
+fn convert<'py>(
+    tensor: &Bound<'py, PyTensor>,
+    framework: impl IntoPyObject<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
     let frameworks = tensor.py().import("tensorhold.frameworks")?;
     frameworks.call_method1("convert", (tensor, framework))
 }

@@ -1,12 +1,13 @@
 //! Weights in Python: by name, as a dict of a framework's tensors, and closed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 use tensorhold::{Tensor, Weights};
 
+use crate::arguments;
 use crate::convert::Conversion;
 use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
@@ -69,8 +70,9 @@ impl PyWeights {
     }
 
     /// What a tensor is.
-    fn info(&self, py: Python<'_>, name: &str) -> PyResult<PyInfo> {
-        let info = self.with(py, |weights| weights.view(name).map(|view| view.info().clone()))?;
+    fn info(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<PyInfo> {
+        let name = arguments::name(name)?;
+        let info = self.with(py, |weights| weights.view(&name).map(|view| view.info().clone()))?;
         info.map(PyInfo).map_err(|error| raise(py, error))
     }
 
@@ -80,8 +82,9 @@ impl PyWeights {
     }
 
     /// An owner of a tensor, which keeps the tensor's bytes beyond the weights.
-    fn tensor(&self, py: Python<'_>, name: &str) -> PyResult<PyTensor> {
-        let tensor = self.with(py, |weights| weights.tensor(name))?;
+    fn tensor(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<PyTensor> {
+        let name = arguments::name(name)?;
+        let tensor = self.with(py, |weights| weights.tensor(&name))?;
         tensor.map(PyTensor::new).map_err(|error| raise(py, error))
     }
 
@@ -92,7 +95,12 @@ impl PyWeights {
 
     /// The strings in a file's header, or in those of all files that tensors are from.
     #[pyo3(signature = (file=None))]
-    fn metadata<'py>(&self, py: Python<'py>, file: Option<PathBuf>) -> PyResult<Bound<'py, PyDict>> {
+    fn metadata<'py>(
+        &self,
+        py: Python<'py>,
+        file: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let file = file.map(|file| arguments::path("argument file of metadata", file)).transpose()?;
         let found = self.with(py, |weights| {
             let files = match file {
                 Some(file) => vec![Arc::from(file)],
@@ -125,7 +133,7 @@ impl PyWeights {
     }
 
     /// All tensors as the framework's, by name, with no copy.
-    fn to<'py>(slf: &Bound<'py, Self>, framework: &str) -> PyResult<Bound<'py, PyAny>> {
+    fn to<'py>(slf: &Bound<'py, Self>, framework: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         slf.py().import("tensorhold.frameworks")?.call_method1("convert_all", (slf, framework))
     }
 
@@ -189,7 +197,7 @@ impl PyWeights {
         Ok(self.keys(py)?.try_iter()?.into_any())
     }
 
-    fn __getitem__(&self, py: Python<'_>, name: &str) -> PyResult<PyTensor> {
+    fn __getitem__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<PyTensor> {
         self.tensor(py, name)
     }
 

@@ -115,7 +115,7 @@ class _Bar:
             from tqdm.auto import tqdm
         except ImportError:
             return _plain(self.options)
-        self.bar = tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc="loading")
+        self.bar = tqdm(unit="iB", unit_scale=True, unit_divisor=1024, desc="loading")
         return {**self.options, "progress": self.show}
 
     def show(self, progress: "_core.Progress") -> None:

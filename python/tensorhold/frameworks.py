@@ -7,7 +7,7 @@ framework's own view makes the type of them; where the framework has no such typ
 import gc
 import sys
 
-from tensorhold._core import FrameworkError, OptionError, Tensor, TensorError, device_name
+from tensorhold._core import DeviceError, FrameworkError, OptionError, Tensor, TensorError, cuda_count, device_name
 from tensorhold._text import quoted
 
 TYPE_CHECKING = False
@@ -90,14 +90,14 @@ class Torch(Converter):
         if device == "cpu":
             return device
         if not self.torch.cuda.is_available():
-            built = self.torch.version.cuda or getattr(self.torch.version, "hip", None)
-            why = "finds no CUDA device" if built else "was built without CUDA"
+            if self.torch.version.cuda or getattr(self.torch.version, "hip", None):
+                raise no_device(device, f"torch {self.torch.__version__} finds no CUDA device")
             raise FrameworkError(
-                f"load to device {device!r} for torch: torch {self.torch.__version__} {why}; "
+                f"load to device {device!r} for torch: torch {self.torch.__version__} was built without CUDA; "
                 "install a torch for CUDA, or load to the device \"cpu\""
             )
         if device.startswith("cuda:") and int(device[5:]) >= self.torch.cuda.device_count():
-            raise FrameworkError(
+            raise DeviceError(
                 f"load to device {device!r} for torch: torch finds {self.torch.cuda.device_count()}; name one of these"
             )
         return device
@@ -187,11 +187,13 @@ class Jax(Converter):
             try:
                 count = len(self.jax.devices("cuda"))
             except RuntimeError as error:
+                if cuda_count() == 0:
+                    raise no_device(device, f"jax finds no CUDA device: {error}") from error
                 raise FrameworkError(
                     f"load to device {device!r} for jax: {error}; install a jax for CUDA, or load to the device \"cpu\""
                 ) from error
             if int(device[5:]) >= count:
-                raise FrameworkError(f"load to device {device!r} for jax: jax finds {count}; name one of these")
+                raise DeviceError(f"load to device {device!r} for jax: jax finds {count}; name one of these")
         return device
 
     def convert(self, tensor: "Tensor | _Handover") -> "Any":
@@ -233,6 +235,13 @@ class Cupy(Converter):
         return self.cupy.from_dlpack(tensor)
 
 
+def no_device(device: "Device", why: str) -> DeviceError:
+    """The error for a CUDA device that a framework does not find, and could use."""
+    return DeviceError(
+        f"load to device {device!r}: {why}; check nvidia-smi and CUDA_VISIBLE_DEVICES, or load to the device \"cpu\""
+    )
+
+
 CONVERTERS = {
     **dict.fromkeys(["pt", "torch", "pytorch"], Torch),
     **dict.fromkeys(["np", "numpy"], Numpy),
@@ -245,7 +254,7 @@ _made: "dict[type[Converter], Converter]" = {}
 
 def find(framework: str) -> Converter:
     """The converter of a framework, by any of its names. Imports the framework."""
-    kind = CONVERTERS.get(framework)
+    kind = CONVERTERS.get(framework) if isinstance(framework, str) else None
     if kind is None:
         raise OptionError(f"option framework: got {quoted(framework)}, expected one of {', '.join(CONVERTERS)}; name one of these")
     converter = _made.get(kind)

@@ -112,7 +112,7 @@ def test_a_file_that_may_not_be_read(tmp_path: pathlib.Path, device: str) -> Non
     file.chmod(0)
     if os.access(file, os.R_OK):
         pytest.skip("this user reads every file")
-    refuses(file, PermissionError, "permission denied", "make it readable", device=device)
+    refuses(file, PermissionError, "permission denied", "give this user permission", device=device)
 
 
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: pathlib.Path, device: str) -> None:
@@ -236,7 +236,7 @@ def test_a_pool_of_another_device(checkpoint: pathlib.Path, device: str) -> None
 
 def test_an_unknown_tensor_with_the_nearest_name(checkpoint: pathlib.Path, device: str) -> None:
     weights = tensorhold.load(checkpoint, device)
-    message = "find tensor \"matrx\": there is none of that name among 5; did you mean \"matrix\"?"
+    message = "find tensor \"matrx\": no such tensor among 5; did you mean \"matrix\"?"
     opened = tensorhold.safe_open(checkpoint, "np" if device == "cpu" else "pt", device)
     for ask in (weights.__getitem__, weights.tensor, weights.info, opened.get_tensor, opened.get_slice, opened.get_shape):
         with pytest.raises(KeyError) as caught:
@@ -279,16 +279,16 @@ def test_a_device_that_is_not_there(checkpoint: pathlib.Path) -> None:
         ({"dtype": "I32"}, tensorhold.Error, "dtype"),
         ({"backend": "mmap"}, tensorhold.OptionError, "option backend: got \"mmap\""),
         ({"threads": 0}, tensorhold.OptionError, "threads"),
-        ({"threads": "two"}, TypeError, "int"),
+        ({"threads": "two"}, TypeError, "option threads: got \"two\" \\(str\\), expected a whole number"),
         ({"staging_bytes": -1}, tensorhold.OptionError, "option staging_bytes: got -1, expected 0 to"),
         ({"threads": -1}, tensorhold.OptionError, "option threads: got -1, expected 0 to"),
         ({"memory_budget": 1 << 64}, tensorhold.OptionError, "option memory_budget: got 18446744073709551616, expected 0 to"),
         ({"select": "matrix"}, tensorhold.OptionError, "put the name in a list"),
-        ({"select": 3}, TypeError, "iter"),
+        ({"select": 3}, TypeError, "option select: got 3 \\(int\\), expected a rule or a collection"),
         ({"cuts": 3}, tensorhold.OptionError, "option cuts"),
         ({"cuts": {"matrix": tensorhold.Cut.narrow(0, 2, 2)}}, tensorhold.TensorError, "at most the 3 of dimension 0"),
         ({"cuts": {"matrix": tensorhold.Cut.shard(0, 0, 2)}}, tensorhold.TensorError, "a number that divides them"),
-        ({"pool": "mine"}, TypeError, "Pool"),
+        ({"pool": "mine"}, TypeError, "option pool: got \"mine\" \\(str\\), expected a tensorhold.Pool"),
         ({"dytpe": "F16"}, TypeError, "there is no option \"dytpe\"; there are select, dtype"),
         ({"dytpe": None}, TypeError, "there is no option"),
     ],
@@ -300,7 +300,7 @@ def test_an_option_that_cannot_be_followed(checkpoint: pathlib.Path, options: di
 
 @pytest.mark.parametrize("paths", [3, None, [3], b"\0", b"", b"model.safetensors", [b"model.safetensors"], [["model.safetensors"]]])
 def test_paths_that_are_none(paths: object) -> None:
-    with pytest.raises(tensorhold.OptionError, match="option paths: got <class '(int|NoneType|bytes|list)'>, expected"):
+    with pytest.raises(tensorhold.OptionError, match="option paths: got (3 .int.|None|bytes|an object of type list), expected"):
         tensorhold.load(paths)  # type: ignore[arg-type]
 
 

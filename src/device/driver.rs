@@ -61,7 +61,7 @@ pub unsafe trait Driver: Send + Sync + fmt::Debug + 'static {
             device: self.name().into(),
             operation: "make memory that can be exported",
             detail: format!("it has no handles of memory, asked for {handles:?}"),
-            remedy: "use a CUDA device, or ask for none",
+            remedy: "use a CUDA device, or ask for none".into(),
         })
     }
 
@@ -99,7 +99,7 @@ pub unsafe trait Driver: Send + Sync + fmt::Debug + 'static {
             device: self.name().into(),
             operation: "use a stream",
             detail: "the device has no streams of the application's".into(),
-            remedy: "use the addresses of tensors, and drop tensors when what uses them has ended",
+            remedy: "use the addresses of tensors, and drop tensors when what uses them has ended".into(),
         })
     }
 

@@ -195,7 +195,7 @@ impl Device {
             device: self.name().into(),
             operation: "make memory that can be exported",
             detail: format!("its driver made {got}, expected {expected}"),
-            remedy: "correct the driver: the two have one id",
+            remedy: "correct the driver: the two have one id".into(),
         })?;
         Ok(memory)
     }
@@ -321,7 +321,7 @@ pub(crate) fn not_peers(device: &str, peer: &str, detail: &str) -> Error {
         device: device.into(),
         operation: "enable peer access",
         detail: format!("{peer} is not a peer: {detail}"),
-        remedy: "copy through host memory instead",
+        remedy: "copy through host memory instead".into(),
     }
 }
 
@@ -331,6 +331,6 @@ fn built_without_cuda(device: &str) -> Error {
         device: device.into(),
         operation: "open",
         detail: "this build has no CUDA".into(),
-        remedy: "build with the `cuda` feature, or use Device::host()",
+        remedy: crate::error::Remedy::CUDA_FEATURE,
     }
 }

@@ -68,7 +68,7 @@ pub unsafe trait Stream: Send + Sync {
             device: "of this stream".into(),
             operation: "copy on the device",
             detail: "it has no copies within its memory".into(),
-            remedy: "copy through host memory instead",
+            remedy: "copy through host memory instead".into(),
         })
     }
 
@@ -86,7 +86,7 @@ pub unsafe trait Stream: Send + Sync {
             device: "of this stream".into(),
             operation: transform.operation(),
             detail: "its streams do not transform".into(),
-            remedy: "transform on the CPU, before the copy",
+            remedy: "transform on the CPU, before the copy".into(),
         })
     }
 

@@ -65,7 +65,7 @@ impl Transform {
             device: device.into(),
             operation: self.operation(),
             detail: error.to_string(),
-            remedy: "give a block that lies in its source and its target",
+            remedy: "give a block that lies in its source and its target".into(),
         }
     }
 }

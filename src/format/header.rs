@@ -79,7 +79,10 @@ pub(crate) fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, Problem>
     }
     // `{}` is the shortest.
     if header_len < 2 {
-        return Err(Problem::TooSmall { file_len });
+        return Err(match file_len {
+            0..10 => Problem::TooSmall { file_len },
+            _ => Problem::TooShort { header_len },
+        });
     }
     Ok(header_len as usize)
 }

@@ -112,22 +112,25 @@ fn messages_name_the_tensor_what_was_got_and_what_was_expected() {
     let expected = [
         (
             "[4,12]",
-            r#"tensor "b": its offset 4 overlaps the tensor before it, expected 8; write the file again"#,
+            r#"tensor "b": its offset 4 overlaps the tensor before it, expected 8; fetch or write the file again"#,
         ),
-        ("[9,17]", r#"tensor "b": its offset 9 leaves a hole, expected 8; write the file again"#),
-        ("[12,8]", r#"tensor "b": its offsets 12..8 run backwards; write the file again"#),
+        ("[9,17]", r#"tensor "b": its offset 9 leaves a hole, expected 8; fetch or write the file again"#),
+        ("[12,8]", r#"tensor "b": its offsets 12..8 run backwards; fetch or write the file again"#),
         (
             "[8,15]",
-            r#"tensor "b": its offsets span 7 bytes, expected 8 by shape [2] of F32; write the file again"#,
+            r#"tensor "b": its offsets span 7 bytes, expected 8 by shape [2] of F32; fetch or write the file again"#,
         ),
-        ("[8]", r#"tensor "b": its "data_offsets" has one, expected two numbers; write the file again"#),
+        (
+            "[8]",
+            r#"tensor "b": its "data_offsets" has one, expected two numbers; fetch or write the file again"#,
+        ),
         (
             "[8,16,24]",
-            r#"tensor "b": its "data_offsets" has more, expected two numbers; write the file again"#,
+            r#"tensor "b": its "data_offsets" has more, expected two numbers; fetch or write the file again"#,
         ),
         (
             "[8,1.5]",
-            r#"tensor "b": its "data_offsets" is a list with 1.5, expected a list of whole numbers from 0 to 2^64-1; write the file again"#,
+            r#"tensor "b": its "data_offsets" is a list with 1.5, expected a list of whole numbers from 0 to 2^64-1; fetch or write the file again"#,
         ),
     ];
     for (offsets, text) in expected {
@@ -135,11 +138,20 @@ fn messages_name_the_tensor_what_was_got_and_what_was_expected() {
     }
     assert_eq!(
         message(r#"{"t":{"dtype":"F5","shape":[],"data_offsets":[0,1]}}"#, 1000),
-        r#"tensor "t": unknown dtype "F5"; write the file again"#
+        format!(
+            "tensor \"t\": unknown dtype \"F5\", expected one of BOOL, F4, F6_E2M3, F6_E3M2, U8, I8, F8_E5M2, F8_E4M3, F8_E8M0, \
+             F8_E4M3FNUZ, F8_E5M2FNUZ, I16, U16, F16, BF16, I32, U32, F32, C64, F64, I64, U64; the file may be newer than this \
+             library (tensorhold {}): use a newer version, or a file whose tensors have one of these dtypes",
+            env!("CARGO_PKG_VERSION")
+        )
+    );
+    assert_eq!(
+        message(r#"{"t":{"dtype":null,"shape":[],"data_offsets":[0,1]}}"#, 1000),
+        r#"tensor "t": its "dtype" is null, expected a string; fetch or write the file again"#
     );
     assert_eq!(
         message(r#"{"__metadata__":{"n":3}}"#, 1000),
-        r#"its __metadata__ is 3 under "n", expected an object of strings; write the file again"#
+        r#"its __metadata__ is 3 under "n", expected an object of strings; write the file again with strings"#
     );
     let header = two("[8,16]");
     let expected = 8 + header.len() as u64 + 16;

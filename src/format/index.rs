@@ -13,6 +13,7 @@ use tensorhold_allocator::{Brief, Bytes, Quoted};
 
 use super::catalog::{Catalog, Found};
 use super::checkpoint::{LeftOut, List, Listing, json_without_weights, with_link};
+use super::foreign;
 use super::json::for_each_pair_of;
 use crate::error::{Error, Result};
 use crate::regular::{self, NotOpened};
@@ -47,22 +48,23 @@ fn read_text(path: &Path) -> Result<Vec<u8>> {
             Error::Index { path: path.into(), problem }
         }
     })?;
-    let limited = |length: u64, bytes: String| match length <= MAX_BYTES {
+    let limited = |length: u64, more: &str| match length <= MAX_BYTES {
         true => Ok(()),
         false => {
             let problem = format!(
-                "it has {bytes}, expected at most {}; fetch it again, or load the files by name",
-                Bytes(MAX_BYTES)
+                "it has {more}{}, expected at most {}; fetch it again, or load the files by name",
+                Bytes(length).beside(&[MAX_BYTES]),
+                Bytes(MAX_BYTES).beside(&[length])
             );
             Err(Error::Index { path: path.into(), problem })
         }
     };
-    limited(metadata.len(), Bytes(metadata.len()).to_string())?;
+    limited(metadata.len(), "")?;
     // Some files have more bytes than the system says before they are read: the kernel's own, or one that is being written.
     let mut text = Vec::with_capacity(metadata.len() as usize);
     let read = file.take(MAX_BYTES + 1).read_to_end(&mut text);
     read.map_err(|source| Error::Io { operation: "read index", path: path.into(), source })?;
-    limited(text.len() as u64, format!("more than {}", Bytes(MAX_BYTES)))?;
+    limited(text.len() as u64, "at least ")?;
     Ok(text)
 }
 
@@ -114,10 +116,12 @@ impl Index {
 
     fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         let error = |problem| Error::Index { path: path.into(), problem };
-        let damaged = |error: String| {
-            format!("it is not the JSON object that it should be: {}; fetch it again", Brief(error))
+        let damaged = |bytes: &[u8], error: String| match foreign::identify_index(bytes) {
+            Some(found) => found.instead_of("the index of a checkpoint (JSON)"),
+            None => format!("it is not the JSON object that it should be: {}; fetch it again", Brief(error)),
         };
-        let text = String::from_utf8(bytes).map_err(|utf8| error(damaged(utf8.to_string())))?;
+        let text =
+            String::from_utf8(bytes).map_err(|utf8| error(damaged(utf8.as_bytes(), utf8.to_string())))?;
         let mut files: IndexMap<String, String, RandomState> = IndexMap::default();
         let mut last = None;
         // I5: an index must not reach out of its folder.
@@ -142,7 +146,7 @@ impl Index {
             {
                 return Err(without_map(path, &text));
             }
-            Err(json) => return Err(error(damaged(json.to_string()))),
+            Err(json) => return Err(error(damaged(text.as_bytes(), json.to_string()))),
         }
         if let Some((file, tensor)) = outside {
             return Err(error(format!(

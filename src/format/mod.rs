@@ -4,6 +4,9 @@
 
 mod catalog;
 mod checkpoint;
+mod foreign;
+#[cfg(test)]
+mod foreign_tests;
 mod header;
 #[cfg(test)]
 mod header_tests;
@@ -18,9 +21,11 @@ mod values;
 pub(crate) use catalog::Catalog;
 pub use checkpoint::LeftOut;
 pub(crate) use checkpoint::{Listing, Named, Shards, as_text, with_link};
+pub(crate) use foreign::START_BYTES;
 pub(crate) use header::{Entry, MAX_HEADER_LEN, header_len, parse};
 pub(crate) use index::{Index, left_out};
 pub(crate) use outline::{Place, outline};
+pub(crate) use problem::Problem;
 pub(crate) use strings::Sorted;
 
 /// The key of a header that is no tensor's name.

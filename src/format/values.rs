@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use tensorhold_allocator::{Brief, Quoted};
 
 use super::json::Text;
-use super::problem::Problem;
+use super::problem::{Problem, Wrong};
 use crate::dtype::DType;
 use crate::shape::Shape;
 
@@ -22,7 +22,7 @@ pub(super) struct Reader {
     /// What is wrong, if it is more than the parser knows.
     pub(super) problem: Option<Problem>,
     /// What is wrong with the tensor that is being read.
-    pub(super) wrong: Option<String>,
+    pub(super) wrong: Option<Wrong>,
     /// The dimensions of the tensor that is being read.
     pub(super) dimensions: Vec<usize>,
     pub(super) seen: Seen,
@@ -34,8 +34,8 @@ impl Reader {
         E::custom("see the problem")
     }
 
-    pub(super) fn fail_tensor<E: Error>(&mut self, wrong: String) -> E {
-        self.wrong.get_or_insert(wrong);
+    pub(super) fn fail_tensor<E: Error>(&mut self, wrong: impl Into<Wrong>) -> E {
+        self.wrong.get_or_insert_with(|| wrong.into());
         E::custom("see the problem")
     }
 }
@@ -159,7 +159,7 @@ seed!(TypeName gives DType);
 
 impl TypeName<'_> {
     fn refuse<E: Error>(self, got: impl fmt::Display) -> E {
-        self.0.fail_tensor(format!("unknown dtype {got}"))
+        self.0.fail_tensor(format!("its \"dtype\" is {got}, expected a string"))
     }
 }
 
@@ -171,7 +171,7 @@ impl<'de> Visitor<'de> for TypeName<'_> {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<DType, E> {
-        DType::from_name(name).ok_or_else(|| self.refuse(Quoted(name)))
+        DType::from_name(name).ok_or_else(|| self.0.fail_tensor(Wrong::Dtype(Quoted(name).to_string())))
     }
 
     refuses! { scalars null list object }

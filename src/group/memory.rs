@@ -8,7 +8,7 @@ use tensorhold_kernels::Block;
 
 use super::{ProcessGroup, Ranks, refused};
 use crate::device::{Device, Transform, check_same, difference};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::shape::{Shape, elements};
 use crate::tensor::{Description, Tensor, TensorInfo, TensorView};
 
@@ -49,11 +49,15 @@ impl Part {
         };
         let Some(&extent) = whole.shape.get(dim) else {
             let expected = format!("one of its {} dimensions", whole.shape.len());
-            return wrong(format!("dimension {dim}"), expected, "count dimensions from 0");
+            return wrong(format!("dimension {dim}"), expected, "count dimensions from 0".into());
         };
         if range.start > range.end || range.end > extent {
             let got = format!("{range:?} in dimension {dim}");
-            return wrong(got, format!("a range within 0..{extent}"), "check the range against the shape");
+            return wrong(
+                got,
+                format!("a range within 0..{extent}"),
+                "check the range against the shape".into(),
+            );
         }
         let (outer, inner) = (&whole.shape[..dim], &whole.shape[dim + 1..]);
         whole.check("cut")?;
@@ -68,7 +72,11 @@ impl Part {
             || (runs > 1 && !stride.is_multiple_of(8))
         {
             let got = format!("bits {start}..{} of rows of {stride} bits", start + length);
-            return wrong(got, "whole bytes".into(), "begin and end parts at elements that begin a byte");
+            return wrong(
+                got,
+                "whole bytes".into(),
+                "begin and end parts at elements that begin a byte".into(),
+            );
         }
         let mut shape = Shape::from(&whole.shape[..]);
         shape[dim] = range.len();
@@ -92,7 +100,7 @@ impl Place {
     pub(super) fn new(group: &dyn ProcessGroup, ranks: Ranks, device: &Device, pool: &Pool) -> Result<Self> {
         check_same(&**pool.memory(), &*device.memory()).map_err(|(got, expected)| {
             let detail = format!("got a pool over {got}, expected one over {expected}");
-            refused(group, "place tensors", detail, "make the pool over device.memory()")
+            refused(group, "place tensors", detail, Remedy::TENSOR_POOL)
         })?;
         Ok(Self { device: Arc::new(device.clone()), pool: pool.clone(), ranks })
     }

@@ -23,7 +23,7 @@ mod single;
 
 use std::fmt;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::tensor::Tensor;
 
 pub use self::agree::agree;
@@ -135,7 +135,7 @@ impl Ranks {
             rank: own,
             size,
             detail: format!("expected a rank below the size, and a size of 1 to {MAX_RANKS}"),
-            remedy: "correct the group's implementation",
+            remedy: "correct the group's implementation".into(),
         })
     }
 }
@@ -145,7 +145,13 @@ fn refused<G: ProcessGroup + ?Sized>(
     group: &G,
     operation: &'static str,
     detail: impl Into<String>,
-    remedy: &'static str,
+    remedy: impl Into<Remedy>,
 ) -> Error {
-    Error::Group { operation, rank: group.rank(), size: group.size(), detail: detail.into(), remedy }
+    Error::Group {
+        operation,
+        rank: group.rank(),
+        size: group.size(),
+        detail: detail.into(),
+        remedy: remedy.into(),
+    }
 }

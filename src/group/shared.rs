@@ -202,7 +202,7 @@ impl Shared {
                     first.info.spelled()
                 );
                 let (name, got) = (info.name.to_string(), info.spelled());
-                let remedy = "join tensors of one type and shape";
+                let remedy = "join tensors of one type and shape".into();
                 return Err(Error::Tensor { operation: "join", name, got, expected, remedy });
             }
         }
@@ -216,7 +216,7 @@ impl Shared {
         let Some(extent) = extents.try_fold(0_usize, |sum, extent| sum.checked_add(extent)) else {
             // Of tensors without elements, a dimension may be of any length.
             let (name, got) = (joined.name.to_string(), format!("2^64 or more in dimension {dim}"));
-            let (expected, remedy) = ("fewer than 2^64".into(), "join fewer of them");
+            let (expected, remedy) = ("fewer than 2^64".into(), "join fewer of them".into());
             return Err(Error::Tensor { operation: "join", name, got, expected, remedy });
         };
         joined.shape[dim] = extent;
@@ -298,7 +298,7 @@ impl Entry {
             name: self.info.name.to_string(),
             got: "a tensor of another rank".into(),
             expected: "one of this rank".into(),
-            remedy: "report this as a bug",
+            remedy: "report this as a bug".into(),
         })
     }
 }

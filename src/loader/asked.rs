@@ -13,7 +13,7 @@ use super::rule::Rule;
 use super::strided::Strided;
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::format::Place;
 use crate::shape::Shape;
 use crate::tensor::TensorInfo;
@@ -123,7 +123,7 @@ impl Asked {
             option: "dtype",
             got: dtype.to_string(),
             expected: format!("one of {}", spelled(&TARGETS)),
-            remedy: "load the tensors as they are, and convert them where they are used",
+            remedy: "load the tensors as they are, and convert them where they are used".into(),
         })
     }
 
@@ -143,7 +143,7 @@ impl Asked {
                 option: "transform_on",
                 got: format!("the device {device}, which does not transform"),
                 expected: "a device whose driver has transforms".into(),
-                remedy: "use TransformOn::Auto",
+                remedy: Remedy::AUTO_TRANSFORM,
             }),
         }
     }
@@ -243,7 +243,7 @@ impl Asked {
                     Some(_) => format!("one of {}, or {} as it is", spelled(&TARGETS), info.dtype),
                     None => format!("{} as it is", info.dtype),
                 },
-                remedy: "have the rule return None for it",
+                remedy: "have the rule return None for it".into(),
             }),
         }
     }
@@ -274,7 +274,7 @@ fn within_bytes(info: &TensorInfo, ranges: &[Range<usize>]) -> Error {
         name: info.name.to_string(),
         got: format!("elements {ranges:?} of {}", info.spelled()),
         expected: format!("parts that begin and end with a byte: elements have {bits} bits"),
-        remedy: "cut at a multiple of 8 elements, or along another dimension",
+        remedy: "cut at a multiple of 8 elements, or along another dimension".into(),
     }
 }
 
@@ -284,6 +284,6 @@ fn too_large(info: &TensorInfo, dtype: DType) -> Error {
         name: info.name.to_string(),
         got: format!("{} to {dtype}", info.spelled()),
         expected: "fewer than 2^64 bytes".into(),
-        remedy: "load a part of it",
+        remedy: "load a part of it".into(),
     }
 }

@@ -293,7 +293,7 @@ fn fit(checkpoint: &Checkpoint, options: &Options, batching: &Batching, items: &
             option: "even_regions",
             got: "a consumer that keeps tensors, and so the regions".into(),
             expected: "one that keeps nothing".into(),
-            remedy: "leave one of the two out",
+            remedy: "leave one of the two out".into(),
         });
     }
     let in_pool =

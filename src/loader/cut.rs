@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::group::chunk;
 use crate::tensor::TensorInfo;
 
@@ -71,7 +71,7 @@ impl Cut {
             return wrong(
                 format!("dimension {}", self.dim),
                 expected,
-                "count dimensions from 0, outermost first",
+                "count dimensions from 0, outermost first".into(),
             );
         };
         let range = match self.part {
@@ -80,17 +80,17 @@ impl Cut {
                 _ => {
                     let got = format!("{length} elements from {start} on");
                     let expected = format!("at most the {there} of dimension {}", self.dim);
-                    return wrong(got, expected, "name a part that it has");
+                    return wrong(got, expected, "name a part that it has".into());
                 }
             },
             Part::Shard { rank, world, .. } if rank >= world => {
-                let remedy = "count ranks from 0";
+                let remedy = "count ranks from 0".into();
                 return wrong(format!("rank {rank}"), format!("a rank below the world's {world}"), remedy);
             }
             Part::Shard { world, sizes: Sizes::Equal, .. } if !there.is_multiple_of(world) => {
                 let got = format!("{world} parts of {there} elements of dimension {}", self.dim);
                 let expected = "a number that divides them".to_owned();
-                return wrong(got, expected, "cut by another number, or into unequal parts by Cut::chunk()");
+                return wrong(got, expected, Remedy::CHUNK);
             }
             Part::Shard { rank, world, .. } => chunk(there, rank, world),
         };

@@ -26,7 +26,7 @@ use super::stopwatch::Totals;
 use super::tally::Tally;
 use super::work::Work;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::io::BackendKind;
 use crate::limits;
 
@@ -90,7 +90,7 @@ impl Fill<'_> {
             device: self.device.name().into(),
             operation: "transform on the CPU",
             detail: format!("there is no scratch memory for {} bytes", job.file_bytes),
-            remedy: "raise staging_bytes",
+            remedy: Remedy::RAISE_STAGING,
         }
     }
 
@@ -112,7 +112,7 @@ pub(super) fn queue_refused(kind: BackendKind, error: &io::Error) -> Error {
         option: "backend",
         got: format!("{kind}, which the system refuses: {}", refusal_of_queue(kind, error)),
         expected: "one that it has".into(),
-        remedy: "use Backend::Auto",
+        remedy: Remedy::AUTO_BACKEND,
     }
 }
 

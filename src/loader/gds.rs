@@ -19,7 +19,7 @@ use super::prepare::check_pool;
 use super::route::refusal;
 use super::staging::{self, Budget};
 use crate::device::{ContextGuard, DeviceKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::io::gds::{self, CuFile, Registered};
 use crate::io::{Access, Backend, BackendKind, Engine, Queue, WhenFull};
 use crate::report::Choice;
@@ -84,7 +84,7 @@ pub(super) fn open(fill: &Fill<'_>) -> Result<Answer> {
         Err(error) if fill.readers.backend == Backend::Auto => {
             tracing::debug!(%error, "not read by cuFile");
             leave_room(fill);
-            Ok(Answer::Not(Some(error.to_string())))
+            Ok(Answer::Not(Some(error.reason())))
         }
         Err(error) => Err(error),
     }
@@ -101,9 +101,12 @@ impl Readers {
         if fill.in_place() || !provider.serves(fill.device) {
             return Err(Error::Option {
                 option: "backend",
-                got: format!("gds onto {}", fill.device),
+                got: match fill.device.kind() {
+                    DeviceKind::Host => "gds onto host memory".into(),
+                    _ => format!("gds onto {}", fill.device),
+                },
                 expected: "a CUDA device with memory that the CPU does not share".into(),
-                remedy: "use Backend::Auto",
+                remedy: Remedy::AUTO_BACKEND,
             });
         }
         if !fill.landing.plan.parts.is_empty() && !fill.landing.changes.on_device {
@@ -111,7 +114,7 @@ impl Readers {
                 option: "transform_on",
                 got: format!("tensors that the CPU changes, of bytes that cuFile brings to {}", fill.device),
                 expected: "tensors that stay as they are, or a device that changes them".into(),
-                remedy: "use TransformOn::Auto, or Backend::Auto",
+                remedy: Remedy::AUTO_BACKEND_OR_TRANSFORM,
             });
         }
         let cufile = provider.open().map_err(gds::Missing::into_error)?;
@@ -207,14 +210,13 @@ impl Queues {
             .scratch_bytes
             .map_or(u64::MAX, |bytes| bytes.saturating_sub(rounding) / readers.job_bytes);
         if room < FIRST_SLOTS as u64 {
+            let left = readers.scratch_bytes.unwrap_or_default();
+            let least = FIRST_SLOTS as u64 * readers.job_bytes + rounding;
             return Err(Error::Option {
                 option: "memory_budget",
-                got: format!("{} beside the tensors", Bytes(readers.scratch_bytes.unwrap_or_default())),
-                expected: format!(
-                    "{} for what cuFile reads into",
-                    Bytes(FIRST_SLOTS as u64 * readers.job_bytes)
-                ),
-                remedy: "raise it, or use another backend",
+                got: format!("{} beside the tensors", Bytes(left).beside(&[least])),
+                expected: format!("{} for what cuFile reads into", Bytes(least).beside(&[left])),
+                remedy: Remedy::BUDGET_OR_BACKEND,
             });
         }
         let most = most.min(usize::try_from(room).unwrap_or(usize::MAX));
@@ -229,7 +231,7 @@ impl Queues {
                 option: "staging_bytes",
                 got: "no room for two slots beside those of the other readers".into(),
                 expected: "room for two".into(),
-                remedy: "allow more",
+                remedy: "allow more".into(),
             })
         };
         let jobs = plan.jobs.len().max(1);

@@ -12,7 +12,7 @@ use super::beside::{Ahead, each};
 use super::copies;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{self, Entry, Index, LeftOut, Listing, Place, Shards};
+use crate::format::{self, Entry, Index, LeftOut, Listing, Place, Problem, Shards};
 use crate::io::FileSource;
 use crate::tensor::{Description, TensorInfo};
 use crate::weights::Metadata;
@@ -305,8 +305,8 @@ impl Begun {
         let mut prefix = [0; 8];
         // Of a file that says that it is shorter nothing is read: the kernel's own say so, and some of these have readers wait.
         let prefix_bytes = if source.len() < 8 { 0 } else { source.read(&mut prefix, 0)? };
-        let header_bytes =
-            format::header_len(&prefix[..prefix_bytes], source.len()).map_err(|problem| problem.of(path))?;
+        let header_bytes = format::header_len(&prefix[..prefix_bytes], source.len())
+            .map_err(|problem| wrong(&source, problem))?;
         Ok(Self { source, header_bytes })
     }
 
@@ -331,10 +331,25 @@ impl Begun {
     }
 }
 
+/// The error for a header that is wrong. A file that is something else is named for that, by as much of it as can be read.
+fn wrong(source: &FileSource, problem: Problem) -> Error {
+    let problem = match problem.doubts_format() {
+        // Of a file that says that it is empty nothing is read: the kernel's own say so, and some of these have readers wait.
+        true if source.len() > 0 => {
+            let mut start =
+                vec![0; format::START_BYTES.min(usize::try_from(source.len()).unwrap_or(usize::MAX))];
+            let bytes = source.read(&mut start, 0).unwrap_or(0);
+            problem.of_start(start.get(..bytes).unwrap_or_default(), source.len())
+        }
+        _ => problem,
+    };
+    problem.of(source.path())
+}
+
 /// Reads what a file's header says.
 pub(super) fn describe(text: &[u8], source: &FileSource, device: &Device) -> Result<(Vec<Place>, Said)> {
     let (path, device) = (source.path(), Arc::new(device.clone()));
-    let (entries, strings) = format::parse(text, source.len()).map_err(|problem| problem.of(path))?;
+    let (entries, strings) = format::parse(text, source.len()).map_err(|problem| wrong(source, problem))?;
     let mut places = Vec::with_capacity(entries.len());
     let (descriptions, labels) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
     let mut said = Said { descriptions, labels, strings: Strings::Compact(strings) };

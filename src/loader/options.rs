@@ -122,6 +122,8 @@ pub(super) struct Readers {
     pub(super) rings: usize,
     /// The most scratch on the device, in bytes, if that is limited.
     pub(super) scratch_bytes: Option<u64>,
+    /// The backend is that of a setting, not of the caller.
+    pub(super) backend_by_setting: bool,
     pub(super) choices: Vec<Choice>,
 }
 
@@ -194,6 +196,21 @@ impl Readers {
         (through && self.ring_bytes.is_some()).then(|| self.group_bytes() * slots)
     }
 
+    /// Names the setting in an error that blames the backend, where a setting has required it.
+    pub(super) fn name_setting(&self, error: Error) -> Error {
+        let setting = |got, expected| Error::Setting { variable: settings::BACKEND, got, expected };
+        match error {
+            Error::Option { option: "backend", got, expected, .. } if self.backend_by_setting => {
+                setting(got, expected)
+            }
+            Error::Backend { backend, path, detail } if self.backend_by_setting => setting(
+                format!("{backend}, by which {path:?} cannot be read: {detail}"),
+                "auto, or a backend that the file system allows".into(),
+            ),
+            error => error,
+        }
+    }
+
     /// The slots of a ring.
     pub(super) fn ring<'a>(&self, pool: &'a Pool, budget: &'a Budget) -> Staging<'a> {
         let (slot_bytes, slot_jobs) = (self.group_bytes(), self.group_jobs);
@@ -249,7 +266,7 @@ impl Options {
                 option: "variant",
                 got: Quoted(variant).to_string(),
                 expected: "a part of a file's name, such as fp16".into(),
-                remedy: "leave it out for the weights without a variant",
+                remedy: "leave it out for the weights without a variant".into(),
             }),
             variant => Ok(variant),
         }
@@ -265,11 +282,17 @@ impl Options {
         let (threads, why_threads) = self.threads(cores)?;
         let (staging, why_staging) = self.staging_bytes()?;
         if staging < MIN_STAGING_BYTES {
-            let (got, remedy) = (Bytes(staging).to_string(), "allow more, or leave it unset");
-            let expected = format!("at least {}", Bytes(MIN_STAGING_BYTES));
-            return Err(Error::Option { option: "staging_bytes", got, expected, remedy });
+            let got = Bytes(staging).beside(&[MIN_STAGING_BYTES]);
+            let expected = format!("at least {}", Bytes(MIN_STAGING_BYTES).beside(&[staging]));
+            return Err(match self.staging_bytes {
+                Some(_) => {
+                    let remedy = "allow more, or leave it unset".into();
+                    Error::Option { option: "staging_bytes", got, expected, remedy }
+                }
+                None => Error::Setting { variable: settings::STAGING_BYTES, got, expected },
+            });
         }
-        let backend = self.backend()?;
+        let (backend, backend_by_setting) = self.backend()?;
         let (shares, most) = match backend {
             _ if in_place => (15, IN_PLACE_JOB_BYTES),
             Backend::Require(BackendKind::Gds) => (GDS_SHARES, GDS_JOB_BYTES),
@@ -295,21 +318,19 @@ impl Options {
             past_slots,
             rings,
             scratch_bytes: None,
+            backend_by_setting,
             choices,
         })
     }
 
-    fn backend(&self) -> Result<Backend> {
-        Ok(match self.backend {
-            Some(backend) => backend,
-            None => match settings::word(settings::BACKEND, &BACKENDS)? {
-                None | Some("auto") => Backend::Auto,
-                Some(name) => BackendKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.name() == name)
-                    .map_or(Backend::Auto, Backend::Require),
-            },
-        })
+    /// The backend, and whether a setting has required it.
+    fn backend(&self) -> Result<(Backend, bool)> {
+        if let Some(backend) = self.backend {
+            return Ok((backend, false));
+        }
+        let name = settings::word(settings::BACKEND, &BACKENDS)?;
+        let kind = BackendKind::ALL.into_iter().find(|kind| Some(kind.name()) == name);
+        Ok(kind.map_or((Backend::Auto, false), |kind| (Backend::Require(kind), true)))
     }
 
     fn threads(&self, used: Cores) -> Result<(usize, String)> {
@@ -331,11 +352,13 @@ impl Options {
         };
         if !(1..=1024).contains(&threads) {
             let (got, expected) = (threads.to_string(), "1 to 1024".to_owned());
-            return Err(Error::Option {
-                option: "threads",
-                got,
-                expected,
-                remedy: "leave it unset for one a core",
+            // The default is within.
+            return Err(match self.threads {
+                Some(_) => {
+                    let remedy = "leave it unset for one a core".into();
+                    Error::Option { option: "threads", got, expected, remedy }
+                }
+                None => Error::Setting { variable: settings::THREADS, got, expected },
             });
         }
         Ok((threads, why))

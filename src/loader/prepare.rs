@@ -14,7 +14,7 @@ use super::options::{Cores, Options, Readers};
 use super::run::Run;
 use super::staging::StagingMemory;
 use crate::device::{Device, check_same};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::io::{Backend, BackendKind};
 use crate::report::Times;
 
@@ -147,7 +147,7 @@ pub(super) fn shared(option: &'static str, pool: Option<&Pool>, memory: &dyn Mem
     match pool {
         Some(pool) if !pool.is_of_this_process() => Err(Error::Forked { operation: "load by way of a pool" }),
         Some(pool) => {
-            let remedy = "make it over device.memory() or, for staging, device.staging_memory()";
+            let remedy = Remedy::POOL;
             check_pool(option, pool, memory, remedy).map(|()| Some(pool.clone()))
         }
         None => Ok(None),
@@ -162,12 +162,12 @@ pub(super) fn check_pool(
     option: &'static str,
     pool: &Pool,
     memory: &dyn Memory,
-    remedy: &'static str,
+    remedy: impl Into<Remedy>,
 ) -> Result<()> {
     check_same(&**pool.memory(), memory).map_err(|(got, expected)| Error::Option {
         option,
         got: format!("a pool over {got}"),
         expected: format!("one over {expected}"),
-        remedy,
+        remedy: remedy.into(),
     })
 }

@@ -6,6 +6,7 @@
 //! wrong, it finds that out, and it is asked again. Where a file cannot be read past the cache, all of it is read
 //! through it.
 
+use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -54,8 +55,8 @@ struct FileRoutes<'a> {
     /// Its pages need not be asked for: they are all that there is.
     in_memory: bool,
     probe: Probe,
-    buffered: OnceLock<std::io::Result<Access>>,
-    past: OnceLock<std::io::Result<Access>>,
+    buffered: OnceLock<io::Result<Access>>,
+    past: OnceLock<io::Result<Access>>,
     /// Reads past the cache were refused, at open or later.
     past_refused: AtomicBool,
     /// The file system knows no reads that do not wait.
@@ -196,24 +197,25 @@ impl<'a> Routes<'a> {
     }
 
     /// The error for a file that cannot be read past the page cache.
-    pub(super) fn refused(&self, file: usize, error: &std::io::Error) -> Error {
+    pub(super) fn refused(&self, file: usize, error: &io::Error) -> Error {
         refusal(self.past_kind(), self.files[file].source, error)
     }
 }
 
-/// The error for a file that a backend does not read: the backend is the reason only where the file is still there, unchanged,
-/// and may be read.
-pub(super) fn refusal(kind: BackendKind, source: &FileSource, error: &std::io::Error) -> Error {
+/// The error for a file that a backend does not read: the backend is the reason only where the file is still there, unchanged, and the system says that it
+/// does not read like this. What else the system says, of limits, permissions or storage, is an error of the file.
+pub(super) fn refusal(kind: BackendKind, source: &FileSource, error: &io::Error) -> Error {
     let path = source.path().to_path_buf();
-    source.failure(match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
-            let source = std::io::Error::new(error.kind(), error.to_string());
+    let blames_backend = match error.raw_os_error() {
+        Some(errno) => matches!(errno, libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS),
+        None => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied),
+    };
+    source.failure(match blames_backend {
+        true => Error::Backend { backend: kind.name(), path, detail: error.to_string() },
+        false => {
+            let copied = || io::Error::new(error.kind(), error.to_string());
+            let source = error.raw_os_error().map_or_else(copied, io::Error::from_raw_os_error);
             Error::Io { operation: "open", path, source }
         }
-        _ if limits::is_of_descriptors(error) => {
-            let source = error.raw_os_error().map(std::io::Error::from_raw_os_error);
-            Error::Io { operation: "open", path, source: source.unwrap_or_else(|| error.kind().into()) }
-        }
-        _ => Error::Backend { backend: kind.name(), path, detail: error.to_string() },
     })
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tensorhold_allocator::Quoted;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::tensor::TensorInfo;
 
 /// A function of the caller's. Loads of one checkpoint share it, so it is called by one of them at a time: it need not be `Sync`. It is called under its
@@ -40,7 +40,7 @@ impl<T> Rule<T> {
                 Quoted(&info.name)
             ),
             expected: "one that answers without such a load".into(),
-            remedy: "load what it needs before, or by another loader",
+            remedy: Remedy::OTHER_LOADER,
         })?;
         // One that has panicked before is asked again: it is the caller's.
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner)(info))

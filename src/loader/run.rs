@@ -34,6 +34,7 @@ use crate::format::LeftOut;
 use crate::io::{Backend, BackendKind};
 use crate::names::Names;
 use crate::report::{Choice, Report, Times};
+use crate::settings;
 use crate::tensor::Tensor;
 use crate::weights::{Metadata, Named, Weights};
 
@@ -183,9 +184,20 @@ impl Run {
         callback: Option<&mut Callback>,
         arrivals: Option<&Arrivals>,
     ) -> Result<Report> {
-        if !bases.are_parted() {
-            return self.read_to(bases, callback, arrivals);
-        }
+        let filled = if bases.are_parted() {
+            self.bring_up_and_read_to(bases, callback, arrivals)
+        } else {
+            self.read_to(bases, callback, arrivals)
+        };
+        filled.map_err(|error| self.readers.name_setting(error))
+    }
+
+    fn bring_up_and_read_to(
+        &self,
+        bases: &Bases,
+        callback: Option<&mut Callback>,
+        arrivals: Option<&Arrivals>,
+    ) -> Result<Report> {
         thread::scope(|scope| {
             let _stop = StopOnPanic(&self.control);
             // If the memory panics, whoever waits for the part is told so.
@@ -328,10 +340,14 @@ impl Run {
             choices.push(Choice { about: "backend", picked: picked.to_string(), why })
         };
         let required = readers.backend != Backend::Auto;
+        let asked = match readers.backend_by_setting {
+            true => format!("by {}", settings::BACKEND),
+            false => "as asked".into(),
+        };
         if filled.through_bytes > 0 {
             let bytes = Bytes(filled.through_bytes);
             let why = match said.refused {
-                _ if required => "as asked".into(),
+                _ if required => asked.clone(),
                 true => format!("{bytes}: the file system does not allow reads past the page cache"),
                 false => format!("{bytes} in the page cache, by {}", said.asked),
             };
@@ -339,13 +355,13 @@ impl Run {
         }
         if let Some((kind, why)) = filled.past.as_ref().filter(|_| filled.past_bytes > 0) {
             let bytes = Bytes(filled.past_bytes);
-            backend(*kind, if required { "as asked".into() } else { format!("{bytes}: {why}") });
+            backend(*kind, if required { asked.clone() } else { format!("{bytes}: {why}") });
         }
         if let Some(why) = filled.gds.as_ref().filter(|_| filled.gds_bytes > 0) {
             let bytes = Bytes(filled.gds_bytes);
             backend(
                 BackendKind::Gds,
-                if required { format!("as asked, {why}") } else { format!("{bytes}: {why}") },
+                if required { format!("{asked}, {why}") } else { format!("{bytes}: {why}") },
             );
         }
         if said.contradicted > 0 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Loader;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::group::{ProcessGroup, Ranks, Shared};
 use crate::tensor::TensorInfo;
 
@@ -24,12 +24,7 @@ impl Loader {
         let Ranks { own: rank, size } = Ranks::of(&*group)?;
         if !self.options.asked.cuts.is_empty() {
             let (got, expected) = ("parts of tensors".into(), "whole tensors".into());
-            return Err(Error::Option {
-                option: "cut",
-                got,
-                expected,
-                remedy: "cut them with Shared::shard",
-            });
+            return Err(Error::Option { option: "cut", got, expected, remedy: Remedy::SHARD_OF_SHARED });
         }
         let callback = self.callback.take();
         let checkpoint = self.open()?;

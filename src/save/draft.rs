@@ -100,7 +100,7 @@ impl Draft {
                 option: "shard",
                 got: shard.to_string(),
                 expected: format!("one of {} from 0 on", self.plans.len()),
-                remedy: "use the numbers of plans()",
+                remedy: "use the numbers of plans()".into(),
             });
         };
         let (header, total) = (plan.header().len() as u64, plan.total_bytes());
@@ -110,7 +110,7 @@ impl Draft {
                 option: "offset",
                 got: format!("{} bytes from {offset} on", bytes.len()),
                 expected: format!("bytes within {header}..{total} of {:?}", plan.path()),
-                remedy: "use the ranges of the plan",
+                remedy: "use the ranges of the plan".into(),
             });
         }
         self.write_to(shard, plan.path(), bytes, offset)
@@ -228,7 +228,7 @@ fn check_distinct(targets: &[Target]) -> Result<()> {
                 option: "paths",
                 got: format!("{:?} and {:?}, which are one file", other.path(), target.path()),
                 expected: "a file for each path".into(),
-                remedy: "make them by shard_paths(), and remove links among them",
+                remedy: "make them by shard_paths(), and remove links among them".into(),
             });
         }
     }

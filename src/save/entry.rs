@@ -26,13 +26,13 @@ impl Entry {
     /// When the format has reserved the name, or the elements are more than 2^64 bits or end within a byte.
     pub fn new(name: impl Into<String>, dtype: DType, shape: &[usize]) -> Result<Self> {
         let name = name.into();
-        let error = |got: String, expected: &str, remedy| {
+        let error = |got: String, expected: &str, remedy: &'static str| {
             Err(Error::Tensor {
                 operation: "save",
                 name: name.clone(),
                 got,
                 expected: expected.into(),
-                remedy,
+                remedy: remedy.into(),
             })
         };
         if name == METADATA {
@@ -130,7 +130,7 @@ impl<'a> Item<'a> {
                 entry.dtype,
                 Brief(format_args!("{:?}", entry.shape))
             ),
-            remedy: "give the bytes of all of its elements, and no others",
+            remedy: "give the bytes of all of its elements, and no others".into(),
             name: entry.name,
         })
     }

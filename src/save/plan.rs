@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use tensorhold_allocator::{Bytes, Quoted};
+use tensorhold_allocator::Quoted;
 
 use super::entry::Entry;
 use super::set;
@@ -38,7 +38,7 @@ pub fn shard_paths(base: impl AsRef<Path>, shards: usize) -> Result<Vec<PathBuf>
             option: "num_shards",
             got: shards.to_string(),
             expected: format!("1 to {MAX_SHARDS}"),
-            remedy: "divide the tensors among as many files as are read or written at once",
+            remedy: "divide the tensors among as many files as are read or written at once".into(),
         });
     }
     let path = |number: usize| {
@@ -152,7 +152,7 @@ impl PlanOptions {
                         option: "metadata",
                         got: format!("the key {key:?}, for {}", Quoted(other)),
                         expected: "other keys: this one is reserved for the mark of a set".into(),
-                        remedy: "name it otherwise, or write no set",
+                        remedy: "name it otherwise, or write no set".into(),
                     });
                 }
             }
@@ -187,7 +187,7 @@ impl ShardPlan {
                 option: "header_align",
                 got: header_align.to_string(),
                 expected: "a positive multiple of 8".into(),
-                remedy: "leave it unset for 8",
+                remedy: "leave it unset for 8".into(),
             });
         }
         check_names(&entries)?;
@@ -210,7 +210,7 @@ impl ShardPlan {
         let length = (text.len() as u64).checked_next_multiple_of(header_align);
         let length = length
             .filter(|length| *length <= MAX_HEADER_LEN)
-            .ok_or_else(|| too_long(&path, &format!("a header of {} or more", Bytes(text.len() as u64))))?;
+            .ok_or_else(|| too_long(&path, &format!("a header of {} bytes or more", text.len())))?;
         let mut header = length.to_le_bytes().to_vec();
         header.extend(text.as_bytes());
         header.resize(8 + length as usize, b' ');
@@ -267,7 +267,7 @@ pub fn plan_shards(entries: &[Entry], paths: &[PathBuf], options: &PlanOptions) 
             option: "paths",
             got: format!("{} paths, {} of them distinct", paths.len(), distinct.len()),
             expected: "one or more paths, each there once".into(),
-            remedy: "make them by shard_paths()",
+            remedy: "make them by shard_paths()".into(),
         });
     }
     check_names(entries)?;
@@ -291,7 +291,7 @@ fn check_names(entries: &[Entry]) -> Result<()> {
             name: twice.name().into(),
             got: "two tensors of that name".into(),
             expected: "one of each name".into(),
-            remedy: "leave out or rename one of them",
+            remedy: "leave out or rename one of them".into(),
         }),
         None => Ok(()),
     }
@@ -301,7 +301,7 @@ fn too_long(path: &Path, got: &str) -> Error {
     Error::Option {
         option: "tensors",
         got: format!("{got} for {path:?}"),
-        expected: format!("a header of at most {}, as the format has it", Bytes(MAX_HEADER_LEN)),
-        remedy: "divide them among more files",
+        expected: format!("a header of at most {MAX_HEADER_LEN} bytes, as the format has it"),
+        remedy: "divide them among more files".into(),
     }
 }

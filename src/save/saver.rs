@@ -195,7 +195,7 @@ impl Saver {
                 option: "index",
                 got: "an index of one file".into(),
                 expected: "one of the files of save()".into(),
-                remedy: "leave it out: the file says what is in it",
+                remedy: "leave it out: the file says what is in it".into(),
             });
         }
         let items: Vec<Item<'a>> = items.into_iter().collect();
@@ -268,7 +268,7 @@ impl Saver {
                 option: "threads",
                 got: other.to_string(),
                 expected: "1 to 1024".into(),
-                remedy: "leave it unset for one a core",
+                remedy: "leave it unset for one a core".into(),
             }),
         }
     }

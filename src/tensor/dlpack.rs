@@ -13,7 +13,7 @@ use dlpark::{DlpackFlags, Managed, ManagedTensorBase, legacy, versioned};
 use super::{Tensor, TensorView};
 use crate::device::DeviceKind;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 
 impl DType {
     /// What DLPack calls it. Types of fewer than 8 bits are packed there as they are in files.
@@ -65,7 +65,7 @@ impl TensorView<'_> {
                 "export by DLPack",
                 format!("memory of {}", self.device()),
                 "host, pinned or CUDA memory",
-                "copy it with to_host()",
+                Remedy::COPY_TO_HOST,
             )),
         }
     }

@@ -73,7 +73,7 @@ impl TensorInfo {
             name: self.name.to_string(),
             got: format!("{} bytes", self.nbytes),
             expected,
-            remedy: "take infos from a checkpoint, and correct the bytes of those that you change",
+            remedy: "take infos from a checkpoint, and correct the bytes of those that you change".into(),
         })
     }
 

@@ -7,7 +7,7 @@ use tensorhold_allocator::{Fragment, OrderedStream, StreamUse};
 use super::{Description, TensorInfo, TensorView, TensorViewMut};
 use crate::device::Device;
 use crate::dtype::{DType, Element};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::shape::elements;
 
 /// A tensor that keeps its own bytes alive, and nothing else's: `'static`, `Send` and `Sync`, four words.
@@ -35,7 +35,7 @@ impl Tensor {
                 name: info.name.to_string(),
                 got: format!("{length} bytes of memory {id}"),
                 expected: format!("{} bytes of memory {}, that of {device}", info.nbytes, device.memory_id()),
-                remedy: "place it in a pool over device.memory()",
+                remedy: Remedy::TENSOR_POOL,
             });
         }
         Ok(Self { bytes, description })
@@ -61,22 +61,23 @@ impl Tensor {
     /// When there is no such dimension or range, or the part is not one run of whole bytes.
     pub fn narrow(&self, dimension: usize, start: usize, length: usize) -> Result<Tensor> {
         let (view, info) = (self.view(), self.info());
-        let error = |got: String, expected: String, remedy| Err(view.error("narrow", got, expected, remedy));
+        let error =
+            |got: String, expected: String, remedy: Remedy| Err(view.error("narrow", got, expected, remedy));
         let Some(&extent) = info.shape.get(dimension) else {
             let got = format!("dimension {dimension}");
             return error(
                 got,
                 format!("one of its {} dimensions", info.shape.len()),
-                "count dimensions from 0",
+                "count dimensions from 0".into(),
             );
         };
         if start.checked_add(length).is_none_or(|end| end > extent) {
             let got = format!("{length} from {start} on in dimension {dimension}");
-            return error(got, format!("a range within 0..{extent}"), "check the range against shape()");
+            return error(got, format!("a range within 0..{extent}"), Remedy::CHECK_SHAPE);
         }
         if info.shape[..dimension].iter().any(|&outer| outer != 1) {
             let got = format!("dimension {dimension} of shape {:?}", info.shape);
-            return error(got, "one run of bytes".into(), "narrow dimension 0, or copy what you need");
+            return error(got, "one run of bytes".into(), "narrow dimension 0, or copy what you need".into());
         }
         // By Y2 the whole tensor's size in bits fits, and so does that of an index of one that has elements. Others have no bits.
         let bits = match info.nbytes {
@@ -86,13 +87,13 @@ impl Tensor {
         let (first, total) = (start as u64 * bits, length as u64 * bits);
         if !first.is_multiple_of(8) || !total.is_multiple_of(8) {
             let got = format!("bits {first}..{}", first + total);
-            return error(got, "whole bytes".into(), "begin and end at elements that begin a byte");
+            return error(got, "whole bytes".into(), "begin and end at elements that begin a byte".into());
         }
         let Some(bytes) = self.bytes.slice(first / 8, total / 8) else {
             return error(
                 format!("{} bytes", total / 8),
                 format!("at most {}", info.nbytes),
-                "report this as a bug",
+                "report this as a bug".into(),
             );
         };
         let mut shape = info.shape.clone();

@@ -5,7 +5,7 @@ use tensorhold_allocator::{FragmentView, FragmentViewMut, Quoted};
 use super::{Description, TensorInfo};
 use crate::device::Device;
 use crate::dtype::{DType, Element};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// A tensor borrowed from its [`Weights`](crate::Weights) or its [`Tensor`](crate::Tensor): three words, free to make
 /// and to copy.
@@ -67,7 +67,7 @@ impl<'a> TensorView<'a> {
     /// When the tensor is not in host memory.
     pub fn as_bytes(&self) -> Result<&'a [u8]> {
         if !self.device().is_host_accessible() {
-            let remedy = "copy it with to_host()";
+            let remedy = Remedy::COPY_TO_HOST;
             return Err(self.error(
                 "read in place",
                 format!("memory of {}", self.device()),
@@ -122,14 +122,14 @@ impl<'a> TensorView<'a> {
         operation: &'static str,
         got: impl ToString,
         expected: impl ToString,
-        remedy: &'static str,
+        remedy: impl Into<Remedy>,
     ) -> Error {
         Error::Tensor {
             operation,
             name: self.name().into(),
             got: got.to_string(),
             expected: expected.to_string(),
-            remedy,
+            remedy: remedy.into(),
         }
     }
 }

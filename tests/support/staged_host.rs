@@ -220,7 +220,7 @@ impl Copies {
             device: "staged-host".into(),
             operation,
             detail: "no more copies".into(),
-            remedy: "allow more",
+            remedy: "allow more".into(),
         })
     }
 }

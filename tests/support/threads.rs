@@ -55,7 +55,7 @@ impl ThreadGroup {
             device: format!("{self:?}"),
             operation: "move a tensor",
             detail,
-            remedy: "correct the test",
+            remedy: "correct the test".into(),
         }
     }
 }

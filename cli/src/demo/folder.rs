@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::output::system;
+
 /// A folder and the files made in it, removed again when this is dropped, unless they are to stay.
 ///
 /// Only what was made here is removed. An interrupted process removes nothing.
@@ -28,7 +30,7 @@ impl Folder {
         let made = match fs::create_dir(path) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(error).with_context(|| format!("create the folder {path:?}")),
+            Err(error) => return Err(system("create the folder", path)(error).into()),
         };
         Ok(Self { path: path.to_owned(), made, files: Vec::new() })
     }
@@ -41,7 +43,8 @@ impl Folder {
     pub(crate) fn create(&mut self, name: &str) -> anyhow::Result<File> {
         let path = self.path.join(name);
         let file = File::create_new(&path)
-            .with_context(|| format!("create {path:?}; name an empty folder with --dir"))?;
+            .map_err(system("create", &path))
+            .context("write the checkpoint; name an empty folder with --dir")?;
         self.files.push(path);
         Ok(file)
     }
@@ -54,7 +57,7 @@ impl Folder {
 
     /// Removes what was made.
     pub(crate) fn remove(mut self) -> anyhow::Result<()> {
-        self.clear().with_context(|| format!("remove the checkpoint from {:?}", self.path))
+        Ok(self.clear().map_err(system("remove the checkpoint from", &self.path))?)
     }
 
     fn clear(&mut self) -> io::Result<()> {

@@ -4,10 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::ensure;
-use tensorhold::allocator::{Pool, Request};
+use tensorhold::allocator::{Bytes, Pool, Request};
 use tensorhold::{Device, DeviceKind};
-
-use crate::output::data;
 
 /// At most: enough to see a fast bus at work, or a minute's work for a slow disk.
 const MAX_BYTES_CUDA: u64 = 16_000_000_000;
@@ -31,7 +29,7 @@ pub(crate) fn suitable(device: &Device, folder: &Path) -> anyhow::Result<u64> {
 /// Fails before anything is written if the disk cannot take it.
 pub(crate) fn check_disk(folder: &Path, bytes: u64) -> anyhow::Result<()> {
     let Some(free) = free_disk(folder) else { return Ok(()) };
-    let (needed, has) = (data(bytes), data(free));
+    let (needed, has) = (Bytes(bytes).beside(&[free]), Bytes(free).beside(&[bytes]));
     ensure!(
         bytes < free,
         "write to {folder:?}: {needed} needed, {has} free; lower --bytes or name another --dir"

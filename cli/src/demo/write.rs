@@ -10,7 +10,6 @@ use std::panic;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use anyhow::Context;
 use serde_json::json;
 
 use super::shapes::{Shard, Spec};
@@ -34,13 +33,18 @@ pub(crate) fn write(
     for (index, shard) in shards.iter().enumerate() {
         let mut file = create(&shard.name)?;
         let header = header(&shard.tensors);
-        file.write_all(&header).with_context(|| format!("write the header of {:?}", shard.name))?;
+        file.write_all(&header).map_err(refused(&shard.name))?;
         let (start, bytes) = (header.len() as u64, shard.bytes());
         files.push(Target { name: &shard.name, file, start, bytes, key: mix(seed ^ mix(index as u64)) });
     }
     write_data(&files, written)?;
     let name = "model.safetensors.index.json";
-    create(name)?.write_all(index(shards).as_bytes()).with_context(|| format!("write {name:?}"))
+    Ok(create(name)?.write_all(index(shards).as_bytes()).map_err(refused(name))?)
+}
+
+/// The error for a file that the system does not write.
+fn refused(name: &str) -> impl FnOnce(io::Error) -> tensorhold::Error {
+    move |source| tensorhold::Error::Io { operation: "write", path: name.into(), source }
 }
 
 /// A file whose header has been written.
@@ -84,7 +88,7 @@ fn write_data(files: &[Target<'_>], written: impl Fn(u64) + Sync) -> anyhow::Res
                 Err(error) => {
                     // No more blocks for anyone.
                     next.fetch_max(jobs, Ordering::Relaxed);
-                    return Err(error).with_context(|| format!("write {:?}", file.name));
+                    return Err(refused(file.name)(error).into());
                 }
             }
         }

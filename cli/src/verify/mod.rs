@@ -10,11 +10,12 @@ mod tests;
 use std::io::{self, Write};
 
 use serde::Serialize;
+use tensorhold::allocator::Bytes;
 
 use crate::args::VerifyArgs;
 use crate::device;
 use crate::load;
-use crate::output::{self, count, data};
+use crate::output::{self, count};
 
 pub(crate) use compare::{Verification, compare};
 
@@ -51,7 +52,8 @@ struct Document<'a> {
 impl Verification {
     pub(crate) fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         let (tensors, all) = (self.equal_tensors, count(self.tensors, "tensor"));
-        let (bytes, all_bytes) = (data(self.equal_bytes), data(self.bytes));
+        let (bytes, all_bytes) =
+            (Bytes(self.equal_bytes).beside(&[self.bytes]), Bytes(self.bytes).beside(&[self.equal_bytes]));
         writeln!(
             out,
             "verified in {:.3} s: {tensors} of {all}, {bytes} of {all_bytes}, equal the files",

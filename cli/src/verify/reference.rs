@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use crate::output::system;
+
 /// The format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -55,7 +57,7 @@ impl Reference {
 
 fn read_exact_at(path: &Path, buffer: &mut [u8], offset: u64) -> anyhow::Result<()> {
     let bytes = buffer.len();
-    let file = File::open(path).with_context(|| format!("open {path:?}"))?;
+    let file = File::open(path).map_err(system("open", path))?;
     file.read_exact_at(buffer, offset)
         .with_context(|| format!("read {bytes} bytes of {path:?} at offset {offset}"))
 }

@@ -166,7 +166,7 @@ class SafeTensorsMetadata:
         try:
             string = header.decode()
         except UnicodeDecodeError as error:
-            raise _core.FormatError(f"read header of {filename!r}: it is not UTF-8: {error}; write the file again") from error
+            raise _core.FormatError(f"read header of {filename!r}: it is not UTF-8: {error}; fetch or write the file again") from error
         return cls(string, 8 + length, size, framework, filename, keep_orig_dict)
 
     @classmethod

@@ -16,7 +16,7 @@ use super::status::check;
 use crate::device::descriptors;
 use crate::device::idle::IdleStreams;
 use crate::device::numa::Node;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::fork;
 
 /// The oldest architecture that serves: Turing.
@@ -90,7 +90,7 @@ impl Context {
             |detail, remedy| Err(Error::Device { device: name.clone(), operation: "open", detail, remedy });
         let count = library.device_count()?;
         if ordinal >= count {
-            let remedy = "name one of those, and check CUDA_VISIBLE_DEVICES";
+            let remedy = "name one of those, and check CUDA_VISIBLE_DEVICES".into();
             return refused(format!("there is no such device, expected an ordinal below {count}"), remedy);
         }
         let mut device = 0;
@@ -106,7 +106,7 @@ impl Context {
         let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         if (major, minor) < MIN_CAPABILITY {
             let detail = format!("its compute capability is {major}.{minor}, expected at least 7.5");
-            return refused(detail, "use a newer device, or Device::host()");
+            return refused(detail, Remedy::NEWER_DEVICE);
         }
         // A device that does not say where it is has no node, which is no reason not to open it.
         let node = pci_address(attribute).ok().and_then(|address| Node::of_device(&address));

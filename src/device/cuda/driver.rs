@@ -99,7 +99,7 @@ unsafe impl Driver for CudaDriver {
                 device: self.context.name.clone(),
                 operation: "make memory that can be exported",
                 detail: format!("its memory is shared with the CPU, asked for {handles:?}"),
-                remedy: "ask for none, and share the memory as the system's",
+                remedy: "ask for none, and share the memory as the system's".into(),
             });
         }
         Ok(Arc::new(DeviceMemory::with_handles(self.context, handles)?))

@@ -15,7 +15,7 @@ use tensorhold_kernels::{Kernel, Launch, Span};
 use super::context::{Context, Current};
 use super::status::check;
 use crate::device::Transform;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// The functions of a context that have been loaded, by name.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ unsafe impl Send for Function {}
 const LOG_BYTES: usize = 4096;
 
 /// What to do about an image that the driver does not take.
-const UPDATE: &str = "install NVIDIA driver r525 or newer, or use TransformOn::Cpu";
+const UPDATE: Remedy = Remedy::DRIVER_OR_TRANSFORM;
 
 impl Functions {
     /// The function of a kernel. Its image is loaded if it is not yet: others wait, since they probably want the same.

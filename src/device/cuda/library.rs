@@ -6,7 +6,7 @@ use cudarc::driver::sys;
 use tensorhold_allocator::Process;
 
 use super::status::check;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::fork;
 
 /// Proof that the driver can be called (C1).
@@ -17,7 +17,7 @@ pub(super) struct Library(());
 const MIN_VERSION: i32 = 12000;
 
 /// What to do when there is no driver to speak of.
-const INSTALL: &str = "install NVIDIA driver r525 or newer, or use Device::host()";
+const INSTALL: Remedy = Remedy::DRIVER;
 
 /// Every symbol that is called in this folder. cudarc panics when it meets one that is missing.
 #[cfg(feature = "cuda")]
@@ -76,7 +76,7 @@ impl Library {
     /// # Errors
     /// When it is missing, too old, or finds no device.
     pub(super) fn open(device: &str) -> Result<Self> {
-        type Opened = std::result::Result<(), (String, &'static str)>;
+        type Opened = std::result::Result<(), (String, Remedy)>;
         static OPENED: OnceLock<(Opened, Process)> = OnceLock::new();
         match OPENED.get_or_init(|| (load(), Process::current())) {
             // What was initialised by a parent is of no use.
@@ -85,7 +85,7 @@ impl Library {
                 device: device.into(),
                 operation: "open",
                 detail: detail.clone(),
-                remedy,
+                remedy: *remedy,
             }),
         }
     }
@@ -99,7 +99,7 @@ impl Library {
     }
 }
 
-fn load() -> std::result::Result<(), (String, &'static str)> {
+fn load() -> std::result::Result<(), (String, Remedy)> {
     probe()?;
     // SAFETY: the driver is there and has the symbol, as `probe` found.
     let initialised = check("cuda", "initialise", unsafe { sys::cuInit(0) });
@@ -120,7 +120,7 @@ fn load() -> std::result::Result<(), (String, &'static str)> {
 
 /// Whether the library is there and complete.
 #[cfg(feature = "cuda")]
-fn probe() -> std::result::Result<(), (String, &'static str)> {
+fn probe() -> std::result::Result<(), (String, Remedy)> {
     // SAFETY: loading libcuda runs its initialisers, which are made to be run in any process.
     if !unsafe { sys::is_culib_present() } {
         return Err((
@@ -140,6 +140,6 @@ fn probe() -> std::result::Result<(), (String, &'static str)> {
 
 /// The application chose how the driver is linked, and answers for its being complete.
 #[cfg(not(feature = "cuda"))]
-fn probe() -> std::result::Result<(), (String, &'static str)> {
+fn probe() -> std::result::Result<(), (String, Remedy)> {
     Ok(())
 }

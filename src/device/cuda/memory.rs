@@ -64,14 +64,16 @@ impl DeviceMemory {
         // SAFETY: C1, C3; both are valid for the writes.
         let told = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
         let room = match told {
-            CUresult::CUDA_SUCCESS => format!(", free {} of {}", Bytes(free as u64), Bytes(total as u64)),
+            CUresult::CUDA_SUCCESS => {
+                format!(", free {} of {}", Bytes(free as u64).beside(&[bytes]), Bytes(total as u64))
+            }
             _ => String::new(),
         };
         Err(Error::Device {
             device: self.context.name.clone(),
             operation: "allocate memory",
-            detail: format!("out of memory: asked for {}{room}", Bytes(bytes)),
-            remedy: "free memory on the device, or load less at once",
+            detail: format!("out of memory: asked for {}{room}", Bytes(bytes).beside(&[free as u64])),
+            remedy: "free memory on the device, or load less at once".into(),
         })
     }
 
@@ -192,7 +194,7 @@ impl PinnedMemory {
                 device: self.name.clone(),
                 operation: "pin memory",
                 detail: format!("the system locked no {} of memory", Bytes(region.bytes)),
-                remedy: "raise the limit on locked memory (ulimit -l), or pin less",
+                remedy: "raise the limit on locked memory (ulimit -l), or pin less".into(),
             });
         }
         check(&self.name, "pin memory", status)
@@ -305,7 +307,7 @@ pub(super) fn check_request(device: &str, bytes: u64, align: u64) -> Result<()> 
         detail: format!(
             "expected a size of at least 1 byte and a power of two as the alignment, got {bytes} and {align}"
         ),
-        remedy: "ask for another size or alignment",
+        remedy: "ask for another size or alignment".into(),
     })
 }
 
@@ -314,6 +316,6 @@ fn misaligned(device: &str, address: u64, align: u64) -> Error {
         device: device.into(),
         operation: "allocate memory",
         detail: format!("the driver returned address {address:#x}, expected a multiple of {align}"),
-        remedy: "ask for a smaller alignment",
+        remedy: "ask for a smaller alignment".into(),
     }
 }

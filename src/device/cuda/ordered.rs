@@ -37,7 +37,7 @@ impl AppStream {
                 device: context.name.clone(),
                 operation: "use a stream",
                 detail: detail.into(),
-                remedy: "make a stream in the device's primary context",
+                remedy: "make a stream in the device's primary context".into(),
             })
         };
         if raw as usize == PER_THREAD {
@@ -68,7 +68,7 @@ impl AppStream {
             device: self.context.name.clone(),
             operation: "record a use of memory",
             detail: "the stream is being captured, and an event does not cover the replays of a graph".into(),
-            remedy: "keep the tensor for as long as the graph, and use its address instead",
+            remedy: "keep the tensor for as long as the graph, and use its address instead".into(),
         })
     }
 }

@@ -39,7 +39,7 @@ impl PartedDeviceMemory {
                 device: context.name.clone(),
                 operation: "reserve addresses",
                 detail: "the device has no virtual memory management".into(),
-                remedy: "use regions that are backed as a whole",
+                remedy: "use regions that are backed as a whole".into(),
             });
         }
         let rdma = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED;
@@ -48,7 +48,7 @@ impl PartedDeviceMemory {
                 device: context.name.clone(),
                 operation: EXPORTABLE,
                 detail: "other devices do not reach memory behind addresses that are reserved".into(),
-                remedy: "do not ask for rdma, or use a device and a driver that have it",
+                remedy: "do not ask for rdma, or use a device and a driver that have it".into(),
             });
         }
         let (prop, mut unit) = (allocation(context, handles), 0);
@@ -73,7 +73,8 @@ impl PartedDeviceMemory {
             device: self.context.name.clone(),
             operation: EXPORTABLE,
             detail: format!("{:?} was refused: {error}", self.handles),
-            remedy: "ask for fewer kinds; fabric handles want an IMEX channel and a driver from r545 on",
+            remedy: "ask for fewer kinds; fabric handles want an IMEX channel and a driver from r545 on"
+                .into(),
         })?;
         self.release(handle)
     }
@@ -140,7 +141,7 @@ unsafe impl PartedMemory for PartedDeviceMemory {
             device: name.clone(),
             operation: "reserve addresses",
             detail: format!("there is no range of {bytes} bytes"),
-            remedy: "load less at once",
+            remedy: "load less at once".into(),
         };
         let bytes = bytes.checked_next_multiple_of(self.unit).ok_or_else(too_long)?;
         let _current = self.context.enter()?;

@@ -5,7 +5,7 @@ use std::ptr;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// `Ok` for success; else the error, with the driver's name and words for the code.
 ///
@@ -31,12 +31,10 @@ fn words(status: CUresult, lookup: unsafe fn(CUresult, *mut *const c_char) -> CU
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-fn remedy(status: CUresult) -> &'static str {
-    match status {
+fn remedy(status: CUresult) -> Remedy {
+    let remedy = match status {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => "free memory of that kind, or load less at once",
-        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_INVALID_DEVICE => {
-            "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use Device::host()"
-        }
+        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_INVALID_DEVICE => return Remedy::DEVICES,
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
             "make the kernel module and libcuda the same version: reboot"
         }
@@ -47,5 +45,6 @@ fn remedy(status: CUresult) -> &'static str {
             "the context is lost: find the kernel that failed, and start the process again"
         }
         _ => "look the code up in the CUDA driver API's documentation",
-    }
+    };
+    remedy.into()
 }

@@ -102,7 +102,7 @@ unsafe impl Stream for CudaStream {
                 device: self.context.name.clone(),
                 operation: "record an event",
                 detail: format!("got event number {event}, expected one below {MAX_EVENTS}"),
-                remedy: "use small numbers",
+                remedy: "use small numbers".into(),
             });
         }
         let current = self.context.enter()?;

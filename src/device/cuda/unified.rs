@@ -21,7 +21,7 @@ use tensorhold_allocator::{HostMemory, Memory, MemoryError, MemoryId, PartedMemo
 
 use super::context::Context;
 use crate::device::numa::Node;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// How a device and the CPU share memory.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(super) fn check_addresses(context: &Context) -> Result<()> {
         device: context.name.clone(),
         operation: "share memory with the CPU",
         detail: "the device has other addresses for page-locked memory than the CPU".into(),
-        remedy: "use Device::pinned() and copy, or another device",
+        remedy: Remedy::PINNED_COPY,
     })
 }
 

@@ -15,6 +15,7 @@ use tensorhold_allocator::{MemoryId, Process};
 use super::direct::Mode;
 use super::status::Status;
 use super::{Missing, Place};
+use crate::error::Remedy;
 
 /// A registered file.
 pub(super) type RawHandle = *mut c_void;
@@ -206,9 +207,10 @@ impl Found {
     /// # Errors
     /// When the library refuses.
     pub(super) fn open_driver(self) -> Result<CuFile, Missing> {
-        const REMEDY: &str = "see docs/gds.md for what cuFile needs, or use Backend::Auto";
         let path = &self.path;
-        let refused = |error| Missing::new(format!("the cuFile at {path:?} does not start: {error}"), REMEDY);
+        let refused = |error| {
+            Missing::new(format!("the cuFile at {path:?} does not start: {error}"), Remedy::CUFILE_NEEDS)
+        };
         // SAFETY: the library is loaded, and CUDA has been initialised by whoever made the device.
         let opened = unsafe { (self.table.driver_open)() }.check("open its driver");
         opened.or_else(|error| if error.is_already_open() { Ok(()) } else { Err(refused(error)) })?;

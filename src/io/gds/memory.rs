@@ -8,7 +8,7 @@ use tensorhold_allocator::{Memory, MemoryError, MemoryId, RawRegion};
 use super::library::CuFile;
 use super::{Missing, Provider, System};
 use crate::device::Device;
-use crate::error::Error;
+use crate::error::{Error, Remedy};
 
 /// A device's memory whose regions are registered for as long as they are reserved (D3).
 pub(crate) struct Registered {
@@ -30,7 +30,7 @@ pub fn gds_memory(device: &Device) -> Result<Arc<dyn Memory>, Error> {
             device: device.name().into(),
             operation: "register memory with cuFile",
             detail: "it is not a CUDA device with memory of its own".into(),
-            remedy: "use Device::cuda",
+            remedy: Remedy::CUDA_DEVICE,
         });
     }
     let cufile = System.open().map_err(Missing::into_error)?;

@@ -52,7 +52,7 @@ use super::descriptor_cache::Attachment;
 use super::residency::Probe;
 use super::{Access, Engine, FileSource, OpenFile, Queue, WhenFull};
 use crate::device::{Device, DeviceKind};
-use crate::error::Error;
+use crate::error::{Error, Remedy};
 
 /// What cuFile wants offsets, lengths and addresses to be multiples of.
 pub(crate) const BLOCK_BYTES: u64 = 4096;
@@ -107,12 +107,12 @@ pub(crate) struct Missing {
     /// What was looked for and what was found.
     pub(crate) detail: String,
     /// What to do about it.
-    pub(crate) remedy: &'static str,
+    pub(crate) remedy: Remedy,
 }
 
 impl Missing {
-    fn new(detail: impl Into<String>, remedy: &'static str) -> Self {
-        Self { detail: detail.into(), remedy }
+    fn new(detail: impl Into<String>, remedy: impl Into<Remedy>) -> Self {
+        Self { detail: detail.into(), remedy: remedy.into() }
     }
 
     /// The error for a backend that was required.

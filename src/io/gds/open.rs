@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::Missing;
 use super::library::{CuFile, Found, candidates};
 use super::log::Log;
+use crate::error::Remedy;
 use crate::{limits, settings};
 
 /// Opening takes 0.3 s on a machine with one device, and seconds where there are many devices and network cards.
@@ -94,7 +95,7 @@ pub(super) fn open(paths: Vec<PathBuf>, guards: Guards) -> Result<Arc<CuFile>, M
             };
             Err(Missing::new(
                 format!("cuFile {what}, and is left alone for as long as this process lives"),
-                "see its log (CUFILE_LOGFILE_PATH says where it goes), or use Backend::Auto",
+                Remedy::CUFILE_LOG,
             ))
         }
     }
@@ -107,7 +108,7 @@ fn readable(modules: &Path) -> Result<(), Missing> {
                 "{} is not to be read ({error}), and cuFile would look for it for ever",
                 modules.display()
             ),
-            "mount /proc as a whole, or use Backend::Auto",
+            Remedy::CUFILE_PROC,
         )
     })
 }

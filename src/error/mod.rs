@@ -1,12 +1,16 @@
 //! The crate's one error type.
 
-use std::borrow::Cow;
+mod remedy;
+mod system;
+mod wording;
+
 use std::io;
 use std::path::PathBuf;
 
 use tensorhold_allocator::{Bytes, Quoted};
 
-use crate::limits;
+pub use self::remedy::{Remedy, Vocabulary};
+use self::system::{explained, explained_for_thread};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -17,11 +21,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to open, make or name a file, or to look at it.
-    #[error(
-        "{operation} {path:?}: {}; {}",
-        described(source),
-        io_remedy(source, "check the disk or the mount")
-    )]
+    #[error("{operation} {path:?}: {}", explained(source))]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -31,9 +31,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Something that is not a regular file stands where one should.
-    #[error(
-        "open {path:?}: it is {what}, expected a safetensors file; name a file, or load a directory with checkpoint()"
-    )]
+    #[error("{}", wording::rust(self))]
     NotAFile {
         /// What was to be opened.
         path: PathBuf,
@@ -41,10 +39,7 @@ pub enum Error {
         what: &'static str,
     },
     /// The system failed to read.
-    #[error(
-        "read {} of {path:?} at offset {offset}: {}; {}",
-        Bytes(*bytes), described(source), io_remedy(source, "check the disk or the mount")
-    )]
+    #[error("read {} of {path:?} at offset {offset}: {}", Bytes(*bytes), explained(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -56,9 +51,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file cannot be read by the backend that was required.
-    #[error(
-        "read {path:?} by backend {backend}: {detail}; use Backend::Auto, or a file system that allows it"
-    )]
+    #[error("{}", wording::rust(self))]
     Backend {
         /// What was required.
         backend: &'static str,
@@ -116,10 +109,10 @@ pub enum Error {
         change: String,
     },
     /// A loader without files.
-    #[error("load: no files were given; name them with files() or checkpoint()")]
+    #[error("{}", wording::rust(self))]
     NoFiles,
     /// An option that cannot be followed.
-    #[error("option {option}: got {got}, expected {expected}; {remedy}")]
+    #[error("{}", wording::rust(self))]
     Option {
         /// The option.
         option: &'static str,
@@ -128,24 +121,20 @@ pub enum Error {
         /// What is possible.
         expected: String,
         /// What to do about it.
-        remedy: &'static str,
+        remedy: Remedy,
     },
     /// A setting in the environment that makes no sense.
-    #[error("setting {variable}: got {got}, expected {expected}; correct or unset it", got = Quoted(got))]
+    #[error("setting {variable}: got {got}, expected {expected}; correct or unset it")]
     Setting {
         /// The variable.
         variable: &'static str,
-        /// Its value.
+        /// Its value, or what follows from it.
         got: String,
         /// What it may say.
         expected: String,
     },
     /// The tensors of a load do not fit into its memory budget.
-    #[error(
-        "load within memory_budget: {tensors} tensors need {} of device memory, expected at most {}; the largest are {}; \
-         raise the budget, load fewer tensors or parts of them, or load in batches",
-        Bytes(*needed), Bytes(*budget), named(largest)
-    )]
+    #[error("{}", wording::rust(self))]
     OverBudget {
         /// Bytes that the tensors take, with the padding that aligns them.
         needed: u64,
@@ -161,7 +150,8 @@ pub enum Error {
         "load in batches within {limit}: tensor {tensor}, {} with {} that are kept by then, needs {} of device memory, expected \
          at most {}, though each tensor is a batch and none is read ahead: the load is already fully serial; the largest tensors \
          are {}; raise the limit, keep fewer tensors, or load parts of them",
-        Bytes(*bytes), Bytes(*kept), Bytes(*needed), Bytes(*budget), named(largest), tensor = Quoted(tensor)
+        Bytes(*bytes), Bytes(*kept), Bytes(*needed).beside(&[*budget]), Bytes(*budget).beside(&[*needed]), named(largest),
+        tensor = Quoted(tensor)
     )]
     InfeasibleBudget {
         /// What sets the limit: `memory_budget`, or the pool.
@@ -180,10 +170,7 @@ pub enum Error {
         largest: Vec<(String, u64)>,
     },
     /// The system failed to write.
-    #[error(
-        "write {} of {path:?} at offset {offset}: {}; {}",
-        Bytes(*bytes), described(source), io_remedy(source, "check the disk, its quota and the mount")
-    )]
+    #[error("write {} of {path:?} at offset {offset}: {}", Bytes(*bytes), explained(source))]
     Write {
         /// Where the file was to be.
         path: PathBuf,
@@ -207,7 +194,7 @@ pub enum Error {
     /// There is no room for files that are to be written.
     #[error(
         "save to {folder:?}: not enough space: needed {} and {} to stay free, got {} free; free some, or save elsewhere",
-        Bytes(*needed), Bytes(*spare), Bytes(*free)
+        Bytes(*needed).beside(&[*free]), Bytes(*spare), Bytes(*free).beside(&[*needed, needed.saturating_add(*spare)])
     )]
     Space {
         /// Where they were to be written.
@@ -243,10 +230,7 @@ pub enum Error {
         problem: String,
     },
     /// The system refused to start a single reader thread.
-    #[error(
-        "start reader threads: the system refused the first one; {}; {}",
-        limits::of_threads(source).problem, limits::of_threads(source).remedy
-    )]
+    #[error("start reader threads: {}", explained_for_thread(source))]
     Thread {
         /// The system's reason.
         source: io::Error,
@@ -278,7 +262,7 @@ pub enum Error {
         total_bytes: u64,
     },
     /// There is no tensor of that name.
-    #[error("find tensor {name}: there is none of that name among {tensors}{}", hint(nearest.as_deref()), name = Quoted(name))]
+    #[error("{}", wording::rust(self))]
     UnknownTensor {
         /// What was asked for.
         name: String,
@@ -288,7 +272,7 @@ pub enum Error {
         tensors: usize,
     },
     /// A tensor cannot be used like that.
-    #[error("{operation} of tensor {name}: got {got}, expected {expected}; {remedy}", name = Quoted(name))]
+    #[error("{}", wording::rust(self))]
     Tensor {
         /// What was tried.
         operation: &'static str,
@@ -299,10 +283,10 @@ pub enum Error {
         /// What is possible.
         expected: String,
         /// What to do about it.
-        remedy: &'static str,
+        remedy: Remedy,
     },
     /// A device or its driver cannot do as asked.
-    #[error("{operation} on device {device:?}: {detail}; {remedy}")]
+    #[error("{}", wording::rust(self))]
     Device {
         /// The device's name.
         device: String,
@@ -311,10 +295,10 @@ pub enum Error {
         /// What the driver says, with its code.
         detail: String,
         /// What to do about it.
-        remedy: &'static str,
+        remedy: Remedy,
     },
     /// A process group, or one of its ranks, cannot do as asked.
-    #[error("{operation} on rank {rank} of {size}: {detail}; {remedy}")]
+    #[error("{}", wording::rust(self))]
     Group {
         /// What was tried.
         operation: &'static str,
@@ -325,7 +309,7 @@ pub enum Error {
         /// What is wrong: got and expected.
         detail: String,
         /// What to do about it.
-        remedy: &'static str,
+        remedy: Remedy,
     },
     /// The pool could not place the tensors, or a region could not be reserved.
     #[error(transparent)]
@@ -370,42 +354,10 @@ const MAX_HINT_BYTES: usize = 1000;
 /// A comparison takes as many steps as the two names have pairs of bytes; so many are worth it. Names of 80 bytes are all compared.
 const MAX_HINT_PAIRS: usize = 10_000 * 80 * 80;
 
-fn described(error: &io::Error) -> Cow<'static, str> {
-    if let Some(reached) = limits::of_files(error) {
-        return reached.problem.into();
-    }
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file",
-        io::ErrorKind::PermissionDenied => "permission denied",
-        _ => "the system reports an error",
-    }
-    .into()
-}
-
-/// What to do about an error of the system; `otherwise`, where neither a limit nor the kind of the error says it.
-fn io_remedy(error: &io::Error, otherwise: &'static str) -> Cow<'static, str> {
-    if let Some(reached) = limits::of_files(error) {
-        return reached.remedy.into();
-    }
-    match error.kind() {
-        io::ErrorKind::NotFound => "check the path",
-        io::ErrorKind::PermissionDenied => "give this user the permission",
-        _ => otherwise,
-    }
-    .into()
-}
-
 /// Tensors and their bytes.
 fn named(tensors: &[(String, u64)]) -> String {
     let tensors = tensors.iter().map(|(name, bytes)| format!("{} ({})", Quoted(name), Bytes(*bytes)));
     tensors.collect::<Vec<_>>().join(", ")
-}
-
-fn hint(nearest: Option<&str>) -> String {
-    match nearest {
-        Some(nearest) => format!("; did you mean {}?", Quoted(nearest)),
-        None => "; names() lists them".into(),
-    }
 }
 
 #[cfg(test)]
