@@ -15,7 +15,7 @@ use support::{Spec, assert_holds, bytes_tensor, devices, drop_cached, write};
 use tempfile::TempDir;
 use tensorhold::{Backend, BackendKind, Batching, Device, Error, Loader};
 
-/// At most so many descriptors of the library are open.
+/// The most descriptors that the library may have open.
 const MOST: usize = 128;
 
 const LIMITED: &str = "TENSORHOLD_TEST_LIMITED";
@@ -27,7 +27,7 @@ const BACKENDS: [Backend; 4] = [
     Backend::Require(BackendKind::IoUring),
 ];
 
-/// Runs `work` in a process of this test alone, which may open so many files.
+/// Runs `work` in a process of its own that may have `files` files open.
 fn limited(files: u64, test: &str, work: impl FnOnce()) {
     if env::var_os(LIMITED).is_some() {
         let limit = getrlimit(Resource::Nofile);
@@ -79,7 +79,7 @@ fn name(number: usize) -> String {
     format!("t{number}")
 }
 
-/// A checkpoint of so many files with a tensor each, on a disk and written back.
+/// A checkpoint of `files` files with one tensor each, on a disk and written back.
 fn checkpoint(files: usize) -> (TempDir, Vec<Spec>) {
     let disk = concat!(env!("CARGO_MANIFEST_DIR"), "/target");
     fs::create_dir_all(disk).unwrap();

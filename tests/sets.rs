@@ -285,7 +285,7 @@ fn other_json_files_are_named_for_what_they_are() {
     }
 }
 
-/// Two files and a patch of the first, of so many tensors each, in a folder with their index. Returns the tensors as they are to be loaded.
+/// Two files of `count` tensors each and a patch of the first, in a folder with their index. Returns the tensors that are to be loaded.
 fn patched(count: usize) -> (TempDir, Vec<Spec>) {
     let folder = tempfile::tempdir().unwrap();
     let named = |file: &str| -> Vec<Spec> {
@@ -321,7 +321,7 @@ fn patched(count: usize) -> (TempDir, Vec<Spec>) {
 
 #[test]
 fn a_tensor_that_several_files_have_is_loaded_from_the_one_that_the_index_names() {
-    // Few tensors, and so many that headers and index are read beside the bytes.
+    // Few tensors, and enough that headers and index are read while the bytes are.
     for count in [4, 6000] {
         let (folder, expected) = patched(count);
         for device in devices() {

@@ -16,7 +16,7 @@ pub(crate) fn memory_bytes() -> u64 {
     bytes_of(Path::new("/"), system.totalram, system.totalswap, system.mem_unit.into())
 }
 
-/// The same of a system that reports so many units of this size, and whose `/proc` is below `root`. A system that reports no memory at all says nothing
+/// The same for a system that reports this number of units of this size, and whose `/proc` is below `root`. A system that reports no memory at all says nothing
 /// of it, as some sandboxes do; so only the groups count.
 fn bytes_of(root: &Path, memory: u64, swap: u64, unit: u64) -> u64 {
     // Kernels that count in bytes may leave the unit out.

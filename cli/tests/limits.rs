@@ -11,7 +11,7 @@ use serde_json::json;
 use support::{json, stderr, stdout, write};
 use tempfile::TempDir;
 
-/// Runs a subcommand in a process that may open so many files.
+/// Runs a subcommand in a process that may have `files` files open.
 fn limited(files: u64, arguments: &[&str]) -> Output {
     let mut command = Command::new("prlimit");
     command.arg(format!("--nofile={files}:{files}")).arg(env!("CARGO_BIN_EXE_tensorhold")).args(arguments);
@@ -21,7 +21,7 @@ fn limited(files: u64, arguments: &[&str]) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// A checkpoint of so many files with a tensor each.
+/// A checkpoint of `files` files with one tensor each.
 fn checkpoint(files: usize) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for number in 1..=files {

@@ -75,7 +75,7 @@ impl Index {
     /// Reads an index and checks that the files it names are there: by the listing of its folder, and by a look at those that are not in it.
     pub(crate) fn read(path: &Path, listing: &Listing) -> Result<Self> {
         let index = Self::parse(path, read_text(path)?)?;
-        // A link to something that is not there is told when it is opened.
+        // A dangling link is an error when it is opened.
         let is_missing = |file: &str| !listing.has(file) && index.path_of(file).symlink_metadata().is_err();
         let missing: Vec<_> = index.files.iter().filter(|(file, _)| is_missing(file)).collect();
         match index.missing(&missing, listing) {

@@ -16,7 +16,7 @@ use super::{Engine, FileSource, Read, Uring, buffer_at};
 use crate::error::Error;
 use crate::loader::in_child;
 
-/// A folder with so many files, each of which holds its number, and their sources.
+/// A folder with `count` files, each of which holds its number, and their sources.
 fn files(cache: &'static DescriptorCache, count: usize) -> (TempDir, Vec<FileSource>) {
     let folder = tempfile::tempdir().unwrap();
     let sources = (0..count).map(|number| {
@@ -176,7 +176,7 @@ fn a_file_that_changed_while_it_was_closed_is_not_read() {
     assert_reads(&sources[3], 3);
 }
 
-/// An opener of a system that allows so many files, of which those of the census are open.
+/// An opener that is refused while `most` of the files that the census counts are open.
 fn limited(census: &Arc<Census>, most: usize) -> impl Fn() -> io::Result<Opened> + Send + Sync + use<> {
     let census = Arc::clone(census);
     move || {

@@ -130,8 +130,8 @@ pub(super) unsafe fn read_job(
     unsafe { read_range(fill, queue, job, file, range, &mut Reads::new(way), buffers) }
 }
 
-/// Reads so many of a job's bytes, from an offset in its file on, one read at a time. `buffers` gives those for all but the first
-/// bytes, of which there are so many. Waits for a descriptor: the caller holds no lease but that of `reads`.
+/// Reads `bytes` of a job's bytes from offset `start` in its file, one read at a time. `buffers(done)` gives the buffers for what follows the
+/// first `done` bytes. Waits for a descriptor: the caller holds no lease but that of `reads`.
 ///
 /// # Safety
 /// Only the caller touches the buffers' bytes, which have values.

@@ -111,7 +111,7 @@ impl Temporary {
     }
 }
 
-/// At most so many files of a draft are open, however many it has.
+/// The most files of a draft that are open at a time.
 const MAX_OPEN: usize = 16;
 
 /// The files that are open: each has one slot, which it shares with others.
