@@ -378,7 +378,7 @@ mod tests {
         for (errno, limit, remedy) in [
             (libc::EMFILE, "RLIMIT_NOFILE", "ulimit -n"),
             (libc::ENFILE, "fs.file-max", "fs.file-max"),
-            (libc::ENOMEM, "no memory", "free memory"),
+            (libc::ENOMEM, "lacks the memory", "free memory"),
         ] {
             for message in errors(errno).map(|error| error.to_string()) {
                 assert!(message.contains(limit) && message.contains(remedy), "{message}");

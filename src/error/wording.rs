@@ -63,6 +63,7 @@ const OPTIONS: &[(&str, Option<&str>, Option<&str>)] = &[
     ("staging_bytes", Some("--staging-bytes"), None),
     ("threads", Some("--threads"), None),
     ("transform_on", Some("--dtype"), Some("dtype or cuts")),
+    ("variant", Some("--variant"), None),
 ];
 
 /// The message for callers in Rust, of a variant whose text depends on that.
