@@ -17,7 +17,7 @@ mod scene;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
-use scene::{as_nobody, has_lists, has_namespaces, has_nodes, is_root};
+use scene::{as_nobody, has_attributes, has_lists, has_namespaces, has_nodes, is_root};
 
 fn main() {
     let trial = |name: &str, missing: bool, test: fn()| {
@@ -42,6 +42,7 @@ fn main() {
         ]
     };
     let (root, nodes, lists, namespaces) = (is_root(), has_nodes(), has_lists(), has_namespaces());
+    let attributes = has_attributes();
     let trials = [
         everyone("what_is_not_a_regular_file_stays_as_it_is", paths::other_files_stay),
         everyone("links_to_what_is_not_a_regular_file_are_refused", paths::links_to_other_files_are_refused),
@@ -65,9 +66,29 @@ fn main() {
         everyone("folders_are_found_through_links_and_descriptors", paths::folders_are_found),
         everyone("two_paths_to_one_file_are_refused", paths::two_paths_to_one_file_are_refused),
         everyone("a_thousand_files_need_few_descriptors", drafts::many_files_need_few_descriptors),
+        everyone(
+            "a_link_to_a_deleted_file_leads_to_no_other",
+            paths::a_link_to_a_deleted_file_leads_to_no_other,
+        ),
         everyone("a_draft_stays_where_it_began", drafts::drafts_do_not_follow_the_working_directory),
     ];
     let special = [
+        trial(
+            "a_set_that_fails_leaves_the_files_that_were_there",
+            !attributes,
+            drafts::a_failed_set_leaves_the_old_files,
+        ),
+        trial(
+            "a_folder_that_cannot_be_written_back_loses_nothing",
+            !root,
+            drafts::an_unreadable_folder_loses_nothing,
+        ),
+        trial(
+            "files_that_a_sticky_folder_keeps_are_refused",
+            !root,
+            paths::files_kept_by_a_sticky_folder_are_refused,
+        ),
+        trial("immutable_files_are_refused", !attributes, paths::files_with_attributes_are_refused),
         trial("device_nodes_stay_as_they_are", !nodes, paths::device_nodes_stay),
         trial("a_replaced_file_keeps_its_owner", !root, permissions::replaced_files_keep_their_owner),
         trial("a_replaced_file_keeps_the_group_of_its_user", !root, permissions::replaced_files_keep_a_group),

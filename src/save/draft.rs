@@ -2,10 +2,11 @@
 //!
 //! # Invariants
 //! - **A1** Until a draft is committed, its files have names of their own, beside where they will be, and go with it.
-//! - **A2** Files appear under their names when all of their bytes have been written. If one cannot, none stays.
+//! - **A2** Files appear under their names when all of their bytes have been written. If one cannot, none stays, and the files that they replaced are back;
+//!   but on a file system that cannot exchange two files, a file that has replaced another stays.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::unix::fs::FileExt;
@@ -15,6 +16,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 use tensorhold_allocator::Process;
 
+use super::placed::Placed;
 use super::plan::ShardPlan;
 use super::space;
 use super::target::Target;
@@ -133,38 +135,46 @@ impl Draft {
     /// Gives the files their names. A file that has the name is replaced: the new one keeps its permissions, and its owner and group where
     /// the system allows that. Returns the paths of the shards.
     ///
-    /// All paths are looked at again first, and each once more just before its file gets the name. Something that takes a name between
-    /// that look and the renaming, which is the next system call, is replaced.
+    /// All paths are looked at again first, and each once more just before its file gets the name. A file that is replaced is kept until all files have their
+    /// names, and with [`Durability::Synced`] until their folders are written back.
+    ///
+    /// A file system that cannot exchange two files, such as NFS, replaces at once: there, something that takes a name between the last look and the
+    /// renaming, which is the next system call, is lost.
     ///
     /// # Errors
     /// When a path no longer leads where it did, or to something other than a regular file, or the system fails to write files back or to
-    /// name one. No file is left then: also not those that one of these has replaced already. And in a forked
-    /// child of the process that made the draft, which keeps its files.
+    /// name one. No new file is left then, and the replaced ones are back under their names. But where the file system cannot exchange files, those that have
+    /// been replaced are gone, and the new ones stay. And in a forked child of the process that made the draft, which keeps its files.
     pub fn commit(mut self, durability: Durability) -> Result<Vec<PathBuf>> {
         fork::check(self.process, "commit files")?;
         let (plans, files) = (mem::take(&mut self.plans), mem::take(&mut self.files));
+        let mut folders = BTreeMap::new();
         for made in &files {
             let file = made.prepare()?;
             if durability == Durability::Synced {
                 file.sync_all().map_err(|source| io_error("write back", made.target().file(), source))?;
+                // Opened before any file has its name: a user may be allowed to write to a folder, but not to open it.
+                let folder = made.target().folder();
+                if !folders.contains_key(folder) {
+                    let open = File::open(folder).map_err(|source| io_error("write back", folder, source))?;
+                    folders.insert(folder.to_owned(), open);
+                }
             }
         }
-        let mut named = Named::default();
-        let mut folders = BTreeSet::new();
+        let mut placed = Set::default();
         for made in files {
-            let (file, folder) = (made.target().file().to_owned(), made.target().folder().to_owned());
-            made.rename()?;
-            named.0.push(file);
-            folders.insert(folder);
+            placed.0.push(made.place()?);
         }
-        if durability == Durability::Synced {
-            for folder in &folders {
-                let synced = File::open(folder).and_then(|folder| folder.sync_all());
-                synced.map_err(|source| io_error("write back", folder, source))?;
+        for (path, folder) in &folders {
+            match folder.sync_all() {
+                // Some file systems have nothing to write back for a folder.
+                Err(error)
+                    if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::OPNOTSUPP)) => {}
+                synced => synced.map_err(|source| io_error("write back", path, source))?,
             }
         }
-        // All is well: they stay.
-        named.0.clear();
+        // The set is complete: it stays.
+        placed.0.clear();
         Ok(plans.into_iter().map(|plan| plan.path).collect())
     }
 }
@@ -177,17 +187,13 @@ impl Drop for Draft {
     }
 }
 
-/// Files that have their names, and are removed unless all are well (A2).
+/// Files that have their names. Dropped before the set is complete, what was there before is put back (A2).
 #[derive(Default)]
-struct Named(Vec<PathBuf>);
+struct Set(Vec<Placed>);
 
-impl Drop for Named {
+impl Drop for Set {
     fn drop(&mut self) {
-        for path in &self.0 {
-            if let Err(error) = fs::remove_file(path) {
-                tracing::warn!(?path, %error, "a file of a set that failed could not be removed");
-            }
-        }
+        self.0.drain(..).rev().for_each(Placed::undo);
     }
 }
 

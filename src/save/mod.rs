@@ -31,6 +31,7 @@ mod draft;
 mod entry;
 mod fill;
 mod permissions;
+mod placed;
 mod plan;
 mod saver;
 mod set;

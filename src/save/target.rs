@@ -11,6 +11,7 @@ use std::path::{self, Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use super::permissions::Permissions;
 use crate::error::{Error, Result};
@@ -66,7 +67,11 @@ impl Target {
         check_folder(given, &folder)?;
         let file = folder.join(named.file_name().unwrap_or_default());
         let replaced = Replaced::look(given, &file)?;
-        if found.is_some() && replaced.is_none() && path.is_symlink() {
+        let is_named = replaced.as_ref().map(|replaced| replaced.id) == found.as_ref().map(id);
+        // For a file whose name is gone, a link of /proc has the text `NAME (deleted)`, which another file may be called.
+        let is_of_a_deleted =
+            || fs::read_link(&path).is_ok_and(|to| to.as_os_str().as_bytes().ends_with(b" (deleted)"));
+        if found.is_some() && !is_named && path.is_symlink() && (replaced.is_none() || is_of_a_deleted()) {
             let problem = "it leads to an open file whose name is gone, expected a file with a name; save to another path";
             return Err(refused(given, problem.into(), None));
         }
@@ -137,16 +142,35 @@ impl Replaced {
         match may(file, Access::WRITE_OK) {
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => {
-                let problem = "this user may not write to the file that is there, expected permission to; give it, or save under another name";
+                let problem = match error {
+                    Errno::PERM => {
+                        "the file that is there is immutable; take that attribute from it (chattr -i), or save under another name"
+                    }
+                    Errno::ROFS => {
+                        "the file that is there is mounted read-only; mount it for writing, or save under another name"
+                    }
+                    _ => {
+                        "this user may not write to the file that is there, expected permission to; give it, or save under another name"
+                    }
+                };
                 return Err(refused(given, problem.into(), Some(error.into())));
             }
             Ok(()) => {}
         }
         // Kernels before 5.8 do not say.
         let about = statx(CWD, file, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
-        if about.is_ok_and(|about| about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
+        let attributes = about.map_or(StatxAttributes::empty(), |about| about.stx_attributes);
+        if attributes.contains(StatxAttributes::MOUNT_ROOT) {
             let problem = "it is a mount point, which no other file can replace; save to a folder that is mounted, or elsewhere";
             return Err(refused(given, problem.into(), Some(Errno::BUSY.into())));
+        }
+        if attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
+            let problem = "the file that is there is immutable, or may only be appended to; take that attribute from it (chattr -i -a), or save under another name";
+            return Err(refused(given, problem.into(), Some(Errno::PERM.into())));
+        }
+        if is_kept_by_its_folder(file, &found) {
+            let problem = "the file that is there belongs to another user, and its folder lets only owners replace files (it is sticky); save under another name";
+            return Err(refused(given, problem.into(), Some(Errno::PERM.into())));
         }
         match Permissions::of(file, &found) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -157,6 +181,16 @@ impl Replaced {
             }
         }
     }
+}
+
+/// Whether the sticky bit of its folder keeps this user from replacing a file.
+fn is_kept_by_its_folder(file: &Path, found: &fs::Metadata) -> bool {
+    const STICKY: u32 = 0o1000;
+    let user = geteuid();
+    // Root may, as far as is known here.
+    let owns = |found: &fs::Metadata| user.is_root() || found.uid() == user.as_raw();
+    let folder = fs::metadata(folder_of(file));
+    folder.is_ok_and(|folder| folder.mode() & STICKY != 0 && !owns(&folder) && !owns(found))
 }
 
 fn id(metadata: &fs::Metadata) -> FileId {

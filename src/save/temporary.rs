@@ -11,6 +11,7 @@ use std::sync::{PoisonError, RwLock};
 use rustix::fs::OFlags;
 use tempfile::TempPath;
 
+use super::placed::Placed;
 use super::target::{FileId, Target};
 use crate::error::{Error, Result};
 
@@ -41,7 +42,8 @@ impl Temporary {
         let mode = if target.id().is_some() { OWNER } else { 0o666 };
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".tmp").permissions(fs::Permissions::from_mode(mode));
-        let (file, path) = builder.tempfile_in(target.folder()).map_err(error)?.into_parts();
+        let made = builder.tempfile_in(target.folder()).map_err(|refusal| error(of_the_system(refusal)))?;
+        let (file, path) = made.into_parts();
         let made = file.metadata().map_err(error)?;
         let mode = made.mode() & 0o7777;
         let is_closed = mode & OWNER != OWNER;
@@ -93,12 +95,11 @@ impl Temporary {
     }
 
     /// Gives the file its name.
-    pub(super) fn rename(self) -> Result<()> {
-        // The system renames over anything but a directory, and has no way to ask for regular files alone (A3).
-        self.target.look_again()?;
-        let target = self.target.file().to_owned();
-        let renamed = self.path.persist(&target);
-        renamed.map_err(|error| Error::Io { operation: "rename to", path: target, source: error.error })
+    ///
+    /// # Errors
+    /// When the target leads elsewhere by now or to something other than a regular file, or the system refuses.
+    pub(super) fn place(self) -> Result<Placed> {
+        Placed::new(self.path, self.id, &self.target)
     }
 
     /// Leaves the file where it is.
@@ -109,6 +110,12 @@ impl Temporary {
     fn error(&self, operation: &'static str, source: io::Error) -> Error {
         Error::Io { operation, path: self.path.to_path_buf(), source }
     }
+}
+
+/// The system's own error where `tempfile` put a path around it: its number says what is wrong.
+fn of_the_system(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|wrapped| wrapped.source()?.downcast_ref::<io::Error>());
+    inner.and_then(io::Error::raw_os_error).map_or(error, io::Error::from_raw_os_error)
 }
 
 /// The most files of a draft that are open at a time.

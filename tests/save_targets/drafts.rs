@@ -1,12 +1,13 @@
 //! Sets of files, and what changes between the first look and the commit.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use tensorhold::save::{Durability, Saver, shard_paths};
-use tensorhold::{Device, Loader};
+use tensorhold::{Device, Error, Loader};
 
 use crate::scene::*;
 use crate::support::fork::in_child;
@@ -123,4 +124,69 @@ pub(crate) fn drafts_do_not_follow_the_working_directory() {
         assert_eq!(draft.commit(Durability::Synced).unwrap(), [PathBuf::from("file")]);
     });
     assert_eq!(contents(folder.path()).into_keys().collect::<Vec<_>>(), [folder.path().join("file")]);
+}
+
+/// A save of two files, the second of which cannot be renamed: its folder takes new names, but gives none up.
+pub(crate) fn a_failed_set_leaves_the_old_files() {
+    let folder = folder();
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name).join("file"));
+    for file in [&first, &second] {
+        fs::create_dir(file.parent().unwrap()).unwrap();
+    }
+    for exists in [true, false] {
+        if exists {
+            fs::write(&first, "before").unwrap();
+        } else {
+            fs::remove_file(&first).unwrap();
+        }
+        let draft = draft(&[first.clone(), second.clone()]).unwrap();
+        let closed = AppendOnly::new(second.parent().unwrap());
+        let error = draft.commit(Durability::Cached).unwrap_err();
+        drop(closed);
+        assert!(
+            matches!(&error, Error::Io { operation: "rename to", path, .. } if *path == second),
+            "{error}"
+        );
+        let names: Vec<_> =
+            fs::read_dir(first.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(names, if exists { vec![first.clone()] } else { vec![] });
+        if exists {
+            assert_eq!(fs::read(&first).unwrap(), b"before");
+        }
+    }
+}
+
+/// A folder that cannot be opened cannot be written back: that is known before anything has its name.
+pub(crate) fn an_unreadable_folder_loses_nothing() {
+    let folder = folder();
+    let path = folder.path().join("file");
+    fs::write(&path, "before").unwrap();
+    chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+    chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o300)).unwrap();
+    as_nobody(&[], || {
+        let error = draft(&[path.clone()]).unwrap().commit(Durability::Synced).unwrap_err();
+        assert!(error.to_string().contains("permission denied"), "{error}");
+    });
+    assert_eq!(fs::read(&path).unwrap(), b"before");
+    // Without the wish to write it back, the folder need not be opened.
+    as_nobody(&[], || assert_saved(&save_to(&path).unwrap().files[0]));
+}
+
+/// A folder in which names are only made, for as long as this lives.
+struct AppendOnly(fs::File, IFlags);
+
+impl AppendOnly {
+    fn new(folder: &Path) -> Self {
+        let folder = fs::File::open(folder).unwrap();
+        let flags = ioctl_getflags(&folder).unwrap();
+        ioctl_setflags(&folder, flags | IFlags::APPEND).unwrap();
+        Self(folder, flags)
+    }
+}
+
+impl Drop for AppendOnly {
+    fn drop(&mut self) {
+        ioctl_setflags(&self.0, self.1).unwrap();
+    }
 }

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, IFlags, ioctl_getflags, ioctl_setflags};
 use tensorhold::Error;
 use tensorhold::save::shard_paths;
 
@@ -278,4 +278,40 @@ pub(crate) fn read_only_systems_are_refused() {
         assert_refused(save_to(folder.path().join("new")), "read-only");
     });
     assert_eq!(contents(folder.path()).len(), 1);
+}
+
+pub(crate) fn files_kept_by_a_sticky_folder_are_refused() {
+    let folder = folder();
+    let path = folder.path().join("file");
+    fs::write(&path, "before").unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+    as_nobody(&[], || assert_refused(save_to(&path), "sticky"));
+    assert_eq!(contents(folder.path()).len(), 1);
+}
+
+pub(crate) fn files_with_attributes_are_refused() {
+    let folder = folder();
+    let path = folder.path().join("file");
+    fs::write(&path, "before").unwrap();
+    let file = File::open(&path).unwrap();
+    let flags = ioctl_getflags(&file).unwrap();
+    for attribute in [IFlags::APPEND, IFlags::IMMUTABLE] {
+        ioctl_setflags(&file, flags | attribute).unwrap();
+        let refused = save_to(&path);
+        ioctl_setflags(&file, flags).unwrap();
+        assert_refused(refused, "chattr");
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"before");
+}
+
+pub(crate) fn a_link_to_a_deleted_file_leads_to_no_other() {
+    let folder = folder();
+    let [path, other] = ["file", "file (deleted)"].map(|name| folder.path().join(name));
+    fs::write(&path, "before").unwrap();
+    fs::write(&other, "other").unwrap();
+    let open = File::open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_refused(save_to(format!("/proc/self/fd/{}", open.as_raw_fd())), "name is gone");
+    assert_eq!((fs::read(&other).unwrap(), contents(folder.path()).len()), (b"other".to_vec(), 1));
 }

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr;
 
-use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat, setxattr};
+use rustix::fs::{
+    CWD, FileType, IFlags, Mode, XattrFlags, ioctl_getflags, ioctl_setflags, makedev, mknodat, setxattr,
+};
 use tempfile::TempDir;
 use tensorhold::save::{Draft, Entry, Item, PlanOptions, Saved, Saver, plan_shards};
 use tensorhold::{DType, Device, Error, Loader};
@@ -55,6 +57,16 @@ pub(crate) fn has_nodes() -> bool {
 pub(crate) fn has_lists() -> bool {
     let folder = folder();
     setxattr(folder.path(), "system.posix_acl_default", &list(0o4), XattrFlags::empty()).is_ok()
+}
+
+/// Whether this user may make files append-only, on a file system that knows that.
+pub(crate) fn has_attributes() -> bool {
+    let folder = folder();
+    let open = fs::File::open(folder.path()).unwrap();
+    let Ok(flags) = ioctl_getflags(&open) else { return false };
+    let can = ioctl_setflags(&open, flags | IFlags::APPEND).is_ok();
+    let _ = ioctl_setflags(&open, flags);
+    can
 }
 
 pub(crate) fn has_namespaces() -> bool {
