@@ -197,6 +197,16 @@ fn checkpoints_load_at_once_where_few_files_may_be_open() {
 fn idle_files_are_closed_for_a_process_that_has_other_uses_for_its_descriptors() {
     limited(64, "idle_files_are_closed_for_a_process_that_has_other_uses_for_its_descriptors", || {
         let (folder, tensors) = checkpoint(40);
+        let entries = (0..40).map(|number| {
+            let file = shard(folder.path(), number, 40);
+            format!("{:?}: {:?}", name(number), file.file_name().unwrap())
+        });
+        let map = entries.collect::<Vec<_>>().join(", ");
+        fs::write(
+            folder.path().join("model.safetensors.index.json"),
+            format!(r#"{{"weight_map": {{{map}}}}}"#),
+        )
+        .unwrap();
         let opened = Loader::new(Device::host()).checkpoint(folder.path()).unwrap().open().unwrap();
         // All that the process may open.
         let others: Vec<fs::File> = (0..).map_while(|_| fs::File::open("/dev/null").ok()).collect();
@@ -205,6 +215,12 @@ fn idle_files_are_closed_for_a_process_that_has_other_uses_for_its_descriptors()
             assert_eq!(loaded.as_bytes().unwrap(), tensor.bytes);
         }
         assert!(others.len() > 30);
+        // So they are for a folder that is listed, and for an index.
+        let index = folder.path().join("model.safetensors.index.json");
+        for path in [folder.path(), &index] {
+            let loaded = Loader::new(Device::host()).checkpoint(path).unwrap().load().unwrap();
+            assert_eq!(loaded.len(), tensors.len());
+        }
     });
 }
 

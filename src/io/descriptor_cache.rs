@@ -345,16 +345,25 @@ impl DescriptorCache {
 
     /// Makes something that takes a descriptor and is not a file; where none is left, idle files are closed for it.
     pub(crate) fn make<T>(&self, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
-        match make() {
-            Err(error) if limits::is_of_descriptors(&error) => {
+        self.retry(make, limits::is_of_descriptors)
+    }
+
+    /// Does something that takes descriptors; where it failed for want of one, as `is_refused` says, idle files are closed and it is done again.
+    pub(crate) fn retry<T, E>(
+        &self,
+        work: impl Fn() -> Result<T, E>,
+        is_refused: impl Fn(&E) -> bool,
+    ) -> Result<T, E> {
+        match work() {
+            Err(error) if is_refused(&error) => {
                 let idle = lock(&self.clock).evict_all();
                 if idle.is_empty() {
                     return Err(error);
                 }
                 drop(idle);
-                make()
+                work()
             }
-            made => made,
+            done => done,
         }
     }
 

@@ -35,7 +35,7 @@ use std::{mem, ptr};
 use serde::Serialize;
 
 pub(crate) use buffered::Buffered;
-pub(crate) use descriptor_cache::{CachedFile, FileLease, OpenFile, WhenFull};
+pub(crate) use descriptor_cache::{CachedFile, DescriptorCache, FileLease, OpenFile, WhenFull};
 pub(crate) use direct::Direct;
 pub(crate) use file::FileSource;
 pub(crate) use file_system::{FileSystem, is_in_memory};

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{self, Scope};
 
 use super::depth;
-use super::fill::{Fill, queue_refused, refusal_of_queue};
+use super::fill::{Fill, refusal_of_queue};
 use super::gds::{self, Answer};
 use super::lane::FIRST_SLOTS;
 use super::past;
@@ -193,14 +193,14 @@ fn past_queues(fill: &Fill<'_>) -> Result<(Vec<Box<dyn Queue>>, BackendKind, Str
                 why = format!("io_uring is refused: {}", refusal_of_queue(BackendKind::IoUring, &error));
                 tracing::debug!(%error, "no io_uring");
             }
-            Err(error) => return Err(queue_refused(BackendKind::IoUring, &error)),
+            Err(error) => return Err(fill.queue_refused(BackendKind::IoUring, &error)),
         }
     }
     // One read at a time each, and more of those than a ring begins with: they cannot be tried.
     let most = (2 * depth::FIRST_BYTES / fill.readers.job_bytes).max(4) as usize;
     let readers = room((slots / FIRST_SLOTS).min(most).min(fill.landing.plan.jobs.len()));
     let queues: io::Result<Vec<_>> = (0..readers).map(|_| fill.engines.direct.queue(1)).collect();
-    let queues = queues.map_err(|error| queue_refused(BackendKind::Direct, &error))?;
+    let queues = queues.map_err(|error| fill.queue_refused(BackendKind::Direct, &error))?;
     Ok((queues, BackendKind::Direct, why))
 }
 

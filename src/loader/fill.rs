@@ -55,6 +55,23 @@ pub(super) struct Fill<'a> {
 }
 
 impl Fill<'_> {
+    /// The error for an engine that makes no queue. Where no descriptor is left, the limit is to blame and not the engine.
+    pub(super) fn queue_refused(&self, kind: BackendKind, error: &io::Error) -> Error {
+        if let Some(limit) = error.raw_os_error().map(io::Error::from_raw_os_error)
+            && limits::is_of_descriptors(&limit)
+            && let Some(file) = self.files.first()
+        {
+            let path = file.source.path().to_path_buf();
+            return Error::Io { operation: "make a queue for reads of", path, source: limit };
+        }
+        Error::Option {
+            option: "backend",
+            got: format!("{kind}, which the system refuses: {}", refusal_of_queue(kind, error)),
+            expected: "one that it has".into(),
+            remedy: Remedy::AUTO_BACKEND,
+        }
+    }
+
     /// Opens a lane of at most so many slots, `first` of them at once; `None` when there is no memory for it, which is noted.
     pub(super) fn open_lane(&self, work: &Work<'_>, slots: usize, first: usize) -> Result<Option<Lane<'_>>> {
         let staging = self.readers.lane(self.staging, self.budget, slots);
@@ -103,16 +120,6 @@ impl Fill<'_> {
     pub(super) fn cut_short(&self, job: &Job, end: u64) -> Error {
         let source = &self.files[job.file].source;
         source.changed(format!("it was cut short: {} bytes when opened, now it ends at {end}", source.len()))
-    }
-}
-
-/// The error for an engine that makes no queue.
-pub(super) fn queue_refused(kind: BackendKind, error: &io::Error) -> Error {
-    Error::Option {
-        option: "backend",
-        got: format!("{kind}, which the system refuses: {}", refusal_of_queue(kind, error)),
-        expected: "one that it has".into(),
-        remedy: Remedy::AUTO_BACKEND,
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tensorhold_allocator::{Bytes, Fragment, Pool};
 
-use super::fill::{Fill, queue_refused};
+use super::fill::Fill;
 use super::lane::{FIRST_SLOTS, Lane};
 use super::plan::Job;
 use super::prepare::check_pool;
@@ -254,7 +254,7 @@ impl Queues {
         let queues = (0..slots / each).map(|_| engine.queue(1)).collect::<io::Result<Vec<_>>>();
         let queues = queues.map_err(|error| {
             fill.budget.give(taken);
-            queue_refused(BackendKind::Gds, &error)
+            fill.queue_refused(BackendKind::Gds, &error)
         })?;
         Ok(Self { queues, slots, each, taken, why: mode.into() })
     }

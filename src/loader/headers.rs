@@ -13,7 +13,8 @@ use super::copies;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{self, Entry, Index, LeftOut, Listing, Place, Problem, Shards};
-use crate::io::FileSource;
+use crate::io::{DescriptorCache, FileSource};
+use crate::limits;
 use crate::tensor::{Description, TensorInfo};
 use crate::weights::Metadata;
 
@@ -171,7 +172,8 @@ impl Indexed {
     /// Begins to read an index that probably names the files with these numbers.
     fn begin(path: &Path, listing: &Arc<Listing>, files: Range<usize>) -> Option<Self> {
         let (path, listing) = (path.to_path_buf(), Arc::clone(listing));
-        let reading = Ahead::begin("tensorhold-index", move || Index::read(&path, &listing))?;
+        let reading =
+            Ahead::begin("tensorhold-index", move || with_descriptors(|| Index::read(&path, &listing)))?;
         Some(Self { files, text: IndexText::Guessed(reading) })
     }
 
@@ -258,7 +260,7 @@ pub(super) fn open_all(
                         paths.extend_from_slice(near);
                     }
                     None => {
-                        let index = Index::read(path, listing)?;
+                        let index = with_descriptors(|| Index::read(path, listing))?;
                         left_out.extend(index.left_out(listing));
                         let before = paths.len();
                         paths.extend(index.paths());
@@ -273,6 +275,13 @@ pub(super) fn open_all(
         left_out.extend(index.leave_out_copies(&mut files)?);
     }
     Ok(Found { files, indexes, left_out })
+}
+
+/// Reads an index or lists a folder; where no descriptor is left for that, idle files are closed first.
+pub(super) fn with_descriptors<T>(read: impl Fn() -> Result<T>) -> Result<T> {
+    let is_refused =
+        |error: &Error| matches!(error, Error::Io { source, .. } if limits::is_of_descriptors(source));
+    DescriptorCache::of_process().retry(read, is_refused)
 }
 
 /// Opens files and reads their headers, in order.

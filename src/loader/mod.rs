@@ -157,7 +157,7 @@ impl Loader {
     /// When the path is missing or cannot be read, or a directory holds no weights. That it holds several sets of which none comes first, or
     /// an incomplete one, and what is wrong with an index or a file, comes from [`load`](Self::load) and the other calls that read.
     pub fn checkpoint(mut self, path: impl AsRef<Path>) -> Result<Self> {
-        self.named.push(Named::resolve(path.as_ref())?);
+        self.named.push(headers::with_descriptors(|| Named::resolve(path.as_ref()))?);
         Ok(self)
     }
 

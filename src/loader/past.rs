@@ -8,7 +8,7 @@ use std::mem;
 use std::time::Instant;
 
 use super::depth::Depth;
-use super::fill::{Fill, queue_refused};
+use super::fill::Fill;
 use super::gds::ByCuFile;
 use super::landing::{Form, PartForm};
 use super::lane::{FIRST_SLOTS, Lane};
@@ -275,7 +275,7 @@ impl<'a> Reader<'a> {
     /// The error for a queue that stopped working.
     fn queue_failed(&self, error: &io::Error) -> Error {
         let kind = if self.gds.is_some() { BackendKind::Gds } else { BackendKind::IoUring };
-        queue_refused(kind, error)
+        self.fill.queue_refused(kind, error)
     }
 
     /// Whether the system, or cuFile, says that it does not read like this, rather than that the read failed.
@@ -386,7 +386,8 @@ impl<'a> Reader<'a> {
     fn read_through(&mut self, assigned: Assigned) -> Result<()> {
         let job = &self.fill.landing.plan.jobs[assigned.index];
         let buffered = &self.fill.engines.buffered;
-        let mut queue = buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
+        let mut queue =
+            buffered.queue(1).map_err(|error| self.fill.queue_refused(BackendKind::Buffered, &error))?;
         let start = self.lane.start(assigned.slot);
         // SAFETY: the slot is as long as the longest span, and ours.
         unsafe { through::read_job(self.fill, &mut *queue, job, start, Way::Buffered) }?;

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 
-use super::fill::{Fill, queue_refused};
+use super::fill::Fill;
 use super::plan::Job;
 use super::remake::{self, Scratch};
 use super::ring::Ring;
@@ -24,7 +24,7 @@ pub(super) enum Outcome {
 /// Takes jobs off the plan until there are no more; leaves to others what is better read past the page cache.
 pub(super) fn read(fill: &Fill<'_>, work: &Work<'_>) -> Result<()> {
     let mut queue =
-        fill.engines.buffered.queue(1).map_err(|error| queue_refused(BackendKind::Buffered, &error))?;
+        fill.engines.buffered.queue(1).map_err(|error| fill.queue_refused(BackendKind::Buffered, &error))?;
     let Some(mut scratch) = Scratch::open(fill, work)? else { return Ok(()) };
     match &fill.ring {
         Some(ring) => {
