@@ -11,6 +11,7 @@ use tensorhold_allocator::Quoted;
 
 use super::names::{is_known_variant, rank};
 use super::sets::{LISTED, List, Set};
+use crate::error::{Remedy, Vocabulary};
 
 /// The sets that are loaded, and the others.
 #[derive(Debug)]
@@ -64,7 +65,10 @@ impl<'s, 'a> Choice<'s, 'a> {
                 "the folder holds {}, and their names do not say whether {other} belongs to the same weights; \
                  name files or an index{}",
                 described(sets),
-                if sets.iter().any(|set| set.variant.is_some()) { ", or choose a variant" } else { "" }
+                match sets.iter().any(|set| set.variant.is_some()) {
+                    true => format!(", or {}", Remedy::CHOOSE_VARIANT.text(Vocabulary::Rust)),
+                    false => String::new(),
+                }
             ));
         }
         match choice.sets.iter().find_map(|set| set.problem()) {
@@ -134,7 +138,8 @@ fn variant<'a>(sets: &[Set<'a>], wanted: Option<&'a str>) -> Result<Option<&'a s
         _ if sets.iter().any(|set| set.variant.is_none()) => Ok(None),
         [variant] => Ok(Some(variant)),
         _ => Err(format!(
-            "the folder holds weights of the variants {listed} alone; choose a variant, or name a file"
+            "the folder holds weights of the variants {listed} alone; {}, or name a file",
+            Remedy::CHOOSE_VARIANT.text(Vocabulary::Rust)
         )),
     }
 }

@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use foldhash::fast::RandomState;
 
@@ -38,6 +39,24 @@ pub(super) fn rank(stem: &str) -> Option<usize> {
 /// Whether a file is safetensors by its name. Names that begin with a dot are metadata of systems and of downloads.
 pub(super) fn is_file(name: &str) -> bool {
     !name.starts_with('.') && name.ends_with(FILE_SUFFIX)
+}
+
+/// What programs add to the name of a file while they download it: aria2, curl and Firefox, Chrome, Safari, the Hub's client, and others. aria2 adds it
+/// to the name of a file of its own, and the download has its final length from the start.
+const UNFINISHED: [&str; 7] =
+    [".aria2", ".part", ".partial", ".crdownload", ".download", ".incomplete", ".tmp"];
+
+/// The safetensors file or index of which a file is, or accompanies, an unfinished download by its name.
+pub(super) fn unfinished(name: &str) -> Option<&str> {
+    let target = UNFINISHED.iter().find_map(|ending| name.strip_suffix(ending))?;
+    (is_file(target) || is_index(target)).then_some(target)
+}
+
+/// The control file of aria2 for a download.
+pub(super) fn control_file(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".aria2");
+    name.into()
 }
 
 /// Whether a file is an index of safetensors files by its name.
@@ -340,6 +359,17 @@ mod tests {
         }
         assert!(!is_index("._model.safetensors.index.json") && !is_file("._model.safetensors"));
         assert!(!is_index("model.safetensors.indexes.json"));
+    }
+
+    #[test]
+    fn a_download_is_unfinished_by_the_name_of_the_file_that_it_writes() {
+        assert_eq!(unfinished("model.safetensors.aria2"), Some("model.safetensors"));
+        assert_eq!(unfinished("m.safetensors.index.json.crdownload"), Some("m.safetensors.index.json"));
+        for other in
+            ["model.safetensors", "model.bin.part", ".safetensors.tmp", ".aria2", "model.part.safetensors"]
+        {
+            assert_eq!(unfinished(other), None, "{other}");
+        }
     }
 
     #[test]
