@@ -48,8 +48,13 @@ const UNFINISHED: [&str; 7] =
 
 /// The safetensors file or index of which a file is, or accompanies, an unfinished download by its name.
 pub(super) fn unfinished(name: &str) -> Option<&str> {
-    let target = UNFINISHED.iter().find_map(|ending| name.strip_suffix(ending))?;
+    let target = without_unfinished_ending(name)?;
     (is_file(target) || is_index(target)).then_some(target)
+}
+
+/// The name of a file that is being written, perhaps with what makes it unique, without what says so.
+pub(super) fn without_unfinished_ending(name: &str) -> Option<&str> {
+    UNFINISHED.iter().find_map(|ending| name.strip_suffix(ending))
 }
 
 /// The control file of aria2 for a download.
@@ -125,14 +130,13 @@ impl<'a> Reader<'a> {
             let (stem, variant) = if tail.is_some() { (head, tail) } else { self.split_variant(head) };
             return Name { stem, variant, part: Part::Shard { number, of } };
         }
-        if let Some((head, last)) = base.rsplit_once('.') {
-            if let Ok(number) = last.parse()
-                && is_number(last)
-                && rank(head).is_some()
-                && self.wanted != Some(last)
-            {
-                return Name { stem: head, variant: None, part: Part::Numbered(number) };
-            }
+        if let Some((head, last)) = base.rsplit_once('.')
+            && let Ok(number) = last.parse()
+            && is_number(last)
+            && rank(head).is_some()
+            && self.wanted != Some(last)
+        {
+            return Name { stem: head, variant: None, part: Part::Numbered(number) };
         }
         let (stem, variant) = self.split_variant(base);
         Name { stem, variant, part: Part::Whole }

@@ -28,10 +28,9 @@ pub(super) fn without_weights(folder: &Path) -> String {
             others.push(name);
         } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             folders.push(name);
-        } else if names::unfinished(&name).is_some() {
-            unfinished.push(name);
         } else if name.to_ascii_lowercase().contains(".safetensors") {
-            misnamed.push(name);
+            let is_unfinished = names::without_unfinished_ending(&name).is_some();
+            if is_unfinished { &mut unfinished } else { &mut misnamed }.push(name);
         } else if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
             folders.push(name);
         }
@@ -160,6 +159,10 @@ mod tests {
             (&["MODEL.SAFETENSORS"], ["\"MODEL.SAFETENSORS\"", "rename"]),
             (&["model.safetensors.1", "pytorch_model.bin"], ["\"model.safetensors.1\"", "rename"]),
             (&["model.safetensors.incomplete"], ["unfinished downloads, \"model", "finish"]),
+            (
+                &["model.safetensors.1a2b.tmp", "MODEL.SAFETENSORS"],
+                ["\"model.safetensors.1a2b.tmp\"", "finish"],
+            ),
             (&["model.safetensors.aria2", "config.json"], ["\"model.safetensors.aria2\"", "finish"]),
             (&["refs/main", "snapshots/abc/model.safetensors"], ["\"snapshots/abc\"", "name one"]),
             (
