@@ -346,7 +346,8 @@ impl Error {
 
 /// Why a tensor is there twice, and what to do.
 fn twice(first: &Path, second: &Path) -> String {
-    if first == second {
+    let plain = |path: &Path| path.strip_prefix(".").unwrap_or(path).to_path_buf();
+    if plain(first) == plain(second) {
         return format!("its file {first:?} is named twice, expected once; name each file once");
     }
     let remedy = match first.parent() == second.parent() {
@@ -401,6 +402,21 @@ mod tests {
         assert!(errors(libc::EIO).iter().all(|error| error.to_string().contains("disk")));
         let message = Error::Thread { source: source(libc::EAGAIN) }.to_string();
         assert!(message.contains("RLIMIT_NPROC") && message.contains("ulimit -u"), "{message}");
+    }
+
+    #[test]
+    fn a_tensor_that_is_there_twice_says_how_to_name_it_once() {
+        for (first, second, words) in [
+            ("m.safetensors", "m.safetensors", ["\"m.safetensors\" is named twice", "name each file once"]),
+            ("m.safetensors", "./m.safetensors", ["is named twice", "name each file once"]),
+            ("a/m.safetensors", "a/n.safetensors", ["is in \"a/m.safetensors\"", "instead of their folder"]),
+            ("a/m.safetensors", "b/m.safetensors", ["and in \"b/m.safetensors\"", "name only one of them"]),
+        ] {
+            let error =
+                Error::DuplicateTensor { name: "x".into(), first: first.into(), second: second.into() };
+            let message = error.to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
     }
 
     #[test]
