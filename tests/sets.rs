@@ -135,6 +135,122 @@ fn a_gap_among_shards_is_an_error_of_the_folder_and_not_of_files_that_are_named(
 }
 
 #[test]
+fn a_part_of_a_model_is_not_taken_for_all_of_it() {
+    for (files, words) in [
+        (&["model", "model.visual"][..], ["\"model\" of variant \"visual\"", "name files"]),
+        (&["model", "model.mtp", "model.fp16"], ["\"model\" of variant \"mtp\"", "Loader::variant"]),
+        (&["00001-of-00002"], ["1 is missing", "\"00002-of-00002.safetensors\""]),
+        (&["model.00001-of-00002"], ["1 is missing", "\"model.00002-of-00002.safetensors\""]),
+        (&["model-00001-OF-00002"], ["1 is missing", "\"model-00002-OF-00002.safetensors\""]),
+        (&["model-1of2"], ["1 is missing", "\"model-2of2.safetensors\""]),
+        (&["m-0-of-3", "m-1-of-3", "m-3-of-3"], ["of the 4 shards", "\"m-2-of-3.safetensors\""]),
+        (&["consolidated.01", "consolidated.02"], ["1 of them is missing", "the first of them 0"]),
+    ] {
+        let files: Vec<_> = files.iter().map(|stem| format!("{stem}.safetensors")).collect();
+        let folder = folder(&files.iter().map(|file| &**file).collect::<Vec<_>>());
+        assert_refuses(&folder, None, &words);
+        let named = loader(&folder.path().join(&files[0])).load().unwrap();
+        assert!(named.names().eq([&*files[0]]), "{files:?}");
+    }
+}
+
+#[test]
+fn shards_that_are_numbered_from_zero_to_their_count_are_complete() {
+    let shards = ["m-0-of-2.safetensors", "m-1-of-2.safetensors", "m-2-of-2.safetensors"];
+    assert_loads(&folder(&shards), None, &shards);
+}
+
+#[test]
+fn a_variant_may_have_dots() {
+    let names = ["model.safetensors", "model.fp16.safetensors", "model.fp16.ema.safetensors"];
+    let folder = folder(&names);
+    assert_loads(&folder, Some("fp16.ema"), &names[2..]);
+    assert_loads(&folder, Some("fp16"), &names[1..2]);
+    assert_loads(&folder, None, &names[..1]);
+}
+
+#[test]
+fn an_unfinished_download_is_not_loaded() {
+    for ending in ["aria2", "part", "crdownload", "incomplete", "download", "tmp", "partial"] {
+        for name in ["model.safetensors", "model-1-of-1.safetensors", "any.safetensors"] {
+            let folder = folder(&[name]);
+            fs::write(folder.path().join(format!("{name}.{ending}")), "").unwrap();
+            let control = format!("\"{name}.{ending}\"");
+            assert_refuses(&folder, None, &["unfinished", &control]);
+            index(&folder.path().join(INDEX), &[(name, name)]);
+            assert_refuses(&folder, None, &["unfinished", &control]);
+        }
+    }
+    // A file of what is left out does not matter, one of what may be a part does.
+    let left_out = folder(&["model.safetensors", "model.fp16.safetensors"]);
+    fs::write(left_out.path().join("model.fp16.safetensors.aria2"), "").unwrap();
+    assert_loads(&left_out, None, &["model.safetensors"]);
+    let part = folder(&["a.safetensors"]);
+    fs::write(part.path().join("b.safetensors.part"), "").unwrap();
+    assert_refuses(&part, None, &["\"b.safetensors\" is unfinished"]);
+    // A file that is named is looked for with the file of aria2 alone, which writes the file in place.
+    let path = left_out.path().join("model.fp16.safetensors");
+    let error = Loader::new(Device::host()).checkpoint(path).unwrap_err();
+    assert!(error.to_string().contains("unfinished"), "{error}");
+    assert_eq!(load(&part.path().join("a.safetensors"), None).unwrap(), ["a.safetensors"]);
+}
+
+#[test]
+fn files_of_a_pipeline_are_not_taken_for_one_model() {
+    let folder = folder(&["flux1-dev.safetensors", "ae.safetensors"]);
+    fs::write(folder.path().join("model_index.json"), "{}").unwrap();
+    assert_refuses(&folder, None, &["pipeline", "\"ae\", \"flux1-dev\"", "name one of the files"]);
+    fs::remove_file(folder.path().join("ae.safetensors")).unwrap();
+    assert_loads(&folder, None, &["flux1-dev.safetensors"]);
+}
+
+#[test]
+fn a_file_that_is_named_twice_is_an_error_that_says_so() {
+    let folder = folder(&["a.safetensors"]);
+    let path = folder.path().join("a.safetensors");
+    let error = Loader::new(Device::host()).files([&path, &path]).load().unwrap_err().to_string();
+    assert!(error.contains("is named twice") && error.contains("name each file once"), "{error}");
+}
+
+#[test]
+fn what_is_no_path_is_named_for_what_it_looks_like() {
+    for (path, words) in [
+        ("no-such-org/no-such-model", "hf download no-such-org/no-such-model"),
+        ("https://example.org/model.safetensors", "URL"),
+        ("~/no-such-folder/model.safetensors", "expands `~`"),
+    ] {
+        let error = Loader::new(Device::host()).checkpoint(path).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }) && error.to_string().contains(words), "{error}");
+        let error = Loader::new(Device::host()).files([path]).load().unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
+fn an_index_that_another_system_wrote_says_what_to_change() {
+    let folder = folder(&["sub/m.safetensors"]);
+    let path = folder.path().join(INDEX);
+    fs::write(&path, "\u{feff}{\"weight_map\":{\"sub/m.safetensors\":\"sub/m.safetensors\"}}").unwrap();
+    assert_refuses(&folder, None, &["byte order mark"]);
+    fs::write(&path, r#"{"weight_map":{"sub/m.safetensors":"sub\\m.safetensors"}}"#).unwrap();
+    assert_refuses(&folder, None, &["separates no folders", "write `/`"]);
+    fs::write(&path, r#"{"weight_map":{"x":"..\\m.safetensors"}}"#).unwrap();
+    assert_refuses(&folder, None, &["separates no folders"]);
+}
+
+#[test]
+fn an_index_of_torch_says_which_safetensors_files_are_next_to_it() {
+    let folder = folder(&["model.safetensors"]);
+    let path = folder.path().join("pytorch_model.bin.index.json");
+    fs::write(&path, r#"{"weight_map": {"x": "pytorch_model-1-of-2.bin"}}"#).unwrap();
+    let error = load(&path, None).unwrap_err().to_string();
+    assert!(error.contains("name the folder") && error.contains("\"model.safetensors\""), "{error}");
+    index(&folder.path().join(INDEX), &[("model.safetensors", "model.safetensors")]);
+    let error = load(&path, None).unwrap_err().to_string();
+    assert!(error.contains(&format!("name the index \"{INDEX}\"")), "{error}");
+}
+
+#[test]
 fn what_has_no_precedence_is_an_error_that_says_how_to_choose() {
     assert_refuses(
         &folder(&["model.fp16.safetensors", "model.bf16.safetensors"]),
@@ -270,6 +386,8 @@ fn other_json_files_are_named_for_what_they_are() {
         ("adapter_config.json", "{}", "an adapter"),
         ("model_index.json", "{}", "pipeline"),
         ("vocab.json", r#"["a"]"#, "a tokenizer"),
+        ("modules.json", r#"[{"idx": 0}]"#, "the list of the modules"),
+        ("list.json", r#"[{"idx": 0}]"#, "a JSON list"),
         ("any.json", "{}", "without a \"weight_map\""),
         (
             "pytorch_model.bin.index.json",

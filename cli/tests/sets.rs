@@ -60,6 +60,19 @@ fn a_variant_is_taken_by_every_subcommand() {
 }
 
 #[test]
+fn an_ambiguous_folder_names_the_option_of_the_command() {
+    for files in [
+        ["model.fp16.safetensors", "model.bf16.safetensors"],
+        ["model.safetensors", "model.visual.safetensors"],
+    ] {
+        let folder = folder(&files);
+        for message in refused(folder.path(), &[]) {
+            assert!(message.contains("choose a variant with --variant"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn half_a_checkpoint_is_refused_by_every_subcommand() {
     let folder = checkpoint();
     fs::remove_file(folder.path().join("model.safetensors.index.json")).unwrap();

@@ -66,12 +66,17 @@ def test_a_variant_chooses_among_the_weights_of_a_folder(tmp_path: pathlib.Path)
     }
     folder(tmp_path, *(file for files in sets.values() for file in files))
     for variant, files in sets.items():
-        assert names(tmp_path, variant=variant) == files
+        if variant:
+            assert names(tmp_path, variant=variant) == files
+    with pytest.raises(tensorhold.FormatError, match='"diffusion_pytorch_model" of variant "mine"'):
+        names(tmp_path)
     with pytest.raises(tensorhold.FormatError, match='no weights of variant "bf16".*"fp16", "mine", "non_ema"'):
         names(tmp_path, variant="bf16")
     for wrong in ("", "a/b"):
         with pytest.raises(tensorhold.OptionError, match="option variant"):
             tensorhold.load(tmp_path, variant=wrong)
+    (tmp_path / f"{stem}.mine.safetensors").unlink()
+    assert names(tmp_path) == sets[None]
 
 
 def test_half_a_checkpoint_is_an_error_that_lists_the_rest(tmp_path: pathlib.Path) -> None:
@@ -106,3 +111,49 @@ def test_an_index_says_which_of_two_copies_is_loaded(tmp_path: pathlib.Path) -> 
     weights = tensorhold.load(tmp_path)
     assert weights["x"].to_host() == new.data and weights["y"].to_host() == other.data
     assert [pathlib.Path(file.path).name for file in weights.report().left_out] == ["base.safetensors"]
+
+
+def test_a_part_of_a_model_is_not_taken_for_all_of_it(tmp_path: pathlib.Path) -> None:
+    for number, (files, words) in enumerate(
+        [
+            (["model.safetensors", "model.visual.safetensors"], "the argument variant"),
+            (["00001-of-00002.safetensors"], "1 is missing"),
+            (["model-00001-OF-00002.safetensors"], "1 is missing"),
+            (["consolidated.01.safetensors", "consolidated.02.safetensors"], "the first of them 0"),
+        ]
+    ):
+        path = folder(tmp_path / str(number), *files)
+        with pytest.raises(tensorhold.FormatError, match=words):
+            names(path)
+        assert names(path / files[0]) == files[:1]
+
+
+def test_a_variant_may_have_dots(tmp_path: pathlib.Path) -> None:
+    folder(tmp_path, "model.safetensors", "model.fp16.ema.safetensors")
+    assert names(tmp_path) == ["model.safetensors"]
+    assert names(tmp_path, variant="fp16.ema") == ["model.fp16.ema.safetensors"]
+
+
+def test_an_unfinished_download_is_not_loaded(tmp_path: pathlib.Path) -> None:
+    folder(tmp_path, "model.safetensors")
+    (tmp_path / "model.safetensors.aria2").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "model.safetensors", [tmp_path / "model.safetensors"]):
+        with pytest.raises(tensorhold.FormatError, match="unfinished"):
+            names(path)
+
+
+def test_what_is_no_path_is_a_missing_file_that_says_what_it_looks_like() -> None:
+    for path, words in [
+        ("no-such-org/no-such-model", "hf download no-such-org/no-such-model"),
+        ("https://example.org/model.safetensors", "URL"),
+        (pathlib.Path("https://example.org/model.safetensors"), "URL"),
+        ("~/no-such-folder/model.safetensors", "os.path.expanduser"),
+    ]:
+        with pytest.raises(FileNotFoundError, match=words):
+            tensorhold.load_file(path, framework="np")
+
+
+def test_a_file_that_is_named_twice_is_an_error_that_says_so(tmp_path: pathlib.Path) -> None:
+    path = folder(tmp_path, "a.safetensors") / "a.safetensors"
+    with pytest.raises(tensorhold.FormatError, match="is named twice"):
+        names([path, path])

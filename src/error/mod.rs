@@ -5,7 +5,7 @@ mod system;
 mod wording;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tensorhold_allocator::{Bytes, Quoted};
 
@@ -21,7 +21,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to open, make or name a file, or to look at it.
-    #[error("{operation} {path:?}: {}", explained(source))]
+    #[error("{operation} {path:?}: {}", explained(source).of(path))]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -61,7 +61,7 @@ pub enum Error {
         detail: String,
     },
     /// A path is no checkpoint, or a folder holds an incomplete one, or several.
-    #[error("find checkpoint {path:?}: {problem}")]
+    #[error("{}", wording::rust(self))]
     Checkpoint {
         /// Where it should be.
         path: PathBuf,
@@ -85,11 +85,7 @@ pub enum Error {
         problem: String,
     },
     /// Two files hold tensors of the same name.
-    #[error(
-        "load tensor {name}: it is in {first:?} and in {second:?}, expected in one file; name only one of them, or an index that says \
-         which one counts",
-        name = Quoted(name)
-    )]
+    #[error("load tensor {}: {}", Quoted(name), twice(first, second))]
     DuplicateTensor {
         /// The tensor.
         name: String,
@@ -348,6 +344,24 @@ impl Error {
     }
 }
 
+/// Why a tensor is there twice, and what to do.
+fn twice(first: &Path, second: &Path) -> String {
+    let plain = |path: &Path| path.strip_prefix(".").unwrap_or(path).to_path_buf();
+    if plain(first) == plain(second) {
+        return format!("its file {first:?} is named twice, expected once; name each file once");
+    }
+    let remedy = match first.parent() == second.parent() {
+        true => {
+            "if one is a copy of the other, as in another precision, name one of the two instead of their folder, or those files that \
+             belong together"
+        }
+        false => "name only one of them",
+    };
+    format!(
+        "it is in {first:?} and in {second:?}, expected in one file; {remedy}, or an index that says which one counts"
+    )
+}
+
 /// For longer names no similar one is looked for.
 const MAX_HINT_BYTES: usize = 1000;
 
@@ -388,6 +402,21 @@ mod tests {
         assert!(errors(libc::EIO).iter().all(|error| error.to_string().contains("disk")));
         let message = Error::Thread { source: source(libc::EAGAIN) }.to_string();
         assert!(message.contains("RLIMIT_NPROC") && message.contains("ulimit -u"), "{message}");
+    }
+
+    #[test]
+    fn a_tensor_that_is_there_twice_says_how_to_name_it_once() {
+        for (first, second, words) in [
+            ("m.safetensors", "m.safetensors", ["\"m.safetensors\" is named twice", "name each file once"]),
+            ("m.safetensors", "./m.safetensors", ["is named twice", "name each file once"]),
+            ("a/m.safetensors", "a/n.safetensors", ["is in \"a/m.safetensors\"", "instead of their folder"]),
+            ("a/m.safetensors", "b/m.safetensors", ["and in \"b/m.safetensors\"", "name only one of them"]),
+        ] {
+            let error =
+                Error::DuplicateTensor { name: "x".into(), first: first.into(), second: second.into() };
+            let message = error.to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
     }
 
     #[test]

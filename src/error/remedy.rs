@@ -93,6 +93,11 @@ remedies! {
         "raise it, or use another backend",
         "use another --backend",
         "raise it, or leave out backend";
+    /// It is part of the problems of checkpoints.
+    CHOOSE_VARIANT:
+        "choose a variant with Loader::variant",
+        "choose a variant with --variant",
+        "choose a variant with the argument variant";
     CHUNK:
         "cut by another number, or into unequal parts by Cut::chunk()",
         "cut by another number, or into unequal parts",

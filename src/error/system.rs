@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -22,6 +23,46 @@ impl Explained {
     fn new(cause: &'static str, remedy: &'static str) -> Self {
         Self { cause: cause.into(), remedy: remedy.into() }
     }
+}
+
+impl Explained {
+    /// The same for that path. If nothing is there and the path looks like something other than one, the remedy is for that.
+    pub(super) fn of(mut self, path: &Path) -> Self {
+        let is_missing = CAUSES.first().is_some_and(|(_, cause, _)| self.cause == *cause);
+        if let Some(hint) = path.to_str().filter(|_| is_missing).and_then(not_a_path) {
+            self.remedy = hint;
+        }
+        self
+    }
+}
+
+/// What to do if a path is the name of something that is not in a file system.
+fn not_a_path(path: &str) -> Option<Cow<'static, str>> {
+    if path.starts_with('~') {
+        return Some(
+            "a shell expands `~`, this does not: write the home directory out, in Python by os.path.expanduser".into(),
+        );
+    }
+    // Libraries for paths join the slashes of `https://`.
+    if let Some((scheme, _)) = path.split_once(":/")
+        && scheme.len() > 1
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    {
+        return Some("it looks like a URL: download the files first, and name their directory".into());
+    }
+    let (owner, model) = path.split_once('/')?;
+    let is_part = |part: &str| {
+        let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        part.bytes().all(is_of_names) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    let is_file = [".safetensors", ".json"].iter().any(|ending| model.ends_with(ending));
+    (is_part(owner) && is_part(model) && !is_file).then(|| {
+        format!(
+            "check the path; if it is a model on the Hugging Face Hub, download it first (hf download {path} --local-dir DIRECTORY), and \
+             name the directory"
+        )
+        .into()
+    })
 }
 
 impl fmt::Display for Explained {
@@ -168,6 +209,43 @@ const UNSUPPORTED: &str = "the system does not support it for this file";
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_is_not_a_path_is_named_for_what_it_looks_like() {
+        let says = |path: &str, errno: i32| {
+            explained(&io::Error::from_raw_os_error(errno)).of(Path::new(path)).to_string()
+        };
+        for (path, words) in [
+            ("~/model", "expands `~`"),
+            ("~user/model.safetensors", "expands `~`"),
+            ("https://host/model.safetensors", "like a URL"),
+            ("https:/host/model.safetensors", "like a URL"),
+            ("s3://bucket/model", "like a URL"),
+            ("org/Some-model_2.5", "hf download org/Some-model_2.5"),
+        ] {
+            let said = says(path, libc::ENOENT);
+            assert!(said.starts_with("there is no such file") && said.contains(words), "{path}: {said}");
+            assert!(!says(path, libc::EACCES).contains(words), "{path}");
+        }
+        for path in [
+            "",
+            "/",
+            "model",
+            "/org/model",
+            "a/b/c",
+            "./model",
+            "../model",
+            "a/",
+            "folder/model.safetensors",
+            "c:/x",
+        ] {
+            assert_eq!(
+                says(path, libc::ENOENT),
+                "there is no such file or directory; check the path",
+                "{path}"
+            );
+        }
+    }
+
     use std::collections::BTreeSet;
 
     use super::*;

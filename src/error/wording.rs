@@ -78,6 +78,11 @@ fn text(error: &Error, words: Vocabulary) -> Option<String> {
             "open {path:?}: it is {what}, expected a safetensors file; {}",
             remedy(&Remedy::NAME_A_FILE)
         ),
+        Error::Checkpoint { path, problem } => {
+            let choose = &Remedy::CHOOSE_VARIANT;
+            let problem = problem.replace(choose.text(Vocabulary::Rust), remedy(choose));
+            format!("find checkpoint {path:?}: {problem}")
+        }
         Error::NoFiles => format!("load: no files were given; {}", remedy(&Remedy::FILES)),
         Error::Backend { backend, path, detail } => {
             let remedy = remedy(&Remedy::AUTO_BACKEND_OR_FILE_SYSTEM);

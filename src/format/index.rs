@@ -74,11 +74,12 @@ const WEIGHT_MAP: &str = "weight_map";
 impl Index {
     /// Reads an index and checks that the files it names are there: by the listing of its folder, and by a look at those that are not in it.
     pub(crate) fn read(path: &Path, listing: &Listing) -> Result<Self> {
-        let index = Self::parse(path, read_text(path)?)?;
+        let index = Self::parse(path, read_text(path)?, listing)?;
         // A dangling link is an error when it is opened.
         let is_missing = |file: &str| !listing.has(file) && index.path_of(file).symlink_metadata().is_err();
         let missing: Vec<_> = index.files.iter().filter(|(file, _)| is_missing(file)).collect();
-        match index.missing(&missing, listing) {
+        let unfinished = || listing.unfinished(index.files.keys().map(|file| &**file));
+        match index.missing(&missing, listing).or_else(unfinished) {
             Some(problem) => Err(index.error(problem)),
             None => Ok(index),
         }
@@ -89,6 +90,13 @@ impl Index {
         let (&(first, tensor), count) = (missing.first()?, missing.len());
         let (first, tensor) = (Quoted(first), Quoted(tensor));
         let listed = List::new(missing.iter().map(|(file, _)| &***file));
+        if let Some((file, _)) = missing.iter().find(|(file, _)| file.contains('\\')) {
+            return Some(format!(
+                "it names {}, which is not in the folder; `\\` is part of a name here and separates no folders, as it does on Windows: write \
+                 `/` in its place",
+                Quoted(file)
+            ));
+        }
         let remedy = "the download may be incomplete: fetch the rest";
         Some(match self.files.len() {
             all if all == count => {
@@ -114,12 +122,17 @@ impl Index {
         })
     }
 
-    fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+    fn parse(path: &Path, bytes: Vec<u8>, listing: &Listing) -> Result<Self> {
         let error = |problem| Error::Index { path: path.into(), problem };
         let damaged = |bytes: &[u8], error: String| match foreign::identify_index(bytes) {
             Some(found) => found.instead_of("the index of a checkpoint (JSON)"),
             None => format!("it is not the JSON object that it should be: {}; fetch it again", Brief(error)),
         };
+        if [&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"].iter().any(|mark| bytes.starts_with(mark)) {
+            return Err(error(
+                "it begins with a byte order mark (BOM), expected JSON in UTF-8 without one; save it so, or fetch it again".into(),
+            ));
+        }
         let text =
             String::from_utf8(bytes).map_err(|utf8| error(damaged(utf8.as_bytes(), utf8.to_string())))?;
         let mut files: IndexMap<String, String, RandomState> = IndexMap::default();
@@ -164,9 +177,9 @@ impl Index {
             && !files.keys().any(|file| file.ends_with(".safetensors"))
         {
             return Err(error(format!(
-                "it is an index of files of torch, such as {}, expected one of safetensors files; \
-                 fetch the safetensors files of the model, or convert these",
-                Quoted(file)
+                "it is an index of files of torch, such as {}, expected one of safetensors files; {}",
+                Quoted(file),
+                instead_of_torch(listing)
             )));
         }
         files.sort_unstable_keys();
@@ -277,6 +290,21 @@ fn inside(file: &str) -> Option<Cow<'_, str>> {
     match &names[..] {
         [] => None,
         names => Some(names.join("/").into()),
+    }
+}
+
+/// What to load instead of files of torch, by what is in their folder.
+fn instead_of_torch(listing: &Listing) -> String {
+    if let Some(index) = listing.index_names().next() {
+        return format!("name the index {}, which is in the same folder", Quoted(index));
+    }
+    let files: Vec<_> = listing.names().collect();
+    match files.is_empty() {
+        true => "fetch the safetensors files of the model, or convert these".into(),
+        false => format!(
+            "name the folder, which holds safetensors files, {}, or one of these",
+            List::new(files.iter().map(|name| &**name))
+        ),
     }
 }
 

@@ -4,12 +4,14 @@
 //! 2. Of well-known stems, the first one counts. Other stems count together where no well-known one is there, and one of them alone if it has the
 //!    only index.
 //! 3. An index decides. Without one, names have to say that the set is complete.
-//! 4. What does not count is left out only if it is another copy of the weights, or an adapter, by its name. Otherwise the folder is ambiguous.
+//! 4. What does not count is left out only if its name says that it is another copy of the weights, or an adapter: by a later well-known stem, or by a variant
+//!    that is known or not the one that was asked for. Otherwise the folder is ambiguous.
 
 use tensorhold_allocator::Quoted;
 
 use super::names::{is_known_variant, rank};
 use super::sets::{LISTED, List, Set};
+use crate::error::{Remedy, Vocabulary};
 
 /// The sets that are loaded, and the others.
 #[derive(Debug)]
@@ -63,7 +65,10 @@ impl<'s, 'a> Choice<'s, 'a> {
                 "the folder holds {}, and their names do not say whether {other} belongs to the same weights; \
                  name files or an index{}",
                 described(sets),
-                if sets.iter().any(|set| set.variant.is_some()) { ", or choose a variant" } else { "" }
+                match sets.iter().any(|set| set.variant.is_some()) {
+                    true => format!(", or {}", Remedy::CHOOSE_VARIANT.text(Vocabulary::Rust)),
+                    false => String::new(),
+                }
             ));
         }
         match choice.sets.iter().find_map(|set| set.problem()) {
@@ -81,12 +86,13 @@ impl<'s, 'a> Choice<'s, 'a> {
         if has_asked && is_of_another_variant {
             return true;
         }
+        // An unknown word may name a part of the model: `model.visual`.
+        if is_of_another_variant && !set.variant.is_some_and(is_known_variant) {
+            return false;
+        }
         match (self.sets.first().and_then(|chosen| rank(chosen.stem)), rank(set.stem)) {
             (Some(chosen), Some(other)) => chosen <= other,
-            (None, None) => {
-                let has_stem = self.sets.iter().any(|chosen| chosen.stem == set.stem);
-                has_stem && is_of_another_variant && set.variant.is_some_and(is_known_variant)
-            }
+            (None, None) => is_of_another_variant && self.sets.iter().any(|chosen| chosen.stem == set.stem),
             _ => false,
         }
     }
@@ -132,7 +138,8 @@ fn variant<'a>(sets: &[Set<'a>], wanted: Option<&'a str>) -> Result<Option<&'a s
         _ if sets.iter().any(|set| set.variant.is_none()) => Ok(None),
         [variant] => Ok(Some(variant)),
         _ => Err(format!(
-            "the folder holds weights of the variants {listed} alone; choose a variant, or name a file"
+            "the folder holds weights of the variants {listed} alone; {}, or name a file",
+            Remedy::CHOOSE_VARIANT.text(Vocabulary::Rust)
         )),
     }
 }
@@ -190,7 +197,7 @@ mod tests {
             ("diffusion_pytorch_model adapter_model pytorch_lora_weights", "diffusion_pytorch_model"),
             ("model diffusion_pytorch_model pytorch_model weights", "model"),
             ("adapter_model adapters", "adapter_model"),
-            ("model model.fp16 model.non_ema model.anything", "model"),
+            ("model model.fp16 model.non_ema model.fp16.ema consolidated.bf16", "model"),
             ("model.fp16", "model.fp16"),
             ("model.fp16-1-of-2 model-2-of-2.fp16", "model-2-of-2.fp16 model.fp16-1-of-2"),
             ("a b", "a b"),
@@ -234,6 +241,9 @@ mod tests {
                 "diffusion_pytorch_model.non_ema",
             ),
             ("m m.any x", "any", "m.any"),
+            ("model model.fp16.ema model.fp16", "fp16.ema", "model.fp16.ema"),
+            ("model model.fp16.ema model.fp16", "fp16", "model.fp16"),
+            ("model model.visual", "visual", "model.visual"),
             ("m.q8 m.q4", "q4", "m.q4"),
             ("a a.fp16 b b.fp16", "fp16", "a.fp16 b.fp16"),
             ("m m.fp16-1-of-2 m.fp16-2-of-2", "fp16", "m.fp16-1-of-2 m.fp16-2-of-2"),
@@ -248,6 +258,10 @@ mod tests {
             ("model.fp16 model.bf16", None, &["\"bf16\", \"fp16\"", "choose a variant"][..]),
             ("model", Some("fp16"), &["no weights of variant \"fp16\"", "leave the variant out"]),
             ("model model.bf16", Some("fp16"), &["\"fp16\", but of \"bf16\""]),
+            ("model model.visual", None, &["\"model\" of variant \"visual\"", "name files"]),
+            ("model model.fp16 model.fp16.mtp", None, &["\"fp16.mtp\""]),
+            ("model-1-of-1 model-1-of-1.vae", None, &["\"model\" of variant \"vae\""]),
+            ("model consolidated consolidated.visual", None, &["\"visual\""]),
             ("model mtp", None, &["\"model\" and \"mtp\"", "name files"]),
             ("model.fp16 mtp.fp16", None, &["\"mtp\" of variant \"fp16\""]),
             ("model model.fp16 mtp.fp16", Some("fp16"), &["\"mtp\" of variant \"fp16\""]),

@@ -45,6 +45,10 @@ pub(crate) struct Listing {
     folder: PathBuf,
     files: Vec<OsString>,
     indexes: Vec<OsString>,
+    /// Names by which downloads of safetensors files or indexes are unfinished.
+    unfinished: Vec<String>,
+    /// Whether it is that of a pipeline, whose parts are several models.
+    is_pipeline: bool,
 }
 
 /// Which files a checkpoint has.
@@ -88,6 +92,11 @@ impl Named {
             // A folder that cannot be listed may hold files that can be opened.
             let listing = Listing::of(path.parent().unwrap_or(Path::new(""))).unwrap_or_default();
             return Ok(Self::Index(path.into(), Arc::new(listing)));
+        }
+        let control = names::control_file(path);
+        if control.symlink_metadata().is_ok() {
+            let problem = unfinished_problem(&path.to_string_lossy(), &control.to_string_lossy());
+            return Err(Error::Checkpoint { path: path.into(), problem });
         }
         Ok(Self::Files(vec![path.into()]))
     }
@@ -143,16 +152,37 @@ impl Listing {
                 listing.files.push(name);
             } else if names::is_index(&text) {
                 listing.indexes.push(name);
+            } else if names::unfinished(&text).is_some() {
+                listing.unfinished.push(text.into_owned());
+            } else if text == "model_index.json" {
+                listing.is_pipeline = true;
             }
         }
         listing.files.sort_unstable();
         listing.indexes.sort_unstable();
+        listing.unfinished.sort_unstable();
         Ok(listing)
     }
 
     /// Whether the folder itself holds a file of that name.
     pub(super) fn has(&self, file: &str) -> bool {
         self.files.binary_search_by(|name| name.as_os_str().cmp(file.as_ref())).is_ok()
+    }
+
+    /// The names of the indexes of safetensors files, in order, as text.
+    pub(super) fn index_names(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.indexes.iter().map(|name| name.to_string_lossy())
+    }
+
+    /// What is wrong where the download of one of these files is unfinished, by a file next to it.
+    pub(super) fn unfinished<'a>(&self, files: impl IntoIterator<Item = &'a str>) -> Option<String> {
+        if self.unfinished.is_empty() {
+            return None;
+        }
+        files.into_iter().find_map(|file| {
+            let by = self.unfinished.iter().find(|name| names::unfinished(name) == Some(file))?;
+            Some(unfinished_problem(file, by))
+        })
     }
 
     /// The names of the safetensors files, in order, as text.
@@ -167,7 +197,7 @@ impl Listing {
 
     /// The names as text, in which bytes that are not UTF-8 are replaced.
     fn texts(&self) -> (Vec<Cow<'_, str>>, Vec<Cow<'_, str>>) {
-        (self.names().collect(), self.indexes.iter().map(|name| name.to_string_lossy()).collect())
+        (self.names().collect(), self.index_names().collect())
     }
 
     /// Chooses among the sets in the folder.
@@ -181,6 +211,7 @@ impl Listing {
             let (path, near) = (self.folder.join(index), self.near(set, &sets));
             return Ok(Shards::Index { path, near, listing: Arc::clone(self) });
         }
+        self.check_whole(&choice)?;
         let mut files: Vec<_> = choice.sets.iter().flat_map(|set| self.paths_of(set)).collect();
         files.sort_unstable();
         let left_out = choice.others.iter().flat_map(|set| {
@@ -190,6 +221,26 @@ impl Listing {
         let mut left_out: Vec<_> = left_out.collect();
         left_out.sort_unstable_by(|one, other| one.path.cmp(&other.path));
         Ok(Shards::Files { files, left_out })
+    }
+
+    /// Checks that the files of these sets, which no index names, are one model and all of it, by the other names in the folder.
+    fn check_whole(&self, choice: &Choice<'_, '_>) -> Result<(), String> {
+        let files = choice.sets.iter().flat_map(|set| &set.files).map(|(file, _)| file.name);
+        // Of files of unknown stems each one counts.
+        let counts_each = choice.sets.iter().all(|set| names::rank(set.stem).is_none());
+        let missing = self.unfinished.iter().filter_map(|name| names::unfinished(name));
+        let missing = missing.filter(|_| counts_each).filter(|name| !self.has(name));
+        if let Some(problem) = self.unfinished(files.chain(missing)) {
+            return Err(problem);
+        }
+        match &choice.sets[..] {
+            [_, _, ..] if self.is_pipeline => Err(format!(
+                "the folder is a pipeline (it has a model_index.json), and {} may be models of their own; name one of the files, or a \
+                 folder of a part",
+                List::new(choice.sets.iter().map(|set| set.stem))
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The checkpoint of an index that was named.
@@ -222,6 +273,14 @@ impl Listing {
     fn paths_of(&self, set: &Set<'_>) -> impl Iterator<Item = PathBuf> {
         set.files.iter().filter_map(|(file, _)| self.path(file.number))
     }
+}
+
+fn unfinished_problem(file: &str, by: &str) -> String {
+    format!(
+        "the download of {} is unfinished, by {} next to it; finish the download, or remove that file if it is left from an earlier one",
+        Quoted(file),
+        Quoted(by)
+    )
 }
 
 /// An error of opening a file, which says so if it is a link to something that is not there.

@@ -6,9 +6,12 @@
 //! STEM.safetensors.index.json               STEM.VARIANT.safetensors.index.json        STEM.safetensors.index.VARIANT.json
 //! consolidated.00.safetensors               numbered parts, of well-known stems alone
 //! ```
+//!
+//! Shards are also known without a stem (`00001-of-00002`), by other joints (`model.1-of-2`, `model_1of2`) and in capitals (`1-OF-2`).
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use foldhash::fast::RandomState;
 
@@ -36,6 +39,29 @@ pub(super) fn rank(stem: &str) -> Option<usize> {
 /// Whether a file is safetensors by its name. Names that begin with a dot are metadata of systems and of downloads.
 pub(super) fn is_file(name: &str) -> bool {
     !name.starts_with('.') && name.ends_with(FILE_SUFFIX)
+}
+
+/// What programs add to the name of a file while they download it: aria2, curl and Firefox, Chrome, Safari, the Hub's client, and others. aria2 adds it
+/// to the name of a file of its own, and the download has its final length from the start.
+const UNFINISHED: [&str; 7] =
+    [".aria2", ".part", ".partial", ".crdownload", ".download", ".incomplete", ".tmp"];
+
+/// The safetensors file or index of which a file is, or accompanies, an unfinished download by its name.
+pub(super) fn unfinished(name: &str) -> Option<&str> {
+    let target = without_unfinished_ending(name)?;
+    (is_file(target) || is_index(target)).then_some(target)
+}
+
+/// The name of a file that is being written, perhaps with what makes it unique, without what says so.
+pub(super) fn without_unfinished_ending(name: &str) -> Option<&str> {
+    UNFINISHED.iter().find_map(|ending| name.strip_suffix(ending))
+}
+
+/// The control file of aria2 for a download.
+pub(super) fn control_file(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".aria2");
+    name.into()
 }
 
 /// Whether a file is an index of safetensors files by its name.
@@ -82,7 +108,11 @@ impl<'a> Reader<'a> {
         let mut reader = Self { wanted, ..Self::default() };
         for file in files {
             let base = file.strip_suffix(FILE_SUFFIX).unwrap_or(file);
-            reader.heads.insert(split_shard(base).map_or(base, |shard| shard.head));
+            match split_shard(base) {
+                Some(shard) if shard.tail.is_some() => {}
+                Some(shard) => _ = reader.heads.insert(shard.head),
+                None => _ = reader.heads.insert(base),
+            }
         }
         for (stem, variant) in indexes.into_iter().filter_map(split_index) {
             match variant {
@@ -96,23 +126,17 @@ impl<'a> Reader<'a> {
     /// What the name of a safetensors file says. A name that says nothing is a stem.
     pub(super) fn file(&self, name: &'a str) -> Name<'a> {
         let base = name.strip_suffix(FILE_SUFFIX).unwrap_or(name);
-        if let Some(Shard { head, number, of, .. }) = split_shard(base) {
-            let (stem, variant) = self.split_variant(head);
+        if let Some(Shard { head, number, of, tail, .. }) = split_shard(base) {
+            let (stem, variant) = if tail.is_some() { (head, tail) } else { self.split_variant(head) };
             return Name { stem, variant, part: Part::Shard { number, of } };
         }
-        if let Some((head, last)) = base.rsplit_once('.') {
-            if let Some(Shard { head: stem, number, of, .. }) = split_shard(head)
-                && !is_number(last)
-            {
-                return Name { stem, variant: Some(last), part: Part::Shard { number, of } };
-            }
-            if let Ok(number) = last.parse()
-                && is_number(last)
-                && rank(head).is_some()
-                && self.wanted != Some(last)
-            {
-                return Name { stem: head, variant: None, part: Part::Numbered(number) };
-            }
+        if let Some((head, last)) = base.rsplit_once('.')
+            && let Ok(number) = last.parse()
+            && is_number(last)
+            && rank(head).is_some()
+            && self.wanted != Some(last)
+        {
+            return Name { stem: head, variant: None, part: Part::Numbered(number) };
         }
         let (stem, variant) = self.split_variant(base);
         Name { stem, variant, part: Part::Whole }
@@ -124,20 +148,26 @@ impl<'a> Reader<'a> {
         Some(if variant.is_some() { (stem, variant) } else { self.split_variant(stem) })
     }
 
+    /// Splits `STEM.VARIANT`. A variant has several words if it is the wanted one, or if they are all known: `fp16.ema`.
     fn split_variant(&self, head: &'a str) -> (&'a str, Option<&'a str>) {
-        match head.rsplit_once('.') {
-            Some((stem, word)) if !stem.is_empty() && self.is_variant(stem, word) => (stem, Some(word)),
-            _ => (head, None),
+        let last_word = || head.rsplit_once('.').filter(|(stem, word)| self.is_variant(stem, word));
+        let wanted = self.wanted.and_then(|wanted| head.strip_suffix(wanted)?.strip_suffix('.'));
+        let Some(mut stem) = wanted.or_else(|| Some(last_word()?.0)).filter(|stem| !stem.is_empty()) else {
+            return (head, None);
+        };
+        while let Some((shorter, word)) = stem.rsplit_once('.')
+            && !shorter.is_empty()
+            && is_known_variant(word)
+        {
+            stem = shorter;
         }
+        (stem, head.get(stem.len() + 1..))
     }
 
     fn is_variant(&self, stem: &str, word: &str) -> bool {
         let is_a_word = !word.is_empty() && !is_number(word);
-        self.wanted == Some(word)
-            || is_a_word
-                && (is_known_variant(word)
-                    || self.heads.contains(stem)
-                    || self.indexed.contains(&(stem, word)))
+        is_a_word
+            && (is_known_variant(word) || self.heads.contains(stem) || self.indexed.contains(&(stem, word)))
     }
 }
 
@@ -151,11 +181,11 @@ const WORDS: [&str; 34] = [
 /// Words that qualify those.
 const QUALIFIERS: [&str; 5] = ["non", "no", "only", "scaled", "pruned"];
 
-/// Whether a word, such as `fp16` or `non_ema`, is known to name a variant.
+/// Whether a word, such as `fp16`, `non_ema` or `fp16.ema`, is known to name a variant.
 pub(super) fn is_known_variant(word: &str) -> bool {
     let word = word.to_ascii_lowercase();
     let mut knows_one = false;
-    let all = word.split(['_', '-']).all(|token| {
+    let all = word.split(['_', '-', '.']).all(|token| {
         let is_known = WORDS.contains(&token);
         knows_one |= is_known;
         is_known || QUALIFIERS.contains(&token)
@@ -169,30 +199,46 @@ fn is_number(text: &str) -> bool {
 
 /// A shard, by a name without its suffix.
 struct Shard<'a> {
+    /// What stands before the number: perhaps nothing.
     head: &'a str,
     number: u64,
     of: u64,
+    /// What stands after the count, as a variant may.
+    tail: Option<&'a str>,
     /// Where the number is.
     digits: Range<usize>,
 }
 
-/// Splits `HEAD-00001-of-00002`; older tools join by `_`.
+/// Splits `HEAD-00001-of-00002`, `HEAD-00001-of-00002.TAIL` and what tools write in their place: other joints or none around `of`, capitals, no head.
 fn split_shard(base: &str) -> Option<Shard<'_>> {
-    let is_joint = |c| c == '-' || c == '_';
-    let (before, of) = base.rsplit_once(is_joint)?;
-    let before = before.strip_suffix("of")?.strip_suffix(is_joint)?;
-    let (head, number) = before.rsplit_once(is_joint)?;
-    if head.is_empty() || !is_number(number) || !is_number(of) {
-        return None;
-    }
-    let digits = before.len() - number.len()..before.len();
-    Some(Shard { head, number: number.parse().ok()?, of: of.parse().ok()?, digits })
+    let infixes = base.as_bytes().windows(2).enumerate().rev();
+    infixes
+        .filter(|(_, bytes)| bytes.eq_ignore_ascii_case(b"of"))
+        .find_map(|(at, _)| split_shard_at(base.get(..at)?, base.get(at + 2..)?))
+}
+
+/// Splits a shard at its `of`.
+fn split_shard_at<'a>(before: &'a str, after: &'a str) -> Option<Shard<'a>> {
+    let is_joint = |c| matches!(c, '-' | '_' | '.' | ' ');
+    let before = before.strip_suffix(is_joint).unwrap_or(before);
+    let after = after.strip_prefix(is_joint).unwrap_or(after);
+    let is_digit = |c: char| c.is_ascii_digit();
+    let head = before.trim_end_matches(is_digit);
+    let tail = after.trim_start_matches(is_digit);
+    let digits = head.len()..before.len();
+    let number = before.get(digits.clone())?.parse().ok()?;
+    let of = after.get(..after.len() - tail.len())?.parse().ok()?;
+    let head = if head.is_empty() { head } else { head.strip_suffix(is_joint)? };
+    let tail = match tail {
+        "" => None,
+        _ => Some(tail.strip_prefix(is_joint).filter(|tail| !tail.is_empty() && !is_number(tail))?),
+    };
+    Some(Shard { head, number, of, tail, digits })
 }
 
 /// The name of another shard of the set, by that of a shard.
 pub(super) fn renumbered(name: &str, number: u64) -> Option<String> {
-    let base = name.strip_suffix(FILE_SUFFIX)?;
-    let digits = split_shard(base).or_else(|| split_shard(base.rsplit_once('.')?.0))?.digits;
+    let digits = split_shard(name.strip_suffix(FILE_SUFFIX)?)?.digits;
     let width = digits.len();
     Some(format!("{}{number:0width$}{}", name.get(..digits.start)?, name.get(digits.end..)?))
 }
@@ -236,7 +282,24 @@ mod tests {
             ("qwen2.5-vl.safetensors", name("qwen2.5-vl", None, Part::Whole)),
             ("v1-5-pruned-emaonly.safetensors", name("v1-5-pruned-emaonly", None, Part::Whole)),
             ("model.norm.safetensors", name("model.norm", None, Part::Whole)),
-            ("-1-of-2.safetensors", name("-1-of-2", None, Part::Whole)),
+            ("-1-of-2.safetensors", name("", None, shard(1, 2))),
+            ("00001-of-00002.safetensors", name("", None, shard(1, 2))),
+            ("1of2.safetensors", name("", None, shard(1, 2))),
+            ("model.00001-of-00002.safetensors", name("model", None, shard(1, 2))),
+            ("model-00001-OF-00002.safetensors", name("model", None, shard(1, 2))),
+            ("model-1of2.safetensors", name("model", None, shard(1, 2))),
+            ("model_part_1_Of_2.safetensors", name("model_part", None, shard(1, 2))),
+            ("model 1 of 2.safetensors", name("model", None, shard(1, 2))),
+            ("model.fp16.1-of-2.safetensors", name("model", Some("fp16"), shard(1, 2))),
+            ("model-1-of-2-fp16.safetensors", name("model", Some("fp16"), shard(1, 2))),
+            ("m-1-of-2.fp16.ema.safetensors", name("m", Some("fp16.ema"), shard(1, 2))),
+            ("proof-2-of-3.safetensors", name("proof", None, shard(2, 3))),
+            ("best-of-3.safetensors", name("best-of-3", None, Part::Whole)),
+            ("v2of3.safetensors", name("v2of3", None, Part::Whole)),
+            ("a-1-of-2b.safetensors", name("a-1-of-2b", None, Part::Whole)),
+            ("a-1-of-2.5.safetensors", name("a-1-of-2.5", None, Part::Whole)),
+            ("of.safetensors", name("of", None, Part::Whole)),
+            ("é1of2é.safetensors", name("é1of2é", None, Part::Whole)),
             ("a-1-of-x.safetensors", name("a-1-of-x", None, Part::Whole)),
             (
                 "a-1-of-99999999999999999999999.safetensors",
@@ -262,8 +325,26 @@ mod tests {
     }
 
     #[test]
+    fn a_variant_of_several_words_is_wanted_or_known() {
+        let read = |file, wanted| read(&[file], wanted)[0];
+        let part = Part::Whole;
+        for wanted in [None, Some("fp16.ema"), Some("fp16"), Some("ema")] {
+            assert_eq!(
+                read("model.fp16.ema.safetensors", wanted),
+                name("model", Some("fp16.ema"), part),
+                "{wanted:?}"
+            );
+        }
+        assert_eq!(read("m.a.b.safetensors", Some("a.b")), name("m", Some("a.b"), part));
+        assert_eq!(read("m.a.b.safetensors", Some("b")), name("m.a", Some("b"), part));
+        assert_eq!(read("m.ab.safetensors", Some("b")), name("m.ab", None, part));
+    }
+
+    #[test]
     fn precisions_and_averages_are_known_variants() {
-        for word in ["fp16", "BF16", "non_ema", "fp8_e4m3fn", "fp8-scaled", "ema", "nf4", "no-ema"] {
+        for word in
+            ["fp16", "BF16", "non_ema", "fp8_e4m3fn", "fp8-scaled", "ema", "nf4", "no-ema", "fp16.ema"]
+        {
             assert!(is_known_variant(word), "{word}");
         }
         for word in ["", "only", "pruned", "norm", "0", "fp", "fp16x", "embed_tokens"] {
@@ -285,11 +366,24 @@ mod tests {
     }
 
     #[test]
+    fn a_download_is_unfinished_by_the_name_of_the_file_that_it_writes() {
+        assert_eq!(unfinished("model.safetensors.aria2"), Some("model.safetensors"));
+        assert_eq!(unfinished("m.safetensors.index.json.crdownload"), Some("m.safetensors.index.json"));
+        for other in
+            ["model.safetensors", "model.bin.part", ".safetensors.tmp", ".aria2", "model.part.safetensors"]
+        {
+            assert_eq!(unfinished(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn the_name_of_another_shard_has_as_many_digits() {
         let other = |name| renumbered(name, 12).unwrap();
         assert_eq!(other("model-00001-of-00020.safetensors"), "model-00012-of-00020.safetensors");
         assert_eq!(other("model.fp16-1-of-20.safetensors"), "model.fp16-12-of-20.safetensors");
         assert_eq!(other("model-01-of-20.fp16.safetensors"), "model-12-of-20.fp16.safetensors");
+        assert_eq!(other("model.01OF20.safetensors"), "model.12OF20.safetensors");
+        assert_eq!(other("01-of-20.safetensors"), "12-of-20.safetensors");
         assert_eq!(renumbered("model.safetensors", 1), None);
     }
 }

@@ -103,9 +103,12 @@ impl Set<'_> {
                 Quoted(other)
             ));
         }
-        // Most tools count from 1, some from 0.
-        let first = if shards.contains_key(&0) { 0 } else { 1 };
-        let last = if first == 0 { of.saturating_sub(1) } else { of };
+        // Most tools count from 1 to the count; some from 0, to below the count or to the count itself.
+        let (first, last) = match (shards.contains_key(&0), shards.contains_key(&of)) {
+            (false, _) => (1, of),
+            (true, false) => (0, of.saturating_sub(1)),
+            (true, true) => (0, of),
+        };
         if let Some((_, files)) = shards.iter().find(|(number, _)| of == 0 || **number > last) {
             return Some(format!(
                 "the folder holds {}, expected shards of {self} that are numbered up to {last}; \
@@ -113,7 +116,8 @@ impl Set<'_> {
                 List::new(files.iter().copied())
             ));
         }
-        let missing = of.saturating_sub(shards.len() as u64);
+        let all = (last - first).saturating_add(1);
+        let missing = all.saturating_sub(shards.len() as u64);
         if missing == 0 {
             return None;
         }
@@ -124,7 +128,7 @@ impl Set<'_> {
         let listed =
             List { names: names.iter().map(|name| &**name).collect(), more: missing - names.len() as u64 };
         Some(format!(
-            "of the {of} shards of {self}, {missing} {} missing: {listed}; the download may be incomplete: fetch the rest, \
+            "of the {all} shards of {self}, {missing} {} missing: {listed}; the download may be incomplete: fetch the rest, \
              or load single shards by their names",
             if missing == 1 { "is" } else { "are" }
         ))
@@ -133,20 +137,19 @@ impl Set<'_> {
     fn numbering_problem(&self) -> Option<String> {
         let numbered = |part: &Part| if let Part::Numbered(number) = part { Some(*number) } else { None };
         let numbers: BTreeSet<u64> = self.files.iter().filter_map(|(_, part)| numbered(part)).collect();
-        let (&first, &last) = numbers.first().zip(numbers.last())?;
-        let first = first.min(1);
-        let count = (last - first).saturating_add(1);
+        // How many there are is not known. They are counted from 0.
+        let &last = numbers.last()?;
         if numbers.len() != self.files.len() {
             return Some(format!(
                 "the folder holds a part of {self} twice, expected once; remove one of the two"
             ));
         }
-        let missing = count - numbers.len() as u64;
-        let mut gaps = (first..=last).filter(|number| !numbers.contains(number));
+        let missing = last.saturating_add(1) - numbers.len() as u64;
+        let mut gaps = (0..=last).filter(|number| !numbers.contains(number));
         (missing > 0).then(|| {
             let gap = gaps.next().unwrap_or_default();
             format!(
-                "the parts of {self} are numbered {first} to {last}, and {missing} of them {} missing, the first of them {gap}; \
+                "the parts of {self} are numbered 0 to {last}, and {missing} of them {} missing, the first of them {gap}; \
                  fetch the rest, or load single parts by their names",
                 if missing == 1 { "is" } else { "are" }
             )
@@ -156,7 +159,10 @@ impl Set<'_> {
 
 impl fmt::Display for Set<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", Quoted(self.stem))?;
+        match self.stem {
+            "" => f.write_str("a model without a name")?,
+            stem => write!(f, "{}", Quoted(stem))?,
+        }
         self.variant.map_or(Ok(()), |variant| write!(f, " of variant {}", Quoted(variant)))
     }
 }
@@ -214,7 +220,9 @@ mod tests {
             &["m-1-of-3", "m-00002-of-0003", "m-3-of-3"],
             &["m.fp16-1-of-2", "m-2-of-2.fp16"],
             &["consolidated.00", "consolidated.01"],
-            &["consolidated.1", "consolidated.2"],
+            &["m-0-of-2", "m-1-of-2", "m-2-of-2"],
+            &["00001-of-00002", "00002-of-00002"],
+            &["m.1OF2", "m-00002-of-00002"],
         ] {
             assert_eq!(problem(files), None, "{files:?}");
         }
@@ -228,11 +236,21 @@ mod tests {
         );
         assert_says(&["m-2-of-3"], &["2 are missing", "\"m-1-of-3.safetensors\", \"m-3-of-3.safetensors\""]);
         assert_says(&["m-0-of-2"], &["\"m-1-of-2.safetensors\""]);
+        assert_says(&["m-0-of-2", "m-2-of-2"], &["of the 3 shards", "\"m-1-of-2.safetensors\""]);
+        assert_says(&["00001-of-00002"], &["a model without a name", "\"00002-of-00002.safetensors\""]);
+        for name in ["m.1-of-2", "m-1-OF-2", "m-1of2", "m_1_of_2", "m-1-of-2-fp16", "1of2"] {
+            assert_says(&[name], &["1 is missing", &name.replacen('1', "2", 1)]);
+        }
+        assert_says(
+            &["m-0-of-18446744073709551615", "m-18446744073709551615-of-18446744073709551615"],
+            &["are missing"],
+        );
         assert_says(&["m-2-of-5000"], &["4999 are missing", "m-9-of-5000", "and 4991 more"]);
         assert_says(&["m-1-of-18446744073709551615"], &["18446744073709551614 are missing"]);
         assert_says(&["m-1-of-2.fp16"], &["\"m\" of variant \"fp16\"", "m-2-of-2.fp16.safetensors"]);
         assert_says(&["consolidated.00", "consolidated.03"], &["numbered 0 to 3", "2 of them are missing"]);
-        assert_says(&["consolidated.2"], &["1 of them is missing, the first of them 1"]);
+        assert_says(&["consolidated.2"], &["2 of them are missing, the first of them 0"]);
+        assert_says(&["consolidated.01", "consolidated.02"], &["1 of them is missing, the first of them 0"]);
         assert_says(&["consolidated.18446744073709551615"], &["are missing"]);
     }
 
@@ -243,7 +261,7 @@ mod tests {
         assert_says(&["m-1-of-1", "m-1-of-2"], &["in sets of 1 and of 2"]);
         assert_says(&["m-1-of-2", "m-01-of-2", "m-2-of-2"], &["twice", "m-01-of-2", "m-1-of-2"]);
         assert_says(&["m-1-of-2", "m-3-of-2"], &["m-3-of-2", "up to 2"]);
-        assert_says(&["m-0-of-2", "m-1-of-2", "m-2-of-2"], &["m-2-of-2", "up to 1"]);
+        assert_says(&["m-0-of-2", "m-1-of-2", "m-3-of-2"], &["m-3-of-2", "up to 1"]);
         assert_says(&["m-0-of-0"], &["m-0-of-0"]);
         assert_says(&["model.0", "model.00"], &["twice"]);
     }
