@@ -39,7 +39,8 @@ mod tests {
 
     /// Numbers of all magnitudes, and those around powers of two.
     fn numbers() -> impl Strategy<Value = u64> {
-        let near = (0u32..64, -2000i64..2000).prop_map(|(power, off)| (1u64 << power).wrapping_add_signed(off));
+        let near =
+            (0u32..64, -2000i64..2000).prop_map(|(power, off)| (1u64 << power).wrapping_add_signed(off));
         prop_oneof![any::<u64>(), near, (0u32..64, any::<u64>()).prop_map(|(shift, n)| n >> shift)]
     }
 
