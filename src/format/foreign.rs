@@ -118,6 +118,15 @@ pub(crate) fn identify(start: &[u8], file_len: u64) -> Option<Foreign> {
         .or_else(|| text::identify(start, file_len))
 }
 
+/// What a file is that is no safetensors file, and what to do about it, as an error says it: `it is a Git LFS pointer, expected a safetensors file; fetch
+/// the file that it stands for: git lfs pull`. For callers that read headers themselves, of a file whose header they have refused.
+///
+/// `start` is the file's first bytes, 64 KiB or all that it has, and `file_len` its length in bytes. `None` when they do not say.
+pub fn foreign_format(start: &[u8], file_len: u64) -> Option<String> {
+    let start = start.get(..START_BYTES).unwrap_or(start);
+    identify(start, file_len).map(|found| found.instead_of("a safetensors file"))
+}
+
 /// What a file is that is no index of a checkpoint, by its bytes. `None` where it is JSON, about which its parser knows more.
 pub(crate) fn identify_index(text: &[u8]) -> Option<Foreign> {
     let (start, file_len) = (text.get(..START_BYTES).unwrap_or(text), text.len() as u64);
