@@ -128,5 +128,14 @@ def test_names_of_tensors_are_in_double_quotes_wherever_a_message_is_from(model:
     assert 'find tensor "b\\"\\n"' in message(lambda: loaded.get_tensor('b"\n'), ValueError)
 
 
+def test_numbers_of_dimensions_and_ranks_are_named_in_the_drop_in(model: str) -> None:
+    loader = SafeTensorsFileLoader(None, "cpu")
+    loader.add_filenames({0: [model]})
+    loaded = loader.copy_files_to_device()
+    text: Any = "x"
+    assert message(lambda: loaded.get_sharded("a", text), TypeError).startswith('argument dim: got "x" of type str, expected an int')
+    assert message(lambda: loaded.push_tensor("a", text), TypeError).startswith('argument dst_rank: got "x" of type str')
+
+
 def test_none_is_called_none(tmp_path: pathlib.Path) -> None:
     assert message(lambda: tensorhold.save_file({}, NONE), TypeError).startswith("argument filename: got None")
