@@ -190,7 +190,10 @@ fn files_without_a_mark_for_text_are_named_too() {
         (b"\x78\x9c\xed\xbd\x07\x60\x1c\x49\x96\x25\x26\x2f", &["compressed by zlib", "zlib.decompress"]),
         (b"\x78\x01\xed\xbd\x07\x60\x1c\x49\x96\x25\x26\x2f", &["compressed by zlib"]),
         (b"\x78\xda\xed\xbd\x07\x60\x1c\x49\x96\x25\x26\x2f", &["compressed by zlib"]),
-        (b"<html><title>verweigert f\xfcr</title>", &["an HTML page in an encoding other than UTF-8 that says", "verweigert f\u{fc}r"]),
+        (
+            b"<html><title>verweigert f\xfcr</title>",
+            &["an HTML page in an encoding other than UTF-8 that says", "verweigert f\u{fc}r"],
+        ),
         (&utf_16, &["an HTML page in UTF-16 that says \"nicht gefunden\"", "a download saved it"]),
         (&utf_16[2..], &["an HTML page in UTF-16"]),
         (

@@ -89,7 +89,8 @@ fn in_bytes(start: &[u8]) -> Option<Decoded<'_>> {
                 byte => char::from(*byte),
             };
             let text = Cow::Owned(start.iter().map(character).collect());
-            (ascii > start.len() / 2).then_some(Decoded { text, encoding: " in an encoding other than UTF-8" })
+            (ascii > start.len() / 2)
+                .then_some(Decoded { text, encoding: " in an encoding other than UTF-8" })
         }
     }
 }
