@@ -38,16 +38,16 @@ pub const CONDA_PREFIX: &str = "CONDA_PREFIX";
 pub const ALL: [&str; 8] =
     [THREADS, STAGING_BYTES, BACKEND, CUFILE, CUFILE_LOG, CUFILE_CONFIG, VIRTUAL_ENV, CONDA_PREFIX];
 
-/// The value of a variable that holds a whole number; `None` when it is not set.
+/// The value of a variable that holds a whole number; `None` when it is not set. `expected` says which numbers the caller takes.
 ///
 /// # Errors
 /// When it is set to something else.
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
-pub(crate) fn number(variable: &'static str) -> Result<Option<u64>> {
+pub(crate) fn number(variable: &'static str, expected: &str) -> Result<Option<u64>> {
     let Some(value) = env::var_os(variable) else { return Ok(None) };
     match value.to_str().and_then(|value| value.parse().ok()) {
         Some(number) => Ok(Some(number)),
-        None => Err(wrong(variable, &value, "a whole number from 0 to 2^64 - 1".into())),
+        None => Err(wrong(variable, &value, format!("a whole number, {expected}"))),
     }
 }
 

@@ -337,7 +337,7 @@ fn options_out_of_range_are_refused() {
     assert!(message.contains("got 0, expected 1 to 1024"), "{message}");
     let loader = Loader::new(support::staged_host::device()).files([&path]).staging_bytes(1000);
     let message = loader.load().unwrap_err().to_string();
-    assert!(message.contains("got 1000 B, expected at least 128.0 KiB"), "{message}");
+    assert!(message.contains("got 1000 B, expected at least 131072 B"), "{message}");
     assert!(matches!(Loader::new(Device::host()).load(), Err(Error::NoFiles)));
 }
 

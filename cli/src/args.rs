@@ -89,7 +89,7 @@ pub(crate) struct LoadOptions {
     #[command(flatten)]
     pub(crate) selection: Selection,
     /// How many threads read [default: one a core, at most 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<u16>,
     /// How files are read: auto, or by one way alone: buffered, direct, io-uring, gds [default: auto]
     #[arg(long, value_name = "BACKEND", value_parser = backend)]
@@ -146,7 +146,7 @@ pub(crate) struct DemoArgs {
     /// Where to write, created if missing [default: a new folder in the temporary directory]
     #[arg(long)]
     pub(crate) dir: Option<PathBuf>,
-    /// About how much to write, such as 2GB [default: what suits this machine, at most 16 GB]
+    /// About how much to write, such as 2GiB [default: what suits this machine, at most 14.9 GiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) bytes: Option<u64>,
     /// Where to load to: cpu (or host), pinned, cuda:N [default: cuda:0 if there is one, else cpu]
@@ -156,7 +156,7 @@ pub(crate) struct DemoArgs {
     #[arg(long)]
     pub(crate) keep: bool,
     /// Seed of the pseudo-random bytes
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = seed)]
     pub(crate) seed: u64,
 }
 
@@ -230,7 +230,7 @@ fn backend(text: &str) -> Result<Backend, String> {
 
 fn dtype(text: &str) -> Result<DType, String> {
     let dtype = DType::ALL.iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text));
-    dtype.copied().ok_or_else(|| "expected a type of the format, such as bf16".into())
+    dtype.copied().ok_or_else(|| "expected f32, f16, bf16, f8_e4m3 or f8_e5m2".into())
 }
 
 fn policy() -> impl TypedValueParser<Value = Policy> {
@@ -246,9 +246,26 @@ fn parts(text: &str) -> Result<RegionParts, String> {
     }
 }
 
+fn threads(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|threads| (1..=1024).contains(threads));
+    number.ok_or_else(|| "expected a number from 1 to 1024".into())
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a number from 0 to 2^64 - 1".into())
+}
+
 fn size(text: &str) -> Result<u64, String> {
+    if let Ok(bytes) = text.parse() {
+        return Ok(bytes);
+    }
     match text.parse::<ByteSize>() {
+        // Products that do not fit are cut off there.
+        Ok(size) if size.as_u64() == u64::MAX => Err("it is too large, expected less than 16EiB".into()),
         Ok(size) => Ok(size.as_u64()),
+        Err(_) if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() => {
+            Err("it is too large, expected less than 16EiB".into())
+        }
         Err(_) => Err("expected a size such as 64MiB, 16GB or 1000000".into()),
     }
 }
@@ -272,7 +289,13 @@ mod tests {
     fn sizes_are_decimal_binary_or_plain() {
         let sizes = ["64MiB", "16GB", "1000000", "1.5 KiB"].map(size);
         assert_eq!(sizes, [Ok(64 << 20), Ok(16_000_000_000), Ok(1_000_000), Ok(1536)]);
-        assert!(size("many").is_err());
+        assert_eq!(size("18446744073709551615"), Ok(u64::MAX));
+        for large in ["18446744073709551616", "999999999999999999999", "99999EiB", "16 EiB"] {
+            assert!(size(large).unwrap_err().contains("too large"), "{large}");
+        }
+        for wrong in ["many", "", "4 apples"] {
+            assert!(size(wrong).unwrap_err().contains("such as 64MiB"), "{wrong}");
+        }
         assert!(size("-1").is_err());
     }
 

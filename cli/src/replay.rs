@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 use tensorhold::allocator::Bytes;
-use tensorhold::allocator::events::{Header, Log};
+use tensorhold::allocator::events::{Header, Log, LogError};
 use tensorhold::allocator::replay::{self, Policy, Recorded, Replayed, Room};
 
 use crate::args::ReplayArgs;
@@ -33,7 +33,10 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
 /// Reads an event log.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Log> {
     let file = File::open(path).map_err(output::system("open", path))?;
-    Log::read(BufReader::new(file)).with_context(|| format!("read {path:?}"))
+    match Log::read(BufReader::new(file)) {
+        Err(LogError::Read { source, .. }) => Err(output::system("read", path)(source).into()),
+        read => read.with_context(|| format!("read {path:?}")),
+    }
 }
 
 #[derive(Serialize)]

@@ -188,3 +188,16 @@ fn a_trace_can_go_to_a_file() {
     assert_eq!(fs::read_to_string(out).unwrap(), stdout(&run("trace", &log, &[])));
     assert!(failure(&run("trace", &log, &["--out", "/nowhere/t"]), 1).contains("/nowhere/t"));
 }
+
+#[test]
+fn what_is_no_log_is_called_that() {
+    let folder = checkpoint();
+    let log = folder.path().join("notes.txt");
+    fs::write(&log, "hello\n").unwrap();
+    for subcommand in ["replay", "trace"] {
+        let message = failure(&run(subcommand, &log, &[]), 1);
+        assert!(message.contains("it is no event log: it begins with \"hello\""), "{message}");
+        let message = failure(&run(subcommand, folder.path(), &[]), 1);
+        assert!(message.contains("it is a directory, not a file; name a file"), "{message}");
+    }
+}

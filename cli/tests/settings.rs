@@ -36,7 +36,9 @@ fn a_number_out_of_range_blames_the_setting_that_it_comes_from() {
     for (setting, value, got) in [
         ("TENSORHOLD_THREADS", "100000", "got 100000, expected 1 to 1024"),
         ("TENSORHOLD_THREADS", "0", "got 0, expected 1 to 1024"),
-        ("TENSORHOLD_THREADS", "99999999999999999999", "expected a whole number from 0 to 2^64 - 1"),
+        ("TENSORHOLD_THREADS", "99999999999999999999", "expected a whole number, 1 to 1024"),
+        ("TENSORHOLD_THREADS", "x", "expected a whole number, 1 to 1024"),
+        ("TENSORHOLD_STAGING_BYTES", "64k", "expected a whole number, at least 131072 B"),
         ("TENSORHOLD_STAGING_BYTES", "131071", "got 131071 B, expected at least 131072 B"),
         ("TENSORHOLD_BACKEND", "gds", "got gds onto host memory, expected a CUDA device"),
     ] {

@@ -25,7 +25,29 @@ fn a_wrong_size_is_answered_with_examples() {
 
 #[test]
 fn a_wrong_number_of_threads_is_answered_with_the_range() {
-    assert!(usage(&["load", "x", "--threads", "0"]).contains("1..=1024"));
+    for threads in ["0", "x", "1025", "-1", "1.5"] {
+        let message = usage(&["load", "x", &format!("--threads={threads}")]);
+        assert!(message.contains("expected a number from 1 to 1024"), "{message}");
+    }
+    assert!(usage(&["demo", "--seed", "x"]).contains("expected a number from 0 to 2^64 - 1"));
+}
+
+#[test]
+fn a_dtype_that_is_none_is_answered_with_those_that_there_are() {
+    assert!(usage(&["load", "x", "--dtype", "f31"]).contains("expected f32, f16, bf16, f8_e4m3 or f8_e5m2"));
+}
+
+#[test]
+fn a_size_that_is_too_large_is_called_that() {
+    for size in ["999999999999999999999", "99999EiB"] {
+        assert!(usage(&["load", "x", "--staging-bytes", size]).contains("it is too large"));
+    }
+}
+
+#[test]
+fn sizes_in_help_are_in_the_units_of_reports() {
+    let help = stdout(&command().args(["demo", "--help"]).output().unwrap());
+    assert!(help.contains("2GiB") && !help.contains("GB"), "{help}");
 }
 
 #[test]

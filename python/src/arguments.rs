@@ -39,8 +39,21 @@ pub(crate) fn wrong_type(subject: &str, value: &Bound<'_, PyAny>, expected: &str
     PyTypeError::new_err(format!("{subject}: got {}, expected {expected}", got(value)))
 }
 
+/// The numbers that an argument takes, and the remedy for others, as messages say them.
+pub(crate) struct Whole {
+    pub(crate) range: &'static str,
+    pub(crate) remedy: &'static str,
+}
+
+impl Whole {
+    /// Of an argument that has to be there.
+    pub(crate) const ANY: Self = Self { range: "0 to 2^64 - 1", remedy: "correct it" };
+    /// Of an option.
+    pub(crate) const OPTION: Self = Self { remedy: "correct it, or leave it out", ..Self::ANY };
+}
+
 /// A whole number that is not negative; of NumPy's types, too, but no bool.
-pub(crate) fn number<'py, T>(subject: &str, value: &Bound<'py, PyAny>) -> PyResult<T>
+pub(crate) fn number<'py, T>(subject: &str, value: &Bound<'py, PyAny>, whole: &Whole) -> PyResult<T>
 where
     T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
 {
@@ -56,8 +69,7 @@ where
         if !error.is_instance_of::<PyOverflowError>(py) {
             return error;
         }
-        let message =
-            format!("{subject}: got {}, expected 0 to 2^64 - 1; correct it, or leave it out", shown(value));
+        let message = format!("{subject}: got {}, expected {}; {}", shown(value), whole.range, whole.remedy);
         errors::new(py, Kind::Option, message)
     })
 }
@@ -77,6 +89,18 @@ pub(crate) fn text<'a>(subject: &str, value: &'a Bound<'_, PyAny>, expected: &st
     let text = value.cast::<PyString>().map_err(|_| wrong_type(subject, value, expected))?;
     // No name in a file has half of a surrogate pair.
     Ok(text.to_string_lossy())
+}
+
+/// A text that UTF-8 can hold.
+pub(crate) fn utf8(subject: &str, value: &Bound<'_, PyAny>, expected: &str) -> PyResult<String> {
+    let text = value.cast::<PyString>().map_err(|_| wrong_type(subject, value, expected))?;
+    text.to_cow().map(Cow::into_owned).map_err(|_| {
+        let shown = Quoted(text.to_string_lossy());
+        let message = format!(
+            "{subject}: got {shown} with a lone surrogate, expected text that UTF-8 can hold; replace it"
+        );
+        errors::new(value.py(), Kind::Option, message)
+    })
 }
 
 /// The name of a tensor.

@@ -1,7 +1,7 @@
 //! Devices by their names in Python: `cpu`, `pinned`, `cuda` and `cuda:N`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyInt};
+use pyo3::types::PyBool;
 use tensorhold::allocator::Quoted;
 use tensorhold::{Device, DeviceKind};
 
@@ -25,7 +25,8 @@ pub(crate) fn open(py: Python<'_>, named: Option<&Bound<'_, PyAny>>) -> PyResult
 }
 
 fn parse(py: Python<'_>, named: &Bound<'_, PyAny>) -> PyResult<DeviceKind> {
-    let is_number = named.is_instance_of::<PyInt>() && !named.is_instance_of::<PyBool>();
+    // Of NumPy's types, too.
+    let is_number = named.hasattr("__index__")? && !named.is_instance_of::<PyBool>();
     if is_number && let Ok(ordinal) = named.extract::<u16>() {
         return Ok(DeviceKind::Cuda(ordinal.into()));
     }

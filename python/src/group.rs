@@ -14,7 +14,7 @@ use pyo3::types::{PyDict, PyList};
 use tensorhold::group::{ProcessGroup, Relay, Shared, SingleGroup, agree};
 use tensorhold::{Batches, Error, Result, Tensor, TensorInfo, Weights};
 
-use crate::arguments;
+use crate::arguments::{self, Whole};
 use crate::batches::PyBatches;
 use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
@@ -174,7 +174,8 @@ fn open(group: Option<Bound<'_, PyAny>>) -> PyResult<(Arc<dyn ProcessGroup>, Fai
         return Err(arguments::wrong_type("argument group", &group, expected));
     }
     let number = |method: &str| {
-        arguments::number::<usize>(&format!("{method}() of a process group"), &group.call_method0(method)?)
+        let subject = format!("{method}() of a process group");
+        arguments::number::<usize>(&subject, &group.call_method0(method)?, &Whole::ANY)
     };
     let (rank, size) = (number("rank")?, number("size")?);
     if rank >= size {

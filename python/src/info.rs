@@ -5,9 +5,9 @@ use std::ffi::OsStr;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use tensorhold::allocator::Quoted;
-use tensorhold::{Cut, DType, TensorInfo};
+use tensorhold::{Cut, DType, Loader, TensorInfo};
 
-use crate::arguments::{self, wrong_type};
+use crate::arguments::{self, Whole, wrong_type};
 use crate::errors::{self, Kind};
 
 /// A tensor as it is on its device; in a rule, as its file has it.
@@ -90,7 +90,7 @@ pub(crate) fn numbers<const N: usize>(
 ) -> PyResult<[usize; N]> {
     let mut numbers = [0; N];
     for (number, (name, value)) in numbers.iter_mut().zip(arguments) {
-        *number = arguments::number(&format!("argument {name} of {function}"), value)?;
+        *number = arguments::number(&format!("argument {name} of {function}"), value, &Whole::ANY)?;
     }
     Ok(numbers)
 }
@@ -121,11 +121,20 @@ pub(crate) fn dtype(spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
 
 /// The same, for an argument that messages call `subject`.
 pub(crate) fn dtype_of(subject: &str, spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
+    one_of(DType::ALL, subject, spelled)
+}
+
+/// The same, where a load converts to it: a text that is no type is answered with those that it converts to.
+pub(crate) fn target(subject: &str, spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
+    one_of(&Loader::DTYPES, subject, spelled)
+}
+
+fn one_of(expected: &[DType], subject: &str, spelled: &Bound<'_, PyAny>) -> PyResult<DType> {
     let text = spelled.str()?.to_string();
     // `torch.float32`, `<class 'numpy.float32'>`, `<class 'jax.numpy.bfloat16'>`
     let name = text.trim_end_matches("'>").rsplit('.').next().unwrap_or_default();
     by_name(name).ok_or_else(|| {
-        let known: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
+        let known: Vec<_> = expected.iter().map(|dtype| dtype.name()).collect();
         let message = format!(
             "{subject}: got {}, expected one of {}; name one of these",
             Quoted(&text),

@@ -52,6 +52,8 @@ mod _core {
     use crate::open::PyOpen;
     use crate::options::Asked;
     #[pymodule_export]
+    use crate::options::path_list;
+    #[pymodule_export]
     use crate::pool::{PyPool, PyStats};
     use crate::process::Process;
     #[pymodule_export]
@@ -148,6 +150,12 @@ mod _core {
             Process::use_cuda(py, "cuda")?;
         }
         Ok(count)
+    }
+
+    /// What a file is that is no safetensors file, by its first bytes and its length, as a message says it.
+    #[pyfunction]
+    fn foreign_format(start: &[u8], file_len: u64) -> Option<String> {
+        tensorhold::foreign_format(start, file_len)
     }
 
     /// The name of the device that is named, if there is such a name.

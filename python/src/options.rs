@@ -10,7 +10,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyMapping, PyString};
 use tensorhold::allocator::{Quoted, RegionParts};
 use tensorhold::{Backend, BackendKind, Cut, Device, Loader, Pool};
 
-use crate::arguments::{self, flag, got, number, text, wrong_type};
+use crate::arguments::{self, Whole, flag, got, number, text, wrong_type};
 use crate::device;
 use crate::errors::{self, Kind, raise};
 use crate::info::{self, PyInfo};
@@ -32,6 +32,9 @@ const NAMES: [&str; 12] = [
     "progress",
     "variant",
 ];
+
+const THREADS: Whole = Whole { range: "1 to 1024", ..Whole::OPTION };
+const STAGING: Whole = Whole { range: "131072 to 2^64 - 1", ..Whole::OPTION };
 
 /// A loader, and what ends its load from Python.
 pub(crate) struct Asked {
@@ -81,26 +84,29 @@ impl Asked {
             Self { loader, failure: Failure::default(), has_pool: false, missing: Missing::default() };
         let mut callback = None;
         for (name, value) in options.into_iter().flatten() {
-            let name = name.extract::<String>()?;
+            let name = arguments::utf8("the name of an option", &name, "a str")?;
             if value.is_none() && NAMES.contains(&&*name) {
                 continue;
             }
             match &*name {
                 "variant" => {
-                    let variant = value.extract::<String>()?;
+                    let expected = "a part of a file's name, a str such as fp16";
+                    let variant = arguments::utf8("option variant", &value, expected)?;
                     asked.set(|loader| Ok(loader.variant(variant)))?;
                 }
                 "select" => asked.select(&value)?,
                 "dtype" => asked.dtype(value)?,
                 "cuts" => asked.cuts(value)?,
                 "backend" => asked.set(|loader| Ok(loader.backend(backend(&value)?)))?,
-                "threads" => asked.set(|loader| Ok(loader.threads(number("option threads", &value)?)))?,
-                "memory_budget" => {
-                    asked.set(|loader| Ok(loader.memory_budget(number("option memory_budget", &value)?)))?
+                "threads" => {
+                    asked.set(|loader| Ok(loader.threads(number("option threads", &value, &THREADS)?)))?
                 }
-                "staging_bytes" => {
-                    asked.set(|loader| Ok(loader.staging_bytes(number("option staging_bytes", &value)?)))?
-                }
+                "memory_budget" => asked.set(|loader| {
+                    Ok(loader.memory_budget(number("option memory_budget", &value, &Whole::OPTION)?))
+                })?,
+                "staging_bytes" => asked.set(|loader| {
+                    Ok(loader.staging_bytes(number("option staging_bytes", &value, &STAGING)?))
+                })?,
                 "pool" => {
                     let pool = value.cast::<PyPool>();
                     let pool =
@@ -181,7 +187,7 @@ impl Asked {
     fn dtype(&mut self, wanted: Bound<'_, PyAny>) -> PyResult<()> {
         // Types of NumPy and JAX can be called, too.
         if !wanted.is_callable() || wanted.is_instance_of::<pyo3::types::PyType>() {
-            let dtype = info::dtype_of("option dtype", &wanted)?;
+            let dtype = info::target("option dtype", &wanted)?;
             return self.set(|loader| Ok(loader.dtype(dtype)));
         }
         if let Ok(dtype) = info::dtype(&wanted) {
@@ -195,7 +201,7 @@ impl Asked {
                 if answer.is_none(py) {
                     Ok(None)
                 } else {
-                    info::dtype_of(&subject(), answer.bind(py)).map(Some)
+                    info::target(&subject(), answer.bind(py)).map(Some)
                 }
             })
         };
@@ -251,13 +257,19 @@ impl Asked {
     }
 }
 
-/// One path, or several.
+/// A loader of one path, or several.
 fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyResult<Loader> {
     let checkpoint = |loader: Loader, path: PathBuf| {
         py.detach(|| loader.checkpoint(path)).map_err(|error| raise(py, error))
     };
+    path_list(py, "option paths", paths)?.into_iter().try_fold(loader, checkpoint)
+}
+
+/// One path, or several, of the argument that messages call `subject`.
+#[pyfunction]
+pub(crate) fn path_list(py: Python<'_>, subject: &str, paths: &Bound<'_, PyAny>) -> PyResult<Vec<PathBuf>> {
     if let Some(path) = arguments::as_path(paths) {
-        return checkpoint(loader, path);
+        return Ok(vec![path]);
     }
     let wrong = |found: &Bound<'_, PyAny>| {
         let remedy = match found.hasattr("read") {
@@ -265,7 +277,7 @@ fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyRes
             _ => "name a file, an index or a folder",
         };
         let message = format!(
-            "option paths: got {}, expected a path or several, each a str or os.PathLike; {remedy}",
+            "{subject}: got {}, expected a path or several, each a str or os.PathLike; {remedy}",
             got(found)
         );
         errors::new(py, Kind::Option, message)
@@ -274,13 +286,12 @@ fn with_paths(py: Python<'_>, loader: Loader, paths: &Bound<'_, PyAny>) -> PyRes
     let is_text = paths.is_instance_of::<PyString>() || paths.is_instance_of::<PyBytes>();
     let is_single = is_text || paths.hasattr("read")?;
     let several = paths.try_iter().ok().filter(|_| !is_single);
-    let mut loader = loader;
+    let mut found = Vec::new();
     for path in several.ok_or_else(|| wrong(paths))? {
         let path = path?;
-        let Some(found) = arguments::as_path(&path) else { return Err(wrong(&path)) };
-        loader = checkpoint(loader, found)?;
+        found.push(arguments::as_path(&path).ok_or_else(|| wrong(&path))?);
     }
-    Ok(loader)
+    Ok(found)
 }
 
 fn backend(named: &Bound<'_, PyAny>) -> PyResult<Backend> {

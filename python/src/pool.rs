@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use tensorhold::allocator::{RegionParts, Stats};
 use tensorhold::{Device, Pool};
 
-use crate::arguments;
+use crate::arguments::{self, Whole};
 use crate::device;
 use crate::errors::raise;
 use crate::process::Process;
@@ -92,7 +92,7 @@ impl PyPool {
         name: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let number = |name: &str, value: &Bound<'_, PyAny>| {
-            arguments::number::<u64>(&format!("argument {name} of Pool"), value)
+            arguments::number::<u64>(&format!("argument {name} of Pool"), value, &Whole::OPTION)
         };
         let limit_bytes = limit_bytes.map(|value| number("limit_bytes", value)).transpose()?;
         let retain_bytes = retain_bytes.map_or(Ok(0), |value| number("retain_bytes", value))?;

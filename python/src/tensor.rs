@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use tensorhold::Tensor;
 
+use crate::arguments::{flag, wrong_type};
 use crate::device;
 use crate::errors::raise;
 use crate::info::{self, PyInfo};
@@ -134,12 +135,12 @@ impl PyTensor {
         &self,
         py: Python<'py>,
         stream: Option<&Bound<'py, PyAny>>,
-        max_version: Option<(u32, u32)>,
-        dl_device: Option<(u32, i32)>,
-        copy: Option<bool>,
+        max_version: Option<&Bound<'py, PyAny>>,
+        dl_device: Option<&Bound<'py, PyAny>>,
+        copy: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check(py, "export a tensor")?;
-        let request = ExportRequest::parse(stream, max_version, dl_device, copy)?;
+        let request = export_request(stream, max_version, dl_device, copy)?;
         if is_copy(py, &self.tensor, &request)? {
             return export_copy(py, &self.tensor, &request);
         }
@@ -218,11 +219,11 @@ impl PyHandover {
         &self,
         py: Python<'py>,
         stream: Option<&Bound<'py, PyAny>>,
-        max_version: Option<(u32, u32)>,
-        dl_device: Option<(u32, i32)>,
-        copy: Option<bool>,
+        max_version: Option<&Bound<'py, PyAny>>,
+        dl_device: Option<&Bound<'py, PyAny>>,
+        copy: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let request = ExportRequest::parse(stream, max_version, dl_device, copy)?;
+        let request = export_request(stream, max_version, dl_device, copy)?;
         let tensor = self.with(|tensor| tensor.take().ok_or_else(gone))?;
         if is_copy(py, &tensor, &request)? {
             return export_copy(py, &tensor, &request);
@@ -237,6 +238,30 @@ impl PyHandover {
         let device = self.with(|tensor| Ok(tensor.as_ref().ok_or_else(gone)?.view().dlpack_device()))?;
         Ok(device.map_err(|error| raise(py, error))?.into())
     }
+}
+
+/// What a consumer asks for, by the protocol's arguments.
+fn export_request<'py>(
+    stream: Option<&Bound<'py, PyAny>>,
+    max_version: Option<&Bound<'py, PyAny>>,
+    dl_device: Option<&Bound<'py, PyAny>>,
+    copy: Option<&Bound<'py, PyAny>>,
+) -> PyResult<ExportRequest<'py>> {
+    let max_version =
+        pair::<u32>("max_version", max_version, "a major and a minor version, a tuple of ints")?;
+    let dl_device =
+        pair::<i32>("dl_device", dl_device, "the type and the number of a device, a tuple of ints")?;
+    let copy = copy.map(|value| flag("argument copy of __dlpack__", value)).transpose()?;
+    ExportRequest::parse(stream, max_version, dl_device, copy)
+}
+
+/// A pair of numbers that an argument of `__dlpack__` is.
+fn pair<T>(argument: &str, value: Option<&Bound<'_, PyAny>>, expected: &str) -> PyResult<Option<(u32, T)>>
+where
+    for<'a, 'py> (u32, T): FromPyObject<'a, 'py>,
+{
+    let wrong = |value| wrong_type(&format!("argument {argument} of __dlpack__"), value, expected);
+    value.map(|value| value.extract::<(u32, T)>().map_err(|_| wrong(value))).transpose()
 }
 
 /// Checks what is asked for, and says whether that is a copy in host memory instead of the tensor's own bytes.

@@ -221,7 +221,11 @@ impl PyWeights {
 
     fn __repr__(&self) -> String {
         match &*self.weights.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(weights) => format!("Weights({} tensors, {} bytes)", weights.len(), weights.report().bytes),
+            Some(weights) => {
+                let (tensors, bytes) = (weights.len(), weights.report().bytes);
+                let noun = if tensors == 1 { "tensor" } else { "tensors" };
+                format!("Weights({tensors} {noun}, {bytes} bytes)")
+            }
             None => "Weights(closed)".into(),
         }
     }

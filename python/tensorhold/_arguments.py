@@ -3,7 +3,7 @@
 import os
 
 from tensorhold._core import OptionError
-from tensorhold._text import quoted
+from tensorhold._text import kind, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def path(argument: str, given: "Any") -> str:
         os.fsencode(text)
     except TypeError as error:
         remedy = "pass the name of the file, and close it first" if hasattr(given, "write") or isinstance(given, int) else "name a file"
-        what = "an open file" if hasattr(given, "write") else type(given).__name__
+        what = "an open file" if hasattr(given, "write") else kind(given)
         raise TypeError(f"argument {argument}: got {what}, expected a path, a str or an os.PathLike; {remedy}") from error
     except UnicodeEncodeError as error:
         raise OptionError(f"argument {argument}: got {quoted(given)}, which no file name can be; name another file") from error
@@ -29,11 +29,11 @@ def named(argument: str, given: "Any", of: str) -> "list[tuple[str, Any]]":
     """The pairs of a dict with strings as keys."""
     if not callable(getattr(given, "items", None)):
         remedy = "call dict() on the pairs" if isinstance(given, (list, tuple)) else "name each"
-        raise TypeError(f"argument {argument}: got {type(given).__name__}, expected a dict from names to {of}; {remedy}")
+        raise TypeError(f"argument {argument}: got {kind(given)}, expected a dict from names to {of}; {remedy}")
     pairs = list(given.items())
     for key, _ in pairs:
         if not isinstance(key, str):
-            raise TypeError(f"argument {argument}: got the key {quoted(key)} of type {type(key).__name__}, expected a str; convert it with str()")
+            raise TypeError(f"argument {argument}: got the key {quoted(key)} of type {kind(key)}, expected a str; convert it with str()")
     return pairs
 
 
@@ -45,7 +45,7 @@ def strings(argument: str, given: "Mapping[str, str] | None") -> "list[tuple[str
     for key, value in pairs:
         if not isinstance(value, str):
             raise TypeError(
-                f"argument {argument}: got {type(value).__name__} for the key {quoted(key)}, expected a str; convert it with str() or json.dumps()"
+                f"argument {argument}: got {kind(value)} for the key {quoted(key)}, expected a str; convert it with str() or json.dumps()"
             )
     return pairs
 
@@ -53,5 +53,5 @@ def strings(argument: str, given: "Mapping[str, str] | None") -> "list[tuple[str
 def flag(argument: str, given: "Any") -> bool:
     """True or False."""
     if not isinstance(given, bool):
-        raise TypeError(f"argument {argument}: got {type(given).__name__}, expected True or False; pass one of them")
+        raise TypeError(f"argument {argument}: got {kind(given)}, expected True or False; pass one of them")
     return given

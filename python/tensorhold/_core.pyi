@@ -49,10 +49,12 @@ __all__ = [
     "check_group",
     "cuda_count",
     "device_name",
+    "foreign_format",
     "go_on",
     "inspect",
     "load",
     "open",
+    "path_list",
     "plan_shards",
     "relay",
     "save_file",
@@ -462,6 +464,12 @@ def save_file(
 
 def cuda_count() -> int:
     """How many CUDA devices there are; 0 without a driver."""
+
+def path_list(subject: str, paths: Paths) -> list[Any]:
+    """One path, or several, of the argument that messages call `subject`."""
+
+def foreign_format(start: bytes, file_len: int) -> str | None:
+    """What a file is that is no safetensors file, by its first bytes and its length, as a message says it."""
 
 def device_name(named: Device) -> str:
     """The full name of a device, without a look at whether it is there."""

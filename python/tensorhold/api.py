@@ -63,7 +63,7 @@ def load_file(
 
     converter = frameworks.find(framework)
     device = converter.prepare(device)
-    weights = load(filename, device, **options)
+    weights = load(_core.path_list("argument filename", filename), device, **options)
     return frameworks.hand_over(weights, converter)
 
 
@@ -115,12 +115,14 @@ class _Bar:
             from tqdm.auto import tqdm
         except ImportError:
             return _plain(self.options)
-        self.bar = tqdm(unit="iB", unit_scale=True, unit_divisor=1024, desc="loading")
+        # Scaled here: a bar that scales shows a unit without its prefix while there is little.
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} MiB [{elapsed}<{remaining}, {rate_fmt}]"
+        self.bar = tqdm(total=0, unit="MiB", bar_format=form, desc="loading")
         return {**self.options, "progress": self.show}
 
     def show(self, progress: "_core.Progress") -> None:
-        self.bar.total = progress.total_bytes
-        self.bar.update(progress.done_bytes - self.bar.n)
+        self.bar.total = progress.total_bytes / 2**20
+        self.bar.update(progress.done_bytes / 2**20 - self.bar.n)
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:

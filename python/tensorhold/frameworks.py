@@ -8,7 +8,7 @@ import gc
 import sys
 
 from tensorhold._core import DeviceError, FrameworkError, OptionError, Tensor, TensorError, cuda_count, device_name
-from tensorhold._text import quoted
+from tensorhold._text import kind, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ def _item_of_array(name: str, array: "Any") -> "tuple[str, str, list[int], Any]"
 
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise TensorError(
-            f"save tensor {quoted(name)}: got {type(array).__name__}, expected a tensor of torch, numpy, jax, cupy or tensorhold; convert it"
+            f"save tensor {quoted(name)}: got {kind(array)}, expected a tensor of torch, numpy, jax, cupy or tensorhold; convert it"
         )
     if isinstance(array, numpy.ma.MaskedArray) and numpy.ma.is_masked(array):
         raise TensorError(f"save tensor {quoted(name)}: got an array with masked elements, which the format does not have; take filled() or data")

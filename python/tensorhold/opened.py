@@ -36,7 +36,7 @@ class safe_open:
             )
         passed: "Options" = {**options, "progress": None}
         self._converter = frameworks.find(framework)
-        self._open = _core.open(filename, self._converter.prepare(device), **passed)
+        self._open = _core.open(_core.path_list("argument filename", filename), self._converter.prepare(device), **passed)
         from_capsule, plain = self._converter.plain()
         self._get = self._open.getter(from_capsule, plain, self._converter.convert)
 

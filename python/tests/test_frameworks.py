@@ -48,7 +48,7 @@ def test_each_dtype_is_the_frameworks_own_or_an_error_that_says_which_view(
         expected = expected_name(framework, dtype)
         needs_x64 = framework == "jax" and dtype in ("I64", "U64", "F64")
         if expected is None or needs_x64:
-            with pytest.raises(tensorhold.TensorError, match=rf"'t' to {framework}.*{dtype}.*tensor\.view\('U"):
+            with pytest.raises(tensorhold.TensorError, match=rf"\"t\" to {framework}.*{dtype}.*tensor\.view\('U"):
                 tensorhold.load_file(file, device, framework)
             with pytest.raises(tensorhold.TensorError, match=r"tensor\.view\('U"):
                 tensorhold.load(file, device)["t"].to(framework)
@@ -95,7 +95,7 @@ def test_wide_types_are_jaxs_when_it_has_them_enabled(tmp_path: pathlib.Path) ->
 def test_every_alias_names_its_framework() -> None:
     for alias, kind in frameworks.CONVERTERS.items():
         assert kind.module in ("torch", "numpy", "jax", "cupy") and alias
-    with pytest.raises(tensorhold.OptionError, match="'tensorflow', expected one of pt, torch"):
+    with pytest.raises(tensorhold.OptionError, match='"tensorflow", expected one of pt, torch'):
         frameworks.find("tensorflow")
 
 

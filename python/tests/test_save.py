@@ -174,11 +174,11 @@ def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(tmp_path: pathlib.P
     target = tmp_path / "saved.safetensors"
     right = numpy.zeros(3, dtype=numpy.float32)
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"a": right, "b": [1.0, 2.0]}, "'b': got list, expected a tensor of torch"),
+        ({"a": right, "b": [1.0, 2.0]}, "\"b\": got list, expected a tensor of torch"),
         ({"a": right, "b": numpy.array(["text"])}, "tensor \"b\": got str128, expected a type of the format"),
-        ({"a": right, "b": numpy.array([None])}, "tensor 'b': got an array of objects"),
+        ({"a": right, "b": numpy.array([None])}, "tensor \"b\": got an array of objects"),
         ({"a": right, "b": numpy.array([(1, 2.0)], dtype="i4,f4")}, "tensor \"b\": got void64, expected a type of the format"),
-        ({"a": right, "b": numpy.ma.array([1.0, 2.0], mask=[0, 1])}, "tensor 'b': got an array with masked elements.*filled"),
+        ({"a": right, "b": numpy.ma.array([1.0, 2.0], mask=[0, 1])}, "tensor \"b\": got an array with masked elements.*filled"),
         ({"__metadata__": right}, "another name"),
     ]
     for tensors, words in wrong:
@@ -193,11 +193,11 @@ def test_a_sparse_tensor_and_one_without_bytes_are_refused(tmp_path: pathlib.Pat
     import_for("torch", "cpu")
     import torch
 
-    with pytest.raises(tensorhold.TensorError, match="'s': got one of torch.sparse_coo.*to_dense"):
+    with pytest.raises(tensorhold.TensorError, match='"s": got one of torch.sparse_coo.*to_dense'):
         tensorhold.save_file({"s": torch.eye(3).to_sparse()}, tmp_path / "saved.safetensors")
-    with pytest.raises(tensorhold.TensorError, match="'m': got one on the device meta"):
+    with pytest.raises(tensorhold.TensorError, match='"m": got one on the device meta'):
         tensorhold.save_file({"m": torch.empty(3, device="meta")}, tmp_path / "saved.safetensors")
-    with pytest.raises(tensorhold.TensorError, match="'n': got a nested tensor"):
+    with pytest.raises(tensorhold.TensorError, match='"n": got a nested tensor'):
         tensorhold.save_file({"n": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, tmp_path / "saved.safetensors")
     with pytest.raises(tensorhold.TensorError, match="tensor \"c\": got torch.complex128, expected a type of the format"):
         tensorhold.save_file({"c": torch.zeros(3, dtype=torch.complex128)}, tmp_path / "saved.safetensors")
@@ -206,7 +206,7 @@ def test_a_sparse_tensor_and_one_without_bytes_are_refused(tmp_path: pathlib.Pat
 def test_elements_of_less_than_a_byte_are_refused_where_each_takes_one(tmp_path: pathlib.Path) -> None:
     numpy, ml_dtypes = pytest.importorskip("numpy"), pytest.importorskip("ml_dtypes")
     for dtype in ("float4_e2m1fn", "float6_e2m3fn"):
-        with pytest.raises(tensorhold.TensorError, match=f"'f': got an array of {dtype}, whose elements take a byte each"):
+        with pytest.raises(tensorhold.TensorError, match=f'"f": got an array of {dtype}, whose elements take a byte each'):
             tensorhold.save_file({"f": numpy.ones(8, getattr(ml_dtypes, dtype))}, tmp_path / "saved")
     with pytest.raises(tensorhold.TensorError, match="\"i\": got int4, expected a type of the format"):
         tensorhold.save_file({"i": numpy.ones(8, ml_dtypes.int4)}, tmp_path / "saved")
@@ -216,17 +216,17 @@ def test_elements_of_less_than_a_byte_are_refused_where_each_takes_one(tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"metadata": {"steps": 100}}, ["metadata", "int", "'steps'", "str()"]),
-        ({"metadata": {"steps": None}}, ["metadata", "NoneType", "'steps'"]),
-        ({"metadata": {"steps": b"100"}}, ["metadata", "bytes", "'steps'"]),
-        ({"metadata": {"config": {"steps": "100"}}}, ["metadata", "dict", "'config'", "json.dumps()"]),
+        ({"metadata": {"steps": 100}}, ["metadata", "int", '"steps"', "str()"]),
+        ({"metadata": {"steps": None}}, ["metadata", "None", '"steps"']),
+        ({"metadata": {"steps": b"100"}}, ["metadata", "bytes", '"steps"']),
+        ({"metadata": {"config": {"steps": "100"}}}, ["metadata", "dict", '"config"', "json.dumps()"]),
         ({"metadata": {7: "seven"}}, ["metadata", "key 7", "int"]),
         ({"metadata": [("a", "b")]}, ["metadata", "list", "dict()"]),
         ({"metadata": "text"}, ["metadata", "str", "dict"]),
         ({"tensors": [("a", None)]}, ["tensors", "list", "dict()"]),
-        ({"tensors": None}, ["tensors", "NoneType"]),
+        ({"tensors": None}, ["tensors", "None"]),
         ({"tensors": {7: None}}, ["tensors", "key 7", "int"]),
-        ({"filename": None}, ["filename", "NoneType", "a path"]),
+        ({"filename": None}, ["filename", "None", "a path"]),
         ({"filename": 3}, ["filename", "int", "a path"]),
         ({"filename": {"a": None}}, ["filename", "dict", "a path"]),
         ({"synced": "no"}, ["synced", "str", "True or False"]),

@@ -92,8 +92,9 @@ fn text(error: &Error, words: Vocabulary) -> Option<String> {
             format!("option {}: got {got}, expected {expected}; {}", words.option(option), remedy(found))
         }
         Error::OverBudget { needed, budget, tensors, largest } => format!(
-            "load within {}: {tensors} tensors need {} of device memory, expected at most {}; the largest are {}; {}",
+            "load within {}: {} {} of device memory, expected at most {}; the largest are {}; {}",
             words.option("memory_budget"),
+            if *tensors == 1 { "1 tensor needs".to_owned() } else { format!("{tensors} tensors need") },
             Bytes(*needed).beside(&[*budget]),
             Bytes(*budget).beside(&[*needed]),
             named(largest),

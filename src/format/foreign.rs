@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 
-use tensorhold_allocator::{Brief, Quoted};
-
 use super::header::{MAX_HEADER_LEN, PREFIX_LEN};
+
+mod text;
 
 /// What is read of a file to tell what it is, in bytes.
 pub(crate) const START_BYTES: usize = 64 << 10;
@@ -32,11 +32,13 @@ impl Foreign {
 const FETCH: &str = "a download saved it instead of the file: check the address and the access rights, and fetch the file again";
 const TORCH: &str = "load it in torch with weights_only=True, and write its state dict with safetensors.torch.save_file, or fetch the model's .safetensors files";
 const UNPACK: &str = "unpack it first";
-const LFS: &str = "fetch the file that it stands for: git lfs pull";
 const CONVERT: &str = "convert it, or fetch the model's .safetensors files";
 const GGML: &str =
     "load it with a runtime for GGUF, such as llama.cpp, or fetch the model's .safetensors files";
 const REPAIR: &str = "write it with a safetensors library, or fetch it again as binary data";
+const PICTURE: &str =
+    "name a checkpoint: if this was downloaded as one, check the address, and fetch it again";
+const APPLE: &str = "name the file without ._ at the start of its name";
 const EMPTY: &str = "a download or a copy wrote nothing: fetch or write it again";
 
 /// Formats by the bytes at an offset, with their names and remedies.
@@ -67,16 +69,20 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (257, b"ustar", "a tar archive", "unpack it first: tar -xf"),
     (0, b"\x7fELF", "a program or a shared library (ELF)", "name a checkpoint"),
     (0, b"%PDF-", "a PDF document", FETCH),
-    (0, b"\x89PNG", "a PNG image", FETCH),
-];
-
-/// Texts that stand for a file that is elsewhere, by their beginnings.
-const POINTERS: &[(&str, &str, &str)] = &[
-    ("version https://git-lfs.github.com/spec/", "a Git LFS pointer", LFS),
-    ("version https://hawser.github.com/spec/", "a Git LFS pointer", LFS),
-    ("# xet version", "a pointer of Git Xet", "fetch the file that it stands for: git xet pull"),
-    ("/annex/objects/", "a pointer of git-annex", "fetch the file that it stands for: git annex get"),
-    ("outs:", "a pointer of DVC", "fetch the file that it stands for: dvc pull"),
+    (0, b"\x89PNG", "a PNG image", PICTURE),
+    (0, b"\xff\xd8\xff", "a JPEG image", PICTURE),
+    (0, b"GIF87a", "a GIF image", PICTURE),
+    (0, b"GIF89a", "a GIF image", PICTURE),
+    (0, b"\0\x05\x16\x07", "an AppleDouble file, in which macOS keeps attributes of another file", APPLE),
+    (0, b"\0\x05\x16\0", "an AppleSingle file, in which macOS keeps a file with its attributes", UNPACK),
+    (
+        0,
+        b"\0\0\0\x01Bud1",
+        "a .DS_Store file, in which macOS keeps the view of a folder",
+        "name a checkpoint",
+    ),
+    (0, b"\xcf\xfa\xed\xfe", "a program or a shared library (Mach-O)", "name a checkpoint"),
+    (0, b"MZ\x90\0", "a program or a shared library (PE)", "name a checkpoint"),
 ];
 
 /// What a file is that is no safetensors file, by its first bytes ([`START_BYTES`], or all that it has) and its length. `None` when they do
@@ -106,7 +112,19 @@ pub(crate) fn identify(start: &[u8], file_len: u64) -> Option<Foreign> {
         .or_else(|| pickle(start))
         .or_else(|| mangled(start, file_len))
         .or_else(|| onnx(start))
-        .or_else(|| text(start, file_len))
+        .or_else(|| protobuf(start))
+        .or_else(|| message_pack(start, file_len))
+        .or_else(|| zlib(start, file_len))
+        .or_else(|| text::identify(start, file_len))
+}
+
+/// What a file is that is no safetensors file, and what to do about it, as an error says it: `it is a Git LFS pointer, expected a safetensors file; fetch
+/// the file that it stands for: git lfs pull`. For callers that read headers themselves, of a file whose header they have refused.
+///
+/// `start` is the file's first bytes, 64 KiB or all that it has, and `file_len` its length in bytes. `None` when they do not say.
+pub fn foreign_format(start: &[u8], file_len: u64) -> Option<String> {
+    let start = start.get(..START_BYTES).unwrap_or(start);
+    identify(start, file_len).map(|found| found.instead_of("a safetensors file"))
 }
 
 /// What a file is that is no index of a checkpoint, by its bytes. `None` where it is JSON, about which its parser knows more.
@@ -152,11 +170,11 @@ fn zip(start: &[u8]) -> Option<Foreign> {
     })
 }
 
-/// Pickles of protocols 2 to 5, which torch wrote before it wrote zip archives.
+/// Pickles, which torch wrote before it wrote zip archives.
 fn pickle(start: &[u8]) -> Option<Foreign> {
     /// A pickled number that torch puts first.
     const TORCH_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
-    let [0x80, 2..=5, rest @ ..] = start else { return None };
+    let [0x80, 2..=5, rest @ ..] = start else { return early_pickle(start) };
     if rest.starts_with(TORCH_MAGIC) {
         return Some(Foreign::new(
             "a checkpoint of torch.save in its format from before torch 1.6 (pickles)",
@@ -166,7 +184,42 @@ fn pickle(start: &[u8]) -> Option<Foreign> {
     // What follows the protocol: a frame, a container, a class, a memo, or a string.
     let opcodes = b"\x95}](c\x8c\x8d\x58\x4b\x8a\x7d\x85\x86\x87N";
     rest.first().filter(|opcode| opcodes.contains(opcode))?;
-    Some(Foreign::new("a pickle, as torch.save and pickle.dump write", TORCH))
+    Some(Foreign::new(PICKLE, TORCH))
+}
+
+const PICKLE: &str = "a pickle, as torch.save and pickle.dump write";
+
+/// Pickles of protocols 0 and 1, which have no mark: a container that is memoized, or a class.
+fn early_pickle(start: &[u8]) -> Option<Foreign> {
+    /// Modules whose classes begin pickles of arrays.
+    const MODULES: [&[u8]; 7] =
+        [b"torch", b"numpy", b"collections", b"copy_reg", b"copyreg", b"__builtin__", b"builtins"];
+    let is_memo = |next: &[u8]| match next {
+        [b'q', ..] => true,
+        [b'p', digits @ ..] => digits.split(|&byte| byte == b'\n').next().is_some_and(|digits| {
+            (1..=9).contains(&digits.len())
+                && digits.len() + 1 < next.len()
+                && digits.iter().all(u8::is_ascii_digit)
+        }),
+        _ => false,
+    };
+    let is_pickle = match start {
+        [b'(', b'd' | b'l' | b't', next @ ..] => is_memo(next) && next.first() == Some(&b'p'),
+        [b'}' | b']' | b')', b'q', _, next, ..] => b"(.X]}K".contains(next),
+        [b'c', class @ ..] => {
+            let mut lines = class.splitn(3, |&byte| byte == b'\n');
+            let (module, name) = (lines.next()?, lines.next()?);
+            let is_name = |name: &[u8]| {
+                name.first().is_some_and(|byte| !byte.is_ascii_digit())
+                    && name.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.')
+            };
+            let root = module.split(|&byte| byte == b'.').next()?;
+            let is_known = MODULES.contains(&root) || lines.next().is_some_and(is_memo);
+            is_name(module) && is_name(name) && is_known
+        }
+        _ => false,
+    };
+    is_pickle.then(|| Foreign::new(PICKLE, TORCH))
 }
 
 /// A safetensors file that something has changed: a header in the other byte order, or text where bytes should be.
@@ -212,77 +265,69 @@ fn onnx(start: &[u8]) -> Option<Foreign> {
         .then(|| Foreign::new("an ONNX model", CONVERT))
 }
 
-/// Texts: pointers, pages, replies and the like.
-fn text(start: &[u8], file_len: u64) -> Option<Foreign> {
-    if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
-        return Some(Foreign::new("a text in UTF-16", FETCH));
-    }
-    let start = start.strip_prefix(MARK).unwrap_or(start);
-    // What was read may end within a character.
-    let text = match std::str::from_utf8(start) {
-        Ok(text) => text,
-        Err(error) if error.error_len().is_none() => {
-            std::str::from_utf8(start.get(..error.valid_up_to())?).ok()?
+/// Protocol buffers without a mark, by fields that SentencePiece and TensorFlow put first.
+fn protobuf(start: &[u8]) -> Option<Foreign> {
+    const SAVED: &str = "a protocol buffer, such as a TensorFlow model";
+    let after = |length: u8, rest: &'_ [u8]| -> Option<u8> {
+        let (name, next) = rest.split_at_checked(usize::from(length))?;
+        // Pieces of a tokenizer are UTF-8; names of nodes are ASCII.
+        let is_name = std::str::from_utf8(name).is_ok_and(|name| !name.chars().any(char::is_control));
+        next.first().copied().filter(|_| is_name)
+    };
+    match start {
+        [0x0a, 3..=127, 0x0a, length @ 1..=120, rest @ ..] => match after(*length, rest)? {
+            0x15 => Some(Foreign::new(
+                "a tokenizer of SentencePiece (a protocol buffer)",
+                "name the checkpoint beside it",
+            )),
+            0x12 => Some(Foreign::new(SAVED, CONVERT)),
+            _ => None,
+        },
+        // A node whose length takes two bytes.
+        [0x0a, 128..=255, 1..=127, 0x0a, length @ 1..=120, rest @ ..] if after(*length, rest)? == 0x12 => {
+            Some(Foreign::new(SAVED, CONVERT))
         }
-        Err(_) => return None,
-    };
-    if text.chars().any(|c| c.is_control() && !c.is_whitespace()) {
-        return None;
+        // The version of a SavedModel, and a graph whose length takes two bytes or more.
+        [0x08, 0x01, 0x12, 128..=255, ..] => Some(Foreign::new(SAVED, CONVERT)),
+        _ => None,
     }
-    let trimmed = text.trim_start();
-    let pointer = POINTERS.iter().find(|(beginning, ..)| trimmed.starts_with(beginning));
-    if let Some(&(_, what, remedy)) = pointer {
-        return Some(Foreign::new(what, remedy));
-    }
-    let is = |beginning: &str| {
-        trimmed.get(..beginning.len()).is_some_and(|found| found.eq_ignore_ascii_case(beginning))
-    };
-    if ["<!doctype html", "<html", "<head", "<body", "<script", "<!--"].into_iter().any(is) {
-        return Some(Foreign::new(format!("an HTML page{}", titled(trimmed, "title")), FETCH));
-    }
-    if is("<?xml") || is("<error>") {
-        return Some(Foreign::new(format!("an XML document{}", titled(trimmed, "code")), FETCH));
-    }
-    if trimmed.starts_with('{') || trimmed.starts_with('[') {
-        return Some(json(trimmed));
-    }
-    let line = trimmed.trim_end();
-    let is_path = |line: &str| line.contains('/') && !line.contains(char::is_whitespace);
-    if is_path(line) && text.len() as u64 == file_len && line.len() < 4096 {
-        let what = format!("the text {}, as of a symbolic link that was stored as a file", Quoted(line));
-        return Some(Foreign::new(what, "fetch the file that it stands for"));
-    }
-    let line = line.lines().next().unwrap_or_default();
-    Some(Foreign::new(format!("a text that begins with {}", Quoted(line)), FETCH))
 }
 
-/// What an element of a page says, if it is there.
-fn titled(text: &str, element: &str) -> String {
-    let lower = text.to_ascii_lowercase();
-    let found = lower.find(&format!("<{element}>")).and_then(|at| {
-        let begin = at + element.len() + 2;
-        let end = lower.get(begin..)?.find('<')?;
-        text.get(begin..begin + end)
-    });
-    found.map_or_else(String::new, |found| format!(" that says {}", Quoted(found.trim())))
+/// MessagePack: a map whose first key is a name.
+fn message_pack(start: &[u8], file_len: u64) -> Option<Foreign> {
+    const FLAX: &str = "restore it with flax.serialization.msgpack_restore, and write its arrays with safetensors.flax.save_file, or fetch the model's .safetensors files";
+    let entries = match start {
+        [0x81..=0x8f, entries @ ..] | [0xde, _, _, entries @ ..] | [0xdf, _, _, _, _, entries @ ..] => {
+            entries
+        }
+        _ => return None,
+    };
+    let (length, rest) = match entries {
+        [mark @ 0xa1..=0xbf, rest @ ..] => (mark & 0x1f, rest),
+        [0xd9, length @ 1..=255, rest @ ..] => (*length, rest),
+        _ => return None,
+    };
+    let (key, value) = rest.split_at_checked(usize::from(length))?;
+    let is_key = key.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') && !value.is_empty();
+    (is_key && !has_length(start, file_len))
+        .then(|| Foreign::new("a MessagePack file, as Flax writes (.msgpack)", FLAX))
 }
 
-/// JSON that is no header of a safetensors file, or one without the length before it.
-fn json(text: &str) -> Foreign {
-    let has = |key: &str| text.contains(key);
-    if has("\"weight_map\"") {
+/// A stream of zlib: two bytes whose sum is a multiple of 31, and a block of a kind that exists.
+fn zlib(start: &[u8], file_len: u64) -> Option<Foreign> {
+    let [0x78, level @ (0x01 | 0x5e | 0x9c | 0xda), block, ..] = start else { return None };
+    // `x^` may begin a text.
+    let is_text =
+        *level == 0x5e && start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
+    (block & 6 != 6 && !is_text && !has_length(start, file_len)).then(|| {
         Foreign::new(
-            "the index of a checkpoint (JSON)",
-            "name it *.safetensors.index.json, beside the files that it names",
+            "data compressed by zlib",
+            "unpack it first: zlib-flate -uncompress, or Python's zlib.decompress",
         )
-    } else if has("\"data_offsets\"") {
-        let what =
-            "the header of a safetensors file (JSON) without the 8 bytes of its length and without data";
-        Foreign::new(what, REPAIR)
-    } else if has("\"model_type\"") || has("\"architectures\"") || has("\"_class_name\"") {
-        Foreign::new("a configuration (JSON)", "name the checkpoint beside it")
-    } else {
-        let line = text.lines().next().unwrap_or_default();
-        Foreign::new(format!("a JSON text, {}", Brief(line)), FETCH)
-    }
+    })
+}
+
+/// Whether a file begins with a number that can be the length of its header.
+fn has_length(start: &[u8], file_len: u64) -> bool {
+    start.first_chunk::<8>().is_some_and(|prefix| fits(u64::from_le_bytes(*prefix), file_len))
 }

@@ -89,7 +89,7 @@ fn texts_that_were_saved_instead_of_a_file_are_named_and_quoted() {
             "{\"t\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}",
             &["without the 8 bytes of its length"],
         ),
-        ("Entry not found", &["a text that begins with \"Entry not found\"", "access rights"]),
+        ("Entry not found", &["a text file that begins with \"Entry not found\"", "access rights"]),
         ("404: Not Found\n", &["404: Not Found"]),
         ("../../blobs/5f3c9a\n", &["\"../../blobs/5f3c9a\"", "symbolic link"]),
     ];
@@ -100,7 +100,7 @@ fn texts_that_were_saved_instead_of_a_file_are_named_and_quoted() {
         }
     }
     assert!(said(b"\xff\xfeE\x00n\x00t\x00r\x00y\x00").contains("UTF-16"));
-    assert!(said(b"404\n").contains("HeaderTooSmall, 4 bytes: it is a text that begins with \"404\""));
+    assert!(said(b"404\n").contains("HeaderTooSmall, 4 bytes: it is a text file that begins with \"404\""));
 }
 
 #[test]
@@ -169,4 +169,87 @@ fn problems_of_tensors_do_not_depend_on_how_the_file_begins() {
         problem.of_start(b"GGUF....", 8).to_string(),
         "tensor \"t\": wrong; fetch or write the file again"
     );
+}
+
+#[test]
+fn files_without_a_mark_for_text_are_named_too() {
+    let page = "<html><title>nicht gefunden</title>".encode_utf16().flat_map(u16::to_le_bytes);
+    let utf_16: Vec<u8> = [0xff, 0xfe].into_iter().chain(page).collect();
+    let cases: &[(&[u8], &[&str])] = &[
+        (b"\0\x05\x16\x07\0\x02\0\0Mac OS X        \0\x02", &["an AppleDouble file", "without ._"]),
+        (b"\x81\xa6params\x81\xa5dense\0\0\0", &["a MessagePack file, as Flax", "msgpack_restore"]),
+        (b"\xde\0\x10\xd9\x21transformer_encoder_layers_0_bias\x81\xa1a\0", &["a MessagePack file"]),
+        (
+            b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02\x0a\x0c\x0a\x03<s>",
+            &["a tokenizer of SentencePiece", "beside it"],
+        ),
+        (b"\x0a\x2f\x0a\x05input\x12\x0bPlaceholder*\x0b\x0a\x05dtype", &["a protocol buffer"]),
+        (b"\x08\x01\x12\xd2\xa3\x04\x0a\xb6\x1f\x12", &["a protocol buffer, such as a TensorFlow model"]),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01", &["a JPEG image"]),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", &["a PNG image"]),
+        (b"\x78\x9c\xed\xbd\x07\x60\x1c\x49\x96\x25\x26\x2f", &["compressed by zlib", "zlib.decompress"]),
+        (b"\x78\x01\xed\xbd\x07\x60\x1c\x49\x96\x25\x26\x2f", &["compressed by zlib"]),
+        (b"\x78\xda\xed\xbd\x07\x60\x1c\x49\x96\x25\x26\x2f", &["compressed by zlib"]),
+        (
+            b"<html><title>verweigert f\xfcr</title>",
+            &["an HTML page in an encoding other than UTF-8 that says", "verweigert f\u{fc}r"],
+        ),
+        (&utf_16, &["an HTML page in UTF-16 that says \"nicht gefunden\"", "a download saved it"]),
+        (&utf_16[2..], &["an HTML page in UTF-16"]),
+        (
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+            &["an HTTP reply that begins with \"HTTP/1.1 404 Not Found\"", "a download saved it"],
+        ),
+        (b"HTTP/2 200\r\nserver: x\r\n\r\n\x10\0\0\0\0\0\0\0{", &["an HTTP reply", "curl without -i"]),
+        (b"(dp0\nVa\np1\nI1\ns.", &["a pickle"]),
+        (b"cnumpy.core.multiarray\n_reconstruct\np0\n(cnumpy\nndarray\np1\n", &["a pickle", "torch"]),
+        (b"ctorch._utils\n_rebuild_tensor_v2\np0\n((", &["a pickle"]),
+        (b"}q\0(X\x01\0\0\0aq\x01K\x01", &["a pickle"]),
+    ];
+    for (file, words) in cases {
+        for word in words.iter().chain(&["expected a safetensors file"]) {
+            assert!(said(file).contains(word), "{word}: {}", said(file));
+        }
+    }
+}
+
+#[test]
+fn texts_are_called_json_links_or_replies_only_where_they_are() {
+    let mut base64 = "QUJDRA/abcd+EFGH".repeat(20);
+    base64.push_str("==");
+    for text in [
+        "[a]\nb = 1\n",
+        "[1]\nb = 1\n",
+        "{{ x }}",
+        "{% if a %}",
+        "{'a': 1}",
+        "# card\nhello error",
+        "key: value\nother: [1, 2]\n",
+        "import os\nraise ValueError('not found')\n",
+        &base64,
+        "/9j/4AAQSkZJRgABAQ",
+        "https://host/model.safetensors",
+        "cat\nfoo\npig\n",
+        "x^2 + y^2",
+    ] {
+        let said = said(text.as_bytes());
+        assert!(said.contains("a text file that begins with \""), "{said}");
+        assert!(said.contains("name the safetensors file"), "{said}");
+    }
+    for text in
+        ["{\"a\": NaN}", "{\"a\": [1, 2", "[{\"idx\": 0}]", "[1, 2", "{\"a\": 1}\n{\"a\": 2}\n", "{\n  \"tr"]
+    {
+        assert!(said(text.as_bytes()).contains("a JSON text"), "{}", said(text.as_bytes()));
+    }
+    for text in ["../../blobs/5f3c9a", "./model", "snapshots/a b/m.safetensors".replace(' ', "_").as_str()] {
+        assert!(said(text.as_bytes()).contains("symbolic link"), "{}", said(text.as_bytes()));
+    }
+    for text in
+        ["Access to model a/b is restricted.", "Invalid username or password.", "403 Forbidden", "Not Found"]
+    {
+        assert!(said(text.as_bytes()).contains("a download saved it"), "{}", said(text.as_bytes()));
+    }
+    for space in ["\n", " \r\n", "\n\n\n\n\n\n\n\n\n\n"] {
+        assert!(said(space.as_bytes()).contains("white space alone"), "{}", said(space.as_bytes()));
+    }
 }

@@ -236,3 +236,10 @@ fn headers_whose_places_are_wrong_have_no_outline() {
         assert_eq!(outline(header, 8), None, "{header:?}");
     }
 }
+
+#[test]
+fn a_number_with_a_point_is_shown_with_it() {
+    let header = r#"{"a":{"dtype":"F32","shape":[4.0],"data_offsets":[0,16]}}"#;
+    let problem = parse(header.as_bytes(), 8 + header.len() as u64 + 16).err().unwrap().to_string();
+    assert!(problem.contains("is a list with 4.0, expected a list of whole numbers"), "{problem}");
+}

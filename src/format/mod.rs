@@ -22,6 +22,7 @@ pub(crate) use catalog::Catalog;
 pub use checkpoint::LeftOut;
 pub(crate) use checkpoint::{Listing, Named, Shards, as_text, with_link};
 pub(crate) use foreign::START_BYTES;
+pub use foreign::foreign_format;
 pub(crate) use header::{Entry, MAX_HEADER_LEN, header_len, parse};
 pub(crate) use index::{Index, left_out};
 pub(crate) use outline::{Place, outline};

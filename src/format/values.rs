@@ -110,7 +110,8 @@ macro_rules! refuses {
         }
 
         fn visit_f64<E: Error>(self, got: f64) -> Result<Self::Value, E> {
-            Err(self.refuse(got))
+            // With its point: 4.0.
+            Err(self.refuse(format_args!("{got:?}")))
         }
     };
     (@ null) => {
@@ -282,7 +283,8 @@ impl<'de> Visitor<'de> for Number<'_> {
     }
 
     fn visit_f64<E: Error>(self, got: f64) -> Result<u64, E> {
-        Err(self.refuse(got))
+        // With its point: 4.0.
+        Err(self.refuse(format_args!("{got:?}")))
     }
 
     fn visit_bool<E: Error>(self, got: bool) -> Result<u64, E> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tensorhold_kernels::{Conversion, Overflow, Type};
 
+use super::Loader;
 use super::change::{Change, Found};
 use super::cut::Cut;
 use super::rule::Rule;
@@ -118,11 +119,11 @@ impl Asked {
 
     /// Checks what can be checked without a tensor.
     pub(super) fn check(&self) -> Result<()> {
-        let Some(dtype) = self.dtype.filter(|&dtype| !TARGETS.contains(&dtype)) else { return Ok(()) };
+        let Some(dtype) = self.dtype.filter(|&dtype| !Loader::DTYPES.contains(&dtype)) else { return Ok(()) };
         Err(Error::Option {
             option: "dtype",
             got: dtype.to_string(),
-            expected: format!("one of {}", spelled(&TARGETS)),
+            expected: format!("one of {}", spelled(&Loader::DTYPES)),
             remedy: "load the tensors as they are, and convert them where they are used".into(),
         })
     }
@@ -240,7 +241,7 @@ impl Asked {
                 name: info.name.to_string(),
                 got: format!("{} to {dtype}", info.dtype),
                 expected: match kernel_type(info.dtype) {
-                    Some(_) => format!("one of {}, or {} as it is", spelled(&TARGETS), info.dtype),
+                    Some(_) => format!("one of {}, or {} as it is", spelled(&Loader::DTYPES), info.dtype),
                     None => format!("{} as it is", info.dtype),
                 },
                 remedy: "have the rule return None for it".into(),
@@ -254,9 +255,6 @@ const MANY_READERS: usize = 12;
 
 /// What a conversion of all converts: what is quantized has scales that belong to it, and integers are indexes.
 const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
-
-/// What there are conversions to.
-const TARGETS: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::F8_E4M3, DType::F8_E5M2];
 
 fn spelled(dtypes: &[DType]) -> String {
     dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ")

@@ -15,6 +15,9 @@ use crate::io::Backend;
 use crate::tensor::TensorInfo;
 
 impl Loader {
+    /// The types that [`dtype`](Self::dtype) and [`dtype_by`](Self::dtype_by) convert to.
+    pub const DTYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::F8_E4M3, DType::F8_E5M2];
+
     /// Loads the weights of this variant from directories: `fp16` of `model.fp16.safetensors`, say, of its shards or their index. A directory that has
     /// none is an error, which lists the variants that are there. A file or index that is named itself has to be of this variant by its name.
     /// Default: the weights without a variant, or those of the only variant that is there.

@@ -83,6 +83,10 @@ impl Cut {
                     return wrong(got, expected, "name a part that it has".into());
                 }
             },
+            Part::Shard { world: 0, .. } => {
+                let remedy = "pass how many ranks there are".into();
+                return wrong("a world of 0".into(), "a world of 1 or more".into(), remedy);
+            }
             Part::Shard { rank, world, .. } if rank >= world => {
                 let remedy = "count ranks from 0".into();
                 return wrong(format!("rank {rank}"), format!("a rank below the world's {world}"), remedy);
@@ -100,7 +104,8 @@ impl Cut {
     fn operation(&self) -> &'static str {
         match self.part {
             Part::Range { .. } => "narrow",
-            Part::Shard { .. } => "shard",
+            Part::Shard { sizes: Sizes::Equal, .. } => "shard",
+            Part::Shard { sizes: Sizes::AsChunks, .. } => "chunk",
         }
     }
 }
@@ -142,7 +147,9 @@ mod tests {
                 ["shard of tensor \"t\"", "2 parts of 5 elements of dimension 0", "Cut::chunk()"],
             ),
             (Cut::shard(1, 4, 4), ["rank 4", "below the world's 4", "from 0"]),
-            (Cut::chunk(1, 0, 0), ["rank 0", "below the world's 0", "from 0"]),
+            (Cut::chunk(1, 0, 0), ["chunk of tensor", "got a world of 0", "a world of 1 or more"]),
+            (Cut::shard(1, 0, 0), ["shard of tensor", "got a world of 0", "how many ranks"]),
+            (Cut::chunk(1, 2, 2), ["chunk of tensor", "rank 2", "below the world's 2"]),
             (Cut::shard(2, 0, 1), ["dimension 2", "a dimension below 2, of [5, 12]", "outermost first"]),
             (
                 Cut::narrow(0, 3, 3),

@@ -65,6 +65,14 @@ const STAGING_BYTES: u64 = 64 << 20;
 /// The least staging memory: a ring of two jobs, a lane of two, and one for good measure.
 const MIN_STAGING_BYTES: u64 = 128 << 10;
 
+/// How many threads may read, as errors say it.
+const THREADS_RANGE: &str = "1 to 1024";
+
+/// How much staging memory there may be, as errors say it.
+fn least_staging() -> String {
+    format!("at least {MIN_STAGING_BYTES} B")
+}
+
 /// More reads in flight past the page cache gain nothing on a disk.
 const MAX_PAST_SLOTS: usize = 64;
 
@@ -282,8 +290,7 @@ impl Options {
         let (threads, why_threads) = self.threads(cores)?;
         let (staging, why_staging) = self.staging_bytes()?;
         if staging < MIN_STAGING_BYTES {
-            let got = Bytes(staging).beside(&[MIN_STAGING_BYTES]);
-            let expected = format!("at least {}", Bytes(MIN_STAGING_BYTES).beside(&[staging]));
+            let (got, expected) = (format!("{staging} B"), least_staging());
             return Err(match self.staging_bytes {
                 Some(_) => {
                     let remedy = "allow more, or leave it unset".into();
@@ -336,7 +343,7 @@ impl Options {
     fn threads(&self, used: Cores) -> Result<(usize, String)> {
         let (threads, why) = match self.threads {
             Some(threads) => (threads, "as asked".to_owned()),
-            None => match settings::number(settings::THREADS)? {
+            None => match settings::number(settings::THREADS, THREADS_RANGE)? {
                 Some(threads) => {
                     (usize::try_from(threads).unwrap_or(usize::MAX), format!("by {}", settings::THREADS))
                 }
@@ -351,7 +358,7 @@ impl Options {
             },
         };
         if !(1..=1024).contains(&threads) {
-            let (got, expected) = (threads.to_string(), "1 to 1024".to_owned());
+            let (got, expected) = (threads.to_string(), THREADS_RANGE.to_owned());
             // The default is within.
             return Err(match self.threads {
                 Some(_) => {
@@ -367,7 +374,7 @@ impl Options {
     fn staging_bytes(&self) -> Result<(u64, String)> {
         Ok(match self.staging_bytes {
             Some(bytes) => (bytes, "as asked".to_owned()),
-            None => match settings::number(settings::STAGING_BYTES)? {
+            None => match settings::number(settings::STAGING_BYTES, &least_staging())? {
                 Some(bytes) => (bytes, format!("by {}", settings::STAGING_BYTES)),
                 None => (STAGING_BYTES, format!("{} for all threads", Bytes(STAGING_BYTES))),
             },

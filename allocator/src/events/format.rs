@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Ledger;
 use super::{Header, Timed, VERSION};
+use crate::Quoted;
 
 /// A longer line is no event: a batch of a million fragments has a tenth of it.
 const MAX_LINE_BYTES: u64 = 1 << 30;
@@ -23,12 +24,21 @@ struct End {
 #[non_exhaustive]
 pub enum LogError {
     /// The file cannot be read.
-    #[error("read line {line} of an event log: the system refused")]
+    #[error("read line {line} of an event log: the reader failed")]
     Read {
         /// Which line, counted from 1.
         line: u64,
         /// The system's reason.
         source: io::Error,
+    },
+    /// The first line is not that of a log.
+    #[error(
+        "it is no event log: it begins with {start}, expected the line of a log that has its version as \"tensorhold_events\"; name a file that \
+         events were recorded to"
+    )]
+    NoLog {
+        /// How the first line begins, quoted; or that it is no text.
+        start: String,
     },
     /// A line is not what it should be.
     #[error("read line {line} of an event log: {problem}; record the log again")]
@@ -72,6 +82,13 @@ impl Log {
         if !lines.next()? {
             return Err(broken(1, "expected the header, got an empty file".into()));
         }
+        if !is_header(&lines.text) {
+            let start = match std::str::from_utf8(&lines.text) {
+                Ok(text) => Quoted(text).to_string(),
+                Err(_) => "bytes that are no text".into(),
+            };
+            return Err(LogError::NoLog { start });
+        }
         let header = parse_header(&lines.text).map_err(|problem| broken(1, problem))?;
         let mut ledger = Ledger::new(&header);
         let mut events = Vec::new();
@@ -95,14 +112,23 @@ impl Log {
     }
 }
 
+/// Whether a line is an object that names the version of a log, whatever else is wrong with it.
+fn is_header(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Marked {
+        #[serde(rename = "tensorhold_events")]
+        _version: serde::de::IgnoredAny,
+    }
+    serde_json::from_slice::<Marked>(line).is_ok() && line.trim_ascii_start().starts_with(b"{")
+}
+
 fn parse_header(line: &[u8]) -> Result<Header, String> {
     #[derive(Deserialize)]
     struct Version {
         tensorhold_events: u32,
     }
     // The version first: another one may have other fields.
-    let version: Version = serde_json::from_slice(line)
-        .map_err(|error| format!("expected the header of an event log, got something else: {error}"))?;
+    let version: Version = serde_json::from_slice(line).map_err(|error| format!("the header: {error}"))?;
     if version.tensorhold_events != VERSION {
         return Err(format!("expected version {VERSION}, got {}", version.tensorhold_events));
     }

@@ -117,18 +117,33 @@ fn a_line_that_cannot_have_happened_is_named() {
 #[test]
 fn a_header_that_is_none_is_refused() {
     for (header, expected) in [
-        ("{}".to_owned(), "the header of an event log"),
         (HEADER.replace(":1,", ":2,"), "expected version 1, got 2"),
         (HEADER.replace("256", "255"), "a power of two as the granule, got 255"),
         (HEADER.replace("256", "0"), "a power of two as the granule, got 0"),
         (HEADER.replace("\"pool\"", "\"pond\""), "unknown field"),
-        ("PK\u{3}\u{4}".to_owned(), "the header of an event log"),
+        (HEADER.replace(":1,", ":\"1\","), "the header: invalid type"),
     ] {
         let (line, problem) = problem(&format!("{header}\n{{\"end\":0}}\n"));
         assert_eq!(line, 1);
         assert!(problem.contains(expected), "{problem}");
     }
     assert_eq!(problem("").0, 1);
+}
+
+#[test]
+fn a_file_that_is_no_log_is_called_that() {
+    for (file, start) in [
+        ("{}\n", "\"{}\""),
+        ("PK\u{3}\u{4}", "\"PK\\u{3}\\u{4}\""),
+        ("hello\nworld\n", "\"hello\""),
+        ("[1]\n", "\"[1]\""),
+        ("\n", "\"\""),
+    ] {
+        let error = read(file).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("it is no event log: it begins with {start}, ")), "{error}");
+        assert!(error.contains("name a file") && !error.contains("record the log again"), "{error}");
+    }
+    assert!(Log::read(&b"\xff\xfe"[..]).unwrap_err().to_string().contains("bytes that are no text"));
 }
 
 #[test]

@@ -30,6 +30,10 @@ HEADER_LIMIT = 100_000_000
 """The format's limit on a header, in bytes."""
 
 
+START_BYTES = 64 << 10
+"""What is looked at of a file that may be something else, in bytes."""
+
+
 class HeaderTooSmall(_core.FormatError):
     """A file, or a buffer, is too short for a header."""
 
@@ -147,8 +151,8 @@ class SafeTensorsMetadata:
     @classmethod
     def from_buffer(cls, buf: int, buffer_len: int, filename: str, framework: "FrameworkOpBase") -> "SafeTensorsMetadata":
         """Of the bytes of a file, at an address in host memory."""
-        length = cls._header_bytes(string_at(buf, min(buffer_len, 8)), buffer_len, filename)
-        return cls(string_at(buf + 8, length).decode(), 8 + length, buffer_len, framework, filename)
+        length = cls._header_bytes(lambda count: string_at(buf, min(buffer_len, count)), buffer_len, filename)
+        return cls(cls._text(string_at(buf + 8, length), filename), 8 + length, buffer_len, framework, filename)
 
     @classmethod
     def from_fd(
@@ -156,18 +160,14 @@ class SafeTensorsMetadata:
     ) -> "SafeTensorsMetadata":
         """Of an open file."""
         size = os.fstat(fd).st_size
-        length = cls._header_bytes(os.pread(fd, 8, 0), size, filename)
+        length = cls._header_bytes(lambda count: os.pread(fd, count, 0), size, filename)
         header = b""
         while len(header) < length:
             read = os.pread(fd, length - len(header), 8 + len(header))
             if not read:
                 raise _core.FormatError(f"read header of {filename!r}: got {len(header)} bytes, expected {length}; the file was cut off meanwhile")
             header += read
-        try:
-            string = header.decode()
-        except UnicodeDecodeError as error:
-            raise _core.FormatError(f"read header of {filename!r}: it is not UTF-8: {error}; fetch or write the file again") from error
-        return cls(string, 8 + length, size, framework, filename, keep_orig_dict)
+        return cls(cls._text(header, filename), 8 + length, size, framework, filename, keep_orig_dict)
 
     @classmethod
     def from_file(cls, filename: str, framework: "FrameworkOpBase") -> "SafeTensorsMetadata":
@@ -182,15 +182,27 @@ class SafeTensorsMetadata:
             os.close(fd)
 
     @staticmethod
-    def _header_bytes(first: bytes, size: int, filename: str) -> int:
-        """The length of the header's JSON, by a file's first bytes."""
+    def _text(header: bytes, filename: str) -> str:
+        try:
+            return header.decode()
+        except UnicodeDecodeError as error:
+            raise _core.FormatError(f"read header of {filename!r}: it is not UTF-8: {error}; fetch or write the file again") from error
+
+    @staticmethod
+    def _header_bytes(start: Callable[[int], bytes], size: int, filename: str) -> int:
+        """The length of the header's JSON. `start` reads a file's first bytes: of one that has no such length, enough to tell what it is."""
+
+        def wrong(word: str, problem: str) -> str:
+            return f"read header of {filename!r}: {word}: {_core.foreign_format(start(START_BYTES), size) or problem}"
+
+        first = start(8)
         if len(first) < 8:
-            raise HeaderTooSmall(f"read header of {filename!r}: HeaderTooSmall: got {size} bytes, expected at least 8; name a safetensors file")
+            raise HeaderTooSmall(wrong("HeaderTooSmall", f"got {size} bytes, expected at least 8; name a safetensors file"))
         length = int.from_bytes(first, "little")
         if length > HEADER_LIMIT:
-            raise _core.FormatError(f"read header of {filename!r}: HeaderTooLarge: got {length} bytes, expected at most {HEADER_LIMIT}; name a safetensors file")
+            raise _core.FormatError(wrong("HeaderTooLarge", f"got {length} bytes, expected at most {HEADER_LIMIT}; name a safetensors file"))
         if length > size - 8:
-            raise _core.FormatError(f"read header of {filename!r}: InvalidHeaderLength: got {length} bytes, and the file has {size}; it was cut off")
+            raise _core.FormatError(wrong("InvalidHeaderLength", f"got {length} bytes, and the file has {size}; it was cut off"))
         return length
 
     def get_tensors(

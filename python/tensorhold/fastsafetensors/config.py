@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Dict, Optional
 
+from tensorhold._text import kind
 from tensorhold.fastsafetensors import _settings
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class LoaderConfig:
     def from_dict(cls, data: Dict[str, Any]) -> "LoaderConfig":
         """What a parsed file says."""
         if not isinstance(data, dict):
-            raise ValueError(f"read a configuration: got {type(data).__name__}, expected an object with the options; see LoaderConfig")
+            raise ValueError(f"read a configuration: got {kind(data)}, expected an object with the options; see LoaderConfig")
         known = {option.name for option in fields(cls)} - {"_extensions"}
         options = {key: value for key, value in data.items() if key in known}
         rest = {key: value for key, value in data.items() if key not in known}

@@ -4,10 +4,15 @@ import weakref
 from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from tensorhold._text import quoted
+from tensorhold._text import kind, quoted
 from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, ProcessGroupBase, TensorBase
 from tensorhold.fastsafetensors.st_types import Device, DType
 from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
+
+
+def _check_int(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"argument {argument}: got {quoted(value)} of type {kind(value)}, expected an int; convert it with int()")
 
 
 class FilesBufferOnDevice:
@@ -56,7 +61,7 @@ class FilesBufferOnDevice:
         found = self.key_to_rank_lidx.get(tensor_name)
         if found is None:
             raise ValueError(
-                f"find tensor {quoted(tensor_name)}: it was not found in the files, or is filtered out, of {len(self.key_to_rank_lidx)} tensors; "
+                f"find tensor {quoted(tensor_name)}: it was not found in the files, or is filtered out, among {len(self.key_to_rank_lidx)}; "
                 "key_to_rank_lidx has their names"
             )
         return self.rank_loaders[found[0]][found[1]]
@@ -94,6 +99,7 @@ class FilesBufferOnDevice:
         self, tensor_name: str, dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
     ) -> TensorBase:
         """The same, wrapped."""
+        _check_int("dim", dim)
         if dim < 0 or self.pg.size() == 1:
             return self.get_tensor_wrapped(tensor_name, device, dtype)
         self._check_dim(tensor_name, dim)
@@ -121,6 +127,7 @@ class FilesBufferOnDevice:
     ) -> Any:
         """The whole tensor on one rank; None on the others."""
         self._file(tensor_name)
+        _check_int("dst_rank", dst_rank)
         if not 0 <= dst_rank < self.pg.size():
             raise ValueError(f"push tensor {quoted(tensor_name)}: got rank {dst_rank}, expected 0 to {self.pg.size() - 1}; count ranks from 0")
         pushed = self._shared.push(tensor_name, dst_rank)

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
-from tensorhold import _core
-from tensorhold._text import quoted
+from tensorhold import _arguments, _core
+from tensorhold._text import kind, quoted
 from tensorhold.fastsafetensors.allocation import device_pool
 from tensorhold.fastsafetensors.common import HeaderTooSmall
 from tensorhold.fastsafetensors.file_buffer import FilesBufferOnDevice
@@ -29,6 +29,29 @@ def check_lengths(paths: Sequence[str]) -> None:
             continue  # What opens it says why.
         if size < 8 and os.path.isfile(path):
             raise HeaderTooSmall(f"read header of {path!r}: HeaderTooSmall: got {size} bytes, expected at least 8; name a safetensors file")
+
+
+def files_of(argument: str, found: Any) -> List[str]:
+    """The paths of a list, of the argument that messages name."""
+    if isinstance(found, (str, bytes, os.PathLike)):
+        raise TypeError(f"argument {argument}: got {quoted(found)}, expected a list of paths; put the path in a list")
+    try:
+        paths = list(found)
+    except TypeError as error:
+        raise TypeError(f"argument {argument}: got {kind(found)}, expected a list of paths, each a str or an os.PathLike; name files") from error
+    return [_arguments.path(argument, path) for path in paths]
+
+
+def files_by_rank(argument: str, found: Any) -> List[Tuple[int, List[str]]]:
+    """The ranks of a dict, each with its paths, of the argument that messages name."""
+    if not callable(getattr(found, "items", None)):
+        raise TypeError(f"argument {argument}: got {kind(found)}, expected a dict from ranks to lists of paths; name the rank, as in {{0: [path]}}")
+    by_rank = []
+    for rank, paths in found.items():
+        if isinstance(rank, bool) or not hasattr(rank, "__index__"):
+            raise TypeError(f"argument {argument}: got the key {quoted(rank)} of type {kind(rank)}, expected a rank, an int; name the rank")
+        by_rank.append((int(rank), files_of(f"{argument}, files of rank {rank}", paths)))
+    return by_rank
 
 
 def read_headers(paths: Sequence[str], dtype: Optional[str] = None) -> Tuple[Infos, Dict[str, Dict[str, str]]]:
@@ -96,12 +119,12 @@ class BaseSafeTensorsFileLoader:
         """Adds files, by the rank that reads them; the same on every rank. Reads the headers of all."""
         size = self.pg.size()
         added: "OrderedDict[str, int]" = OrderedDict()
-        for rank, paths in filenames.items():
+        for rank, paths in files_by_rank("filenames", filenames):
             for path in paths:
                 if not 0 <= rank < size:
                     # Kept for callers that name more ranks than there are: read by one that there is.
                     logger.warning("add file %r: rank %s is not below %s; rank %s reads it", path, rank, size, rank % size)
-                added[os.fspath(path)] = rank % size
+                added[path] = rank % size
         for path in self._files:
             added.pop(path, None)
         infos, metadata = read_headers(list(added))
@@ -213,7 +236,7 @@ class fastsafe_open:
         if isinstance(filenames, (str, os.PathLike)):
             filenames = [filenames]
         if not isinstance(filenames, Mapping):
-            size, files = self.loader.pg.size(), list(filenames)
+            size, files = self.loader.pg.size(), files_of("filenames", filenames)
             filenames = {rank: files[rank::size] for rank in range(size)}
         self.loader.add_filenames(filenames)
         self.fb = self.loader.copy_files_to_device(max_copy_block_size=max_copy_block_size)

@@ -12,7 +12,7 @@ from tensorhold.fastsafetensors._planner import BudgetInfeasibleError, infeasibl
 from tensorhold.fastsafetensors.allocation import count_in, device_pool
 from tensorhold.fastsafetensors.config import check_producers
 from tensorhold.fastsafetensors.frameworks import native_name
-from tensorhold.fastsafetensors.loader import BaseSafeTensorsFileLoader, SafeTensorsFileLoader, check_lengths, read_headers
+from tensorhold.fastsafetensors.loader import BaseSafeTensorsFileLoader, SafeTensorsFileLoader, check_lengths, files_of, read_headers
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class PipelineParallel:
             raise ValueError(
                 f"option tensor_filter: it is for single-process groups, got one of {self.pg.size()} ranks; let each rank read all files (all_local=True)"
             )
-        self.hf_weights_files = [hf_weights_files] if isinstance(hf_weights_files, str) else [str(file) for file in hf_weights_files]
+        self.hf_weights_files = files_of("hf_weights_files", [hf_weights_files] if isinstance(hf_weights_files, (str, os.PathLike)) else hf_weights_files)
         self.queue_size = queue_size
         self.use_tqdm_on_load = use_tqdm_on_load
         self.tensor_filter = tensor_filter

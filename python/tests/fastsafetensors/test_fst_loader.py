@@ -76,10 +76,10 @@ def test_what_a_loader_says_of_its_files(loader: SafeTensorsFileLoader, files: l
 def test_unknown_names_are_value_errors(loader: SafeTensorsFileLoader) -> None:
     fb = loader.copy_files_to_device()
     for ask in (fb.get_tensor, fb.get_filename, fb.get_shape, fb.get_tensor_wrapped):
-        with pytest.raises(ValueError, match="'nothing'"):
+        with pytest.raises(ValueError, match='"nothing"'):
             ask("nothing")
     for other in (lambda: fb.get_sharded("nothing", 0), lambda: fb.push_tensor("nothing", 0), lambda: fb.as_dict({"nothing": 0})):
-        with pytest.raises(ValueError, match="'nothing'"):
+        with pytest.raises(ValueError, match='"nothing"'):
             other()
     fb.close()
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from tensorhold import _core
+from tensorhold._text import quoted
 from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, Device, DeviceType, DType
 
 __all__ = ["FrameworkOpBase", "ProcessGroupBase", "TensorBase", "get_framework_op"]
@@ -145,7 +146,7 @@ def get_framework_op(framework_name: str) -> FrameworkOpBase:
 
             _made[name] = PaddleOp()
         else:
-            raise _core.OptionError(f"option framework: got {framework_name!r}, expected pytorch, torch, pt or paddle. Unknown framework name; use one of these")
+            raise _core.OptionError(f"option framework: got {quoted(framework_name)}, expected pytorch, torch, pt or paddle. Unknown framework name; use one of these")
     return _made[name]
 
 

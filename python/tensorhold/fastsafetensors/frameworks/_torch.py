@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from tensorhold import _core, frameworks
+from tensorhold._text import quoted
 from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, ProcessGroupBase, SingleProcess, TensorBase
 from tensorhold.fastsafetensors.st_types import Device, DeviceType, DType
 
@@ -214,7 +215,7 @@ class TorchOp(FrameworkOpBase):
             start, end = (metadata.header_length + offset - copy_start_offset for offset in frame.data_offsets)
             if start < 0 or end > whole.numel():
                 raise ValueError(
-                    f"take tensor {name!r} from a buffer: it lies at bytes {start} to {end}, expected 0 to {whole.numel()}; "
+                    f"take tensor {quoted(name)} from a buffer: it lies at bytes {start} to {end}, expected 0 to {whole.numel()}; "
                     "read all of its bytes, and say where the buffer begins in the file"
                 )
             part, real = whole[start:end], torch_dtype(frame.dtype)
