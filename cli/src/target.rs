@@ -1,4 +1,4 @@
-//! Files that the command writes to: never one that it reads, and never a block device.
+//! Files that the command writes to: none that it reads, and no block device.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -13,7 +13,7 @@ use crate::output::system;
 
 /// The files that a load of this checkpoint can read. Reads the headers, so it fails where a load fails at its beginning.
 ///
-/// Of a folder, files that are left out belong to them, and every index.
+/// Those of a folder include files that are left out, and every index.
 pub(crate) fn inputs(path: &Path, set: &WeightSet) -> anyhow::Result<Vec<PathBuf>> {
     let inspection = set.of(Loader::new(Device::host()).checkpoint(path)?).inspect()?;
     let mut files = vec![path.to_owned()];
@@ -29,7 +29,7 @@ pub(crate) fn inputs(path: &Path, set: &WeightSet) -> anyhow::Result<Vec<PathBuf
     Ok(files)
 }
 
-/// Fails if `path` leads to one of the inputs, to a block device or to a directory. It need not exist.
+/// Fails if `path` leads to one of the inputs, a block device, a directory or a socket. It need not exist.
 pub(crate) fn check(path: &Path, inputs: &[PathBuf]) -> anyhow::Result<()> {
     match fs::metadata(path) {
         Ok(found) => refuse(path, &found, inputs),
@@ -55,6 +55,10 @@ pub(crate) fn create(path: &Path, inputs: &[PathBuf]) -> anyhow::Result<File> {
 fn refuse(path: &Path, found: &Metadata, inputs: &[PathBuf]) -> anyhow::Result<()> {
     let kind = found.file_type();
     ensure!(!kind.is_dir(), "write {path:?}: got a directory, expected a file; name a file in it");
+    ensure!(
+        !kind.is_socket(),
+        "write {path:?}: got a socket, which cannot be opened, expected a file; name a regular file, a FIFO or a character device"
+    );
     ensure!(
         !kind.is_block_device(),
         "write {path:?}: got a block device, expected a file; name a regular file, a FIFO or a character device"

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -120,6 +121,17 @@ fn a_directory_is_refused() {
     for output in [load(&model, folder.path()), map(&model, folder.path()), trace(&log, folder.path())] {
         let message = failure(&output, 1);
         assert!(message.contains("got a directory, expected a file"), "{message}");
+    }
+}
+
+#[test]
+fn a_socket_is_refused() {
+    let (folder, model, log) = folder();
+    let socket = folder.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    for output in [load(&model, &socket), map(&model, &socket), trace(&log, &socket)] {
+        let message = failure(&output, 1);
+        assert!(message.contains("got a socket, which cannot be opened, expected a file"), "{message}");
     }
 }
 
