@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
+use rustix::io::Errno;
 use tensorhold::{Device, Loader};
 
 use crate::args::WeightSet;
@@ -54,7 +55,9 @@ pub(crate) fn create(path: &Path, inputs: &[PathBuf]) -> anyhow::Result<File> {
 
 fn refuse(path: &Path, found: &Metadata, inputs: &[PathBuf]) -> anyhow::Result<()> {
     let kind = found.file_type();
-    ensure!(!kind.is_dir(), "write {path:?}: got a directory, expected a file; name a file in it");
+    if kind.is_dir() {
+        return Err(system("create", path)(Errno::ISDIR.into()).into());
+    }
     ensure!(
         !kind.is_socket(),
         "write {path:?}: got a socket, which cannot be opened, expected a file; name a regular file, a FIFO or a character device"

@@ -120,7 +120,7 @@ fn a_directory_is_refused() {
     let (folder, model, log) = folder();
     for output in [load(&model, folder.path()), map(&model, folder.path()), trace(&log, folder.path())] {
         let message = failure(&output, 1);
-        assert!(message.contains("got a directory, expected a file"), "{message}");
+        assert!(message.contains("it is a directory, not a file"), "{message}");
     }
 }
 
