@@ -33,6 +33,12 @@ impl HostMemory {
     pub const fn new() -> Self {
         Self {}
     }
+
+    /// Bytes of memory that all processes here can have together: built-in memory and swap space, or less where a control group of this process, or one above
+    /// it, has a limit. A larger region is refused. The value can change while a process runs; it is the largest number where the system does not tell.
+    pub fn limit_bytes() -> u64 {
+        memory_bytes()
+    }
 }
 
 // SAFETY: M1: a fresh anonymous mapping overlaps nothing, is trimmed below to an aligned range, and stays until
@@ -148,7 +154,7 @@ unsafe impl PartedMemory for HostMemory {
 fn refuse_more_than(most: u64, bytes: u64) -> Result<(), MemoryError> {
     if bytes > most {
         let reason = format!(
-            "out of memory: asked for {}, and the machine has {} in all",
+            "out of memory: asked for {}, and the machine or the control group has {} in all",
             Bytes(bytes).beside(&[most]),
             Bytes(most).beside(&[bytes])
         );

@@ -15,8 +15,8 @@ use crate::pool::{self, Recording};
 
 pub(crate) fn run(args: &LoadArgs) -> anyhow::Result<()> {
     let chosen = device::choose(args.options.device)?;
-    let recording =
-        args.events.as_ref().map(|file| Recording::start(file, &chosen.device, &args.options)).transpose()?;
+    let record = |file| Recording::start(file, &args.path, &chosen.device, &args.options);
+    let recording = args.events.as_deref().map(record).transpose()?;
     let pool = recording.as_ref().map(|recording| &recording.pool);
     let loaded = load_into(&args.path, &args.options, args.dtype, chosen, pool);
     let printed = loaded.and_then(|loaded| {

@@ -15,6 +15,7 @@ mod map;
 mod output;
 mod pool;
 mod replay;
+mod target;
 mod trace;
 mod verify;
 

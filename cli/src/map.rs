@@ -12,23 +12,33 @@ use anyhow::{Context, ensure};
 use tensorhold::allocator::{Bytes, RegionSnapshot, Snapshot};
 
 use crate::args::MapArgs;
-use crate::{device, load, output};
+use crate::{device, load, output, target};
 
 pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
-    let snapshot = match &args.snapshot {
+    let (snapshot, inputs) = match &args.snapshot {
         Some(file) => {
             let bytes = read_snapshot(file)?;
-            serde_json::from_slice(&bytes).with_context(|| {
+            let snapshot = serde_json::from_slice(&bytes).with_context(|| {
                 format!("read {file:?}: it is no snapshot of a pool; name a file that the library wrote as JSON from a pool's snapshot")
-            })?
+            })?;
+            (snapshot, vec![file.clone()])
         }
         None => {
             let path = args.path.as_deref().context("name a checkpoint, or a --snapshot")?;
+            let inputs = match &args.out {
+                // Before the load, which can take long.
+                Some(out) => {
+                    let inputs = target::inputs(path, &args.options.set)?;
+                    target::check(out, &inputs)?;
+                    inputs
+                }
+                None => Vec::new(),
+            };
             let loaded = load::load(path, &args.options, device::choose(args.options.device)?)?;
-            loaded.weights.pool().snapshot()
+            (loaded.weights.pool().snapshot(), inputs)
         }
     };
-    output::print_to(args.out.as_deref(), |out| draw(out, &snapshot))
+    output::print_to(args.out.as_deref(), &inputs, |out| draw(out, &snapshot))
 }
 
 /// No snapshot is longer: that of a million tensors takes half of it.

@@ -4,14 +4,15 @@
 //! over seconds is the rate that is shown. JSON has bytes, and `gigabytes_per_second` of 10^9 bytes.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Serialize, Serializer};
 use tensorhold::allocator::{Brief, Bytes};
 use tensorhold::{Error, LeftOut, Vocabulary};
+
+use crate::target;
 
 /// Writes a result to standard output. A reader that has gone has seen enough: that is no error.
 pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
@@ -22,13 +23,14 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> any
     }
 }
 
-/// Writes a result to a file or, without one, to standard output.
+/// Writes a result to a file, which must not be one of the inputs, or, without one, to standard output.
 pub(crate) fn print_to(
     file: Option<&Path>,
+    inputs: &[PathBuf],
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> anyhow::Result<()> {
     let Some(file) = file else { return print(write) };
-    let mut out = BufWriter::new(File::create(file).map_err(system("create", file))?);
+    let mut out = BufWriter::new(target::create(file, inputs)?);
     Ok(write(&mut out).and_then(|()| out.flush()).map_err(system("write", file))?)
 }
 

@@ -10,6 +10,7 @@ use tensorhold::allocator::{Pool, PoolBuilder};
 
 use crate::args::LoadOptions;
 use crate::output::system;
+use crate::target;
 
 /// A pool for the tensors of a load.
 pub(crate) fn builder(device: &Device, options: &LoadOptions) -> PoolBuilder {
@@ -27,12 +28,19 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Makes the file, so that no load is for nothing, and the pool.
-    pub(crate) fn start(path: &Path, device: &Device, options: &LoadOptions) -> anyhow::Result<Self> {
-        let file = File::create(path).map_err(system("create", path))?;
+    /// Makes the pool, and the file before a checkpoint is loaded from `source`: a file that cannot be written costs no load, and a checkpoint that
+    /// cannot be read no file.
+    pub(crate) fn start(
+        path: &Path,
+        source: &Path,
+        device: &Device,
+        options: &LoadOptions,
+    ) -> anyhow::Result<Self> {
+        let inputs = target::inputs(source, &options.set)?;
         // A load has an event or two for each tensor, and those are in memory anyway.
         let (recorder, log) = events::recorder(usize::MAX);
         let pool = builder(device, options).events(recorder).build()?;
+        let file = target::create(path, &inputs)?;
         Ok(Self { pool, log, file, path: path.to_owned() })
     }
 

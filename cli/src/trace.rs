@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::slice;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -21,7 +22,7 @@ use crate::{output, replay};
 
 pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
     let log = replay::read(&args.log)?;
-    output::print_to(args.out.as_deref(), |out| write(out, &log))
+    output::print_to(args.out.as_deref(), slice::from_ref(&args.log), |out| write(out, &log))
 }
 
 /// The pool's process; regions follow. Viewers take process 0 for the system's idle one.

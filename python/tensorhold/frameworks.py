@@ -7,8 +7,8 @@ framework's own view makes the type of them; where the framework has no such typ
 import gc
 import sys
 
-from tensorhold._core import DeviceError, FrameworkError, OptionError, Tensor, TensorError, cuda_count, device_name
-from tensorhold._text import kind, quoted
+from tensorhold._core import DeviceError, Error, FrameworkError, OptionError, Tensor, TensorError, cuda_count, device_name
+from tensorhold._text import SHOWN, kind, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -286,32 +286,76 @@ def hand_over(weights: "Weights", converter: Converter) -> "dict[str, Any]":
         return weights._each(from_capsule, plain, converter.convert, True)
 
 
+class exporting:
+    """A block in which a framework gives the bytes of a tensor: what it raises there becomes a `TensorError` that names the tensor, with the framework's own as
+    its cause. Errors of tensorhold, and a lack of memory, stay as they are."""
+
+    def __init__(self, name: str, tensor: "Any") -> None:
+        self.name = name
+        self.tensor = tensor
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: "type[BaseException] | None", error: "BaseException | None", trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, (Error, MemoryError)):
+            return
+        reason = str(error).strip().partition("\n")[0][:SHOWN]
+        raise TensorError(
+            f"save tensor {quoted(self.name)}: got {type(self.tensor).__name__}, which does not give its bytes: {type(error).__name__}: {reason}; "
+            "expected a dense tensor with memory of its own; convert it to one"
+        ) from error
+
+
 def item(name: str, tensor: "Any") -> "tuple[str, str, list[int], Any]":
     """What is written of a tensor: its name, type and shape, and its bytes in host memory."""
     if isinstance(tensor, Tensor):
         return name, tensor.dtype, list(tensor.shape), tensor
-    kind = type(tensor).__module__.partition(".")[0]
-    if kind == "torch":
-        return _item_of_torch(name, tensor)
-    array = tensor.get() if kind == "cupy" else tensor
-    return _item_of_array(name, array)
+    with exporting(name, tensor):
+        if _is_of("torch", "Tensor", tensor):
+            return _item_of_torch(name, tensor)
+        return _item_of_array(name, tensor.get() if _is_of("cupy", "ndarray", tensor) else tensor)
+
+
+def _is_of(module: str, kind: str, found: object) -> bool:
+    """Whether an object is of a framework's class or of one derived from it, wherever that is defined. A framework that nobody has imported has no objects."""
+    of = getattr(sys.modules.get(module), kind, None)
+    return isinstance(of, type) and isinstance(found, of)
 
 
 def _item_of_torch(name: str, tensor: "Any") -> "tuple[str, str, list[int], Any]":
-    import torch
-
-    if tensor.layout is not torch.strided:
-        raise TensorError(f"save tensor {quoted(name)}: got one of {tensor.layout}, expected a dense one; save its parts, or to_dense()")
-    if tensor.is_nested:
-        raise TensorError(f"save tensor {quoted(name)}: got a nested tensor, expected one with a shape; save its parts, or to_padded_tensor()")
-    if tensor.is_meta:
-        raise TensorError(f"save tensor {quoted(name)}: got one on the device meta, which has no bytes, expected one that has; load it first")
+    wrong = refusal_of_torch(tensor)
+    if wrong:
+        raise TensorError(f"save tensor {quoted(name)}: {wrong}")
     shape = list(tensor.shape)
     if str(tensor.dtype) == "torch.float4_e2m1fn_x2":
         if not shape:
             raise TensorError(f"save tensor {quoted(name)}: got a scalar that holds two elements of 4 bits, expected a dimension for them; reshape(1)")
         shape[-1] *= 2
     return name, str(tensor.dtype), shape, bytes_of_torch(tensor.detach().cpu())
+
+
+def refusal_of_torch(tensor: "Any") -> "str | None":
+    """Why an object is no tensor of torch whose bytes can be saved, and what helps; None if it is one."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        return f"got {type(tensor).__name__}, expected a tensor of torch; convert it"
+    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        return f"got {type(tensor).__name__}, which has no shape yet, expected a tensor with elements; call its module once, or materialize()"
+    if callable(getattr(tensor, "full_tensor", None)):
+        return f"got {type(tensor).__name__}, whose elements are spread over ranks, expected a tensor of one process; save full_tensor(), or to_local() of each rank"
+    if _is_of("torch.masked", "MaskedTensor", tensor):
+        return "got MaskedTensor, whose mask the format does not have, expected a tensor without one; save get_data(), or to_tensor() with a value for what is masked"
+    if tensor.is_nested:
+        return "got a nested tensor, expected one with a shape; save its parts, or to_padded_tensor()"
+    if tensor.layout is not torch.strided:
+        return f"got one of {tensor.layout}, expected a dense one; save its parts, or to_dense()"
+    if tensor.is_quantized:
+        return f"got a quantized tensor of {tensor.dtype}, expected a type of the format; save int_repr() and its scales, or dequantize()"
+    if tensor.is_meta:
+        return "got one on the device meta, which has no bytes, expected one that has; load it first"
+    return None
 
 
 def bytes_of_torch(tensor: "Any") -> "Any":
@@ -325,12 +369,12 @@ def bytes_of_torch(tensor: "Any") -> "Any":
 
 
 def _item_of_array(name: str, array: "Any") -> "tuple[str, str, list[int], Any]":
-    import numpy
-
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise TensorError(
             f"save tensor {quoted(name)}: got {kind(array)}, expected a tensor of torch, numpy, jax, cupy or tensorhold; convert it"
         )
+    import numpy
+
     if isinstance(array, numpy.ma.MaskedArray) and numpy.ma.is_masked(array):
         raise TensorError(f"save tensor {quoted(name)}: got an array with masked elements, which the format does not have; take filled() or data")
     shape = list(array.shape)

@@ -4,17 +4,18 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::ensure;
-use tensorhold::allocator::{Bytes, Pool, Request};
+use tensorhold::allocator::{Bytes, HostMemory, Pool, Request};
 use tensorhold::{Device, DeviceKind};
 
 /// At most: enough to see a fast bus at work, or a minute's work for a slow disk.
 const MAX_BYTES_CUDA: u64 = 16_000_000_000;
 const MAX_BYTES: u64 = 1_000_000_000;
 
-/// Less shows nothing.
+/// Less shows little.
 const MIN_BYTES: u64 = 64_000_000;
 
-/// What suits the device, and takes no more than a quarter of the memory and of the disk that are free.
+/// What suits the device, and takes no more than a quarter of the memory and of the disk that are free; half of them, where a quarter is less than
+/// [`MIN_BYTES`].
 pub(crate) fn suitable(device: &Device, folder: &Path) -> anyhow::Result<u64> {
     let on_cuda = matches!(device.kind(), DeviceKind::Cuda(_));
     let most = if on_cuda { MAX_BYTES_CUDA } else { MAX_BYTES };
@@ -38,8 +39,9 @@ pub(crate) fn check_disk(folder: &Path, bytes: u64) -> anyhow::Result<()> {
 }
 
 fn limited(most: u64, memory: Option<u64>, disk: Option<u64>) -> u64 {
-    let quarters = [memory, disk].into_iter().flatten().map(|free| free / 4);
-    quarters.fold(most, u64::min).max(MIN_BYTES)
+    let free = [memory, disk].into_iter().flatten().min().unwrap_or(u64::MAX);
+    // A process that takes more than its control group has is ended, so even the least has to fit.
+    most.min(free / 4).max(MIN_BYTES.min(free / 2))
 }
 
 /// Whether the device has a range for a checkpoint of that size, and something to spare.
@@ -50,12 +52,10 @@ fn has_room(device: &Device, bytes: u64) -> anyhow::Result<bool> {
     Ok(found)
 }
 
-/// Memory that programs can have, in bytes: what the system counts as available, and the limit of a container.
+/// Memory that programs can have, in bytes: what the system counts as available, at most the limit of the control groups.
 fn available_memory() -> Option<u64> {
     let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_meminfo(&text));
-    let container =
-        fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    [system, container].into_iter().flatten().min()
+    [system, Some(HostMemory::limit_bytes())].into_iter().flatten().min()
 }
 
 fn parse_meminfo(text: &str) -> Option<u64> {
@@ -89,7 +89,9 @@ mod tests {
         assert_eq!(limited(MAX_BYTES, Some(64 * gigabyte), Some(100 * gigabyte)), MAX_BYTES);
         assert_eq!(limited(MAX_BYTES, Some(2 * gigabyte), Some(100 * gigabyte)), gigabyte / 2);
         assert_eq!(limited(MAX_BYTES, Some(2 * gigabyte), Some(gigabyte)), gigabyte / 4);
-        assert_eq!(limited(MAX_BYTES, Some(0), None), MIN_BYTES);
+        assert_eq!(limited(MAX_BYTES, Some(MIN_BYTES * 3), None), MIN_BYTES);
+        assert_eq!(limited(MAX_BYTES, Some(64 << 20), None), 32 << 20);
+        assert_eq!(limited(MAX_BYTES, Some(gigabyte), Some(MIN_BYTES)), MIN_BYTES / 2);
         assert_eq!(limited(MAX_BYTES, None, None), MAX_BYTES);
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tensorhold import _arguments, _core
+from tensorhold import frameworks as exports
 from tensorhold._text import quoted
 from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, TensorBase, get_framework_op
 from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, DType
@@ -51,6 +52,8 @@ class ShardPlan:
     _native: Any = field(default=None, init=False, repr=False, compare=False)
 
 
+_MAX_BYTES = (1 << 64) - 1
+
 Fill = Callable[[Sequence[Tuple[memoryview, WriteEntry]]], None]
 
 
@@ -65,18 +68,25 @@ def validate_shard_set(metas: Sequence[Any]) -> None:
 
 def plain_entry(name: str, tensor: Any, *, framework: str = "pytorch") -> WriteEntry:
     """A tensor of the framework's, under that name."""
-    wrapped = _wrapped(get_framework_op(framework), tensor)
-    shape = wrapped.get_shape()
-    if wrapped.dtype is DType.F4 and shape:
-        # The format counts elements, frameworks pairs.
-        shape[-1] *= 2
-    return WriteEntry(name, wrapped.dtype, shape, wrapped.get_nbytes(), tensor)
+    op = get_framework_op(framework)
+    with exports.exporting(name, tensor):
+        wrapped = _wrapped(op, name, tensor)
+        shape = wrapped.get_shape()
+        if wrapped.dtype is DType.F4 and shape:
+            # The format counts elements, frameworks pairs.
+            shape[-1] *= 2
+        return WriteEntry(name, wrapped.dtype, shape, wrapped.get_nbytes(), tensor)
 
 
-def _wrapped(framework: FrameworkOpBase, tensor: Any) -> TensorBase:
+def _wrapped(framework: FrameworkOpBase, name: str, tensor: Any) -> TensorBase:
     if tensor is None:
-        raise ValueError("write a tensor: the entry has no source; give one, or a fill that needs none")
-    return tensor if isinstance(tensor, TensorBase) else framework.wrap_tensor(tensor)
+        raise _core.TensorError(f"write tensor {quoted(name)}: the entry has no source; give one, or a fill that needs none")
+    if isinstance(tensor, TensorBase):
+        return tensor
+    wrong = framework.refusal(tensor)
+    if wrong:
+        raise _core.TensorError(f"save tensor {quoted(name)}: {wrong}")
+    return framework.wrap_tensor(tensor)
 
 
 def shard_paths(base: str, num_shards: int) -> List[str]:
@@ -103,8 +113,19 @@ def _check(entry: WriteEntry) -> None:
         raise ValueError(f"{wrong} got {entry.nbytes} bytes, expected {int(nbytes)} for {entry.dtype.value}{list(entry.shape)}; correct one of them")
 
 
-def _strings(metadata: Optional[Mapping[str, str]]) -> Dict[str, str]:
-    found = dict(metadata or {})
+def _check_room(min_free_bytes: int) -> None:
+    if not isinstance(min_free_bytes, int):
+        raise TypeError(f"argument min_free_bytes: got {type(min_free_bytes).__name__}, expected a number of bytes, an int; convert it with int()")
+    if not 0 <= min_free_bytes <= _MAX_BYTES:
+        raise ValueError(f"min_free_bytes must be from 0 to {_MAX_BYTES}: got {min_free_bytes}; leave it out for 0")
+
+
+def _strings(argument: str, given: Optional[Mapping[str, str]]) -> Dict[str, str]:
+    if given is None:
+        return {}
+    if not callable(getattr(given, "items", None)):
+        raise TypeError(f"argument {argument}: got {type(given).__name__}, expected a dict from strings to strings; name each")
+    found = dict(given)
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"write {METADATA}: got {key!r}: {value!r}; keys and values are strings")
@@ -135,13 +156,13 @@ def plan_shards(
         raise ValueError(f"header_align must be a positive multiple of 8: got {header_align}; leave it out for 8")
 
     def strings_of(names: List[str]) -> Dict[str, str]:
-        return _strings(shard_metadata([by_name[name] for name in names]) if shard_metadata else None)
+        return _strings("shard_metadata", shard_metadata([by_name[name] for name in names]) if shard_metadata else None)
 
     planned = _core.plan_shards(
         [(entry.name, entry.dtype.value, list(entry.shape)) for entry in entries],
         paths,
-        metadata=_strings(metadata),
-        first_metadata=_strings(shard0_metadata),
+        metadata=_strings("metadata", metadata),
+        first_metadata=_strings("shard0_metadata", shard0_metadata),
         shard_metadata=strings_of if shard_metadata else None,
         header_align=header_align,
         shard_set=uuid.uuid4().hex,
@@ -159,6 +180,7 @@ def plan_shards(
 def write_shards(plans: Sequence[ShardPlan], fill: Fill, *, min_free_bytes: int = 0, fsync: bool = False) -> List[str]:
     """Writes planned files, and returns their paths. `fill` is called once, with all tensors and the memory that each goes to; the files have their names when
     it has returned. Their folders have to be there, with room for them and `min_free_bytes` more."""
+    _check_room(min_free_bytes)
     for plan in plans:
         if plan._native is None:
             raise ValueError(f"write {plan.path!r}: the plan is not one of plan_shards(), expected what it made; plan it there")
@@ -230,12 +252,13 @@ def tensor_fill(num_threads: int = 8, *, framework: str = "pytorch") -> Fill:
     op = get_framework_op(framework)
 
     def copy(view: memoryview, entry: WriteEntry) -> None:
-        source = _wrapped(op, entry.source)
-        if source.get_nbytes() != entry.nbytes:
-            raise ValueError(
-                f"write tensor {quoted(entry.name)}: its source has {source.get_nbytes()} bytes, expected {entry.nbytes}; give the tensor that was planned"
-            )
-        source.copy_to_buffer(view)
+        with exports.exporting(entry.name, entry.source):
+            source = _wrapped(op, entry.name, entry.source)
+            if source.get_nbytes() != entry.nbytes:
+                raise _core.TensorError(
+                    f"write tensor {quoted(entry.name)}: its source has {source.get_nbytes()} bytes, expected {entry.nbytes}; give the tensor that was planned"
+                )
+            source.copy_to_buffer(view)
 
     return per_entry_fill(copy, num_threads)
 
@@ -284,6 +307,7 @@ class ParallelSaver:
             raise ValueError(f"num_shards must be positive: got {num_shards}; give the number of files")
         if num_threads <= 0:
             raise ValueError(f"num_threads must be positive: got {num_threads}; leave it out for 8")
+        _check_room(min_free_bytes)
         self.num_shards = num_shards
         self.framework = framework
         self.num_threads = num_threads

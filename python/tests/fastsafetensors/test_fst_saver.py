@@ -16,6 +16,7 @@ import torch
 from drop_in import all_goes_back, place, shards  # noqa: F401
 from support import raw
 
+from tensorhold import _core
 from tensorhold.fastsafetensors import ParallelSaver, SafeTensorsMetadata, fastsafe_open, saver
 from tensorhold.fastsafetensors.frameworks import get_framework_op
 from tensorhold.fastsafetensors.saver import ShardSetError, WriteEntry
@@ -272,3 +273,59 @@ def test_what_is_no_dict_or_path_is_named(tmp_path: pathlib.Path) -> None:
         ParallelSaver().save([("a", torch.ones(1))], str(tmp_path / "set"))  # type: ignore[arg-type]
     with open(tmp_path / "open", "wb") as file, pytest.raises(TypeError, match="argument base: got an open file"):
         ParallelSaver().save({"a": torch.ones(1)}, file)  # type: ignore[arg-type]
+
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "sparse": (lambda: torch.eye(3).to_sparse(), "torch.sparse_coo.*to_dense"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested tensor.*to_padded_tensor"),
+    "meta": (lambda: torch.empty(3, device="meta"), "device meta"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "torch.qint8.*dequantize"),
+    "a list": (lambda: [1.0], "got list, expected a tensor of torch"),
+    "an array of another framework": (lambda: pytest.importorskip("numpy").ones(3), "got ndarray, expected a tensor of torch"),
+    "a storage": (lambda: torch.ones(3).untyped_storage(), "got UntypedStorage, expected a tensor of torch"),
+    "a type of the format alone": (lambda: torch.ones(3, dtype=torch.complex64), "torch.complex64, expected a type that fastsafetensors has"),
+    "nothing": (lambda: None, "no source"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_cannot_be_saved_is_a_tensor_error_with_the_tensors_name(kind: str, tmp_path: pathlib.Path) -> None:
+    make, text = WRONG[kind]
+    with pytest.raises(_core.TensorError, match=f"tensor 'wrong': .*{text}"):
+        ParallelSaver(num_shards=1).save({"right": torch.ones(2), "wrong": make()}, str(tmp_path / "set"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_torch_while_bytes_are_copied_names_the_tensor(tmp_path: pathlib.Path) -> None:
+    emptied = torch.ones(6)
+    emptied.untyped_storage().resize_(0)
+    with pytest.raises(_core.TensorError, match="tensor 'emptied': got Tensor, which does not give its bytes: RuntimeError: ") as refused:
+        ParallelSaver(num_shards=1).save({"emptied": emptied}, str(tmp_path / "set"))
+    assert isinstance(refused.value.__cause__, RuntimeError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_derived_from_parameter_is_saved(tmp_path: pathlib.Path) -> None:
+    class Derived(torch.nn.Parameter):  # type: ignore[misc]
+        pass
+
+    paths = ParallelSaver(num_shards=1).save({"w": Derived(torch.ones(3))}, str(tmp_path / "set"))
+    with fastsafe_open(paths) as opened:
+        assert opened.get_tensor("w").tolist() == [1, 1, 1]
+
+
+def test_arguments_of_another_type_or_range_are_named(tmp_path: pathlib.Path) -> None:
+    tensors, base = {"a": torch.ones(1)}, str(tmp_path / "set")
+    for number in (-1, 1 << 64):
+        with pytest.raises(ValueError, match=f"min_free_bytes must be from 0 to .*: got {number}"):
+            ParallelSaver(min_free_bytes=number)
+    with pytest.raises(ValueError, match="min_free_bytes must be from 0"):
+        saver.save_sharded([], base, num_shards=1, min_free_bytes=-1)
+    with pytest.raises(TypeError, match="argument min_free_bytes: got float, expected a number of bytes"):
+        ParallelSaver(min_free_bytes=1.5)  # type: ignore[arg-type]
+    for argument in ("metadata", "shard0_metadata"):
+        with pytest.raises(TypeError, match=f"argument {argument}: got list, expected a dict"):
+            ParallelSaver(num_shards=1).save(tensors, base, **{argument: [1]})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="argument shard_metadata: got list, expected a dict"):
+        ParallelSaver(num_shards=1, shard_metadata=lambda part: [1]).save(tensors, base)  # type: ignore[arg-type, return-value]
+    assert list(tmp_path.iterdir()) == []

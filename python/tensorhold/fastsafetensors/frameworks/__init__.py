@@ -96,6 +96,10 @@ class FrameworkOpBase(ABC):
     @abstractmethod
     def wrap_tensor(self, tensor: Any) -> TensorBase: ...
     @abstractmethod
+    def refusal(self, tensor: Any) -> Optional[str]:
+        """Why an object is no tensor of the framework's that can be saved, and what helps; None if it is one."""
+
+    @abstractmethod
     def let_go(self, tensor: Any) -> None:
         """Empties a tensor: it gives up its memory, which views of it still keep."""
 

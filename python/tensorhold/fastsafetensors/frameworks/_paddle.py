@@ -130,6 +130,13 @@ class PaddleOp(FrameworkOpBase):
         device = Device() if tensor.place.is_cpu_place() else Device(DeviceType.GPU, tensor.place.gpu_device_id())
         return PaddleTensor(device, by_real[str(tensor.dtype)], tensor)
 
+    def refusal(self, tensor: Any) -> Optional[str]:
+        if not isinstance(tensor, paddle.Tensor):
+            return f"got {type(tensor).__name__}, expected a tensor of Paddle; convert it"
+        if str(tensor.dtype) not in [str(paddle_dtype(dtype)) for dtype in _NAMES if hasattr(paddle, _NAMES[dtype])]:
+            return f"got {tensor.dtype}, expected a type that fastsafetensors has; convert it"
+        return None
+
     def let_go(self, tensor: Any) -> None:
         tensor._clear()
 

@@ -30,6 +30,7 @@ _NAMES = {
 }
 _TO_TORCH: Dict[DType, torch.dtype] = {dtype: getattr(torch, name) for dtype, name in _NAMES.items() if hasattr(torch, name)}
 _FROM_TORCH: Dict[torch.dtype, DType] = {real: dtype for dtype, real in _TO_TORCH.items()}
+_EXPECTED = "expected a type that fastsafetensors has; convert it"
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -117,7 +118,7 @@ def wrap(real: torch.Tensor) -> TorchTensor:
     """A tensor of torch's, with its type and device."""
     dtype = _FROM_TORCH.get(real.dtype)
     if dtype is None:
-        raise ValueError(f"wrap a tensor: got {real.dtype}, expected a type of the format; convert it")
+        raise ValueError(f"wrap a tensor: got {real.dtype}, {_EXPECTED}")
     return TorchTensor(device_of(real.device), dtype, real)
 
 
@@ -194,6 +195,12 @@ class TorchOp(FrameworkOpBase):
 
     def wrap_tensor(self, tensor: torch.Tensor) -> TorchTensor:
         return wrap(tensor)
+
+    def refusal(self, tensor: Any) -> Optional[str]:
+        wrong = frameworks.refusal_of_torch(tensor)
+        if wrong is None and tensor.dtype not in _FROM_TORCH:
+            return f"got {tensor.dtype}, {_EXPECTED}"
+        return wrong
 
     def let_go(self, tensor: torch.Tensor) -> None:
         with torch.no_grad():
