@@ -119,6 +119,7 @@ remedies! {
         "mount /proc as a whole, or use Backend::Auto",
         "mount /proc as a whole, or leave out --backend",
         "mount /proc as a whole, or leave out backend";
+    #[cfg_attr(not(feature = "cuda-external"), allow(dead_code, reason = "of builds with CUDA"))]
     DEVICES:
         "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use Device::host()",
         "check nvidia-smi and CUDA_VISIBLE_DEVICES, or pass --device cpu",
@@ -127,10 +128,12 @@ remedies! {
         "name them with files() or checkpoint()",
         "name a checkpoint",
         "name them in the list of paths";
+    #[cfg_attr(not(feature = "cuda-external"), allow(dead_code, reason = "of builds with CUDA"))]
     DRIVER:
         "install NVIDIA driver r525 or newer, or use Device::host()",
         "install NVIDIA driver r525 or newer, or pass --device cpu",
         "install NVIDIA driver r525 or newer, or pass device=\"cpu\"";
+    #[cfg_attr(not(feature = "cuda-external"), allow(dead_code, reason = "of builds with CUDA"))]
     DRIVER_OR_TRANSFORM:
         "install NVIDIA driver r525 or newer, or use TransformOn::Cpu",
         "install NVIDIA driver r525 or newer, or leave out --dtype",
@@ -143,6 +146,7 @@ remedies! {
         "names() lists them",
         "`tensorhold inspect` lists them",
         "keys() lists them";
+    #[cfg_attr(not(feature = "cuda-external"), allow(dead_code, reason = "of builds with CUDA"))]
     NEWER_DEVICE:
         "use a newer device, or Device::host()",
         "name a newer device, or pass --device cpu",
@@ -155,6 +159,7 @@ remedies! {
         "raise the budget, load fewer tensors or parts of them, or load in batches",
         "load fewer tensors (--select)",
         "raise memory_budget, load fewer tensors (select) or parts of them (cuts)";
+    #[cfg_attr(not(feature = "cuda-external"), allow(dead_code, reason = "of builds with CUDA"))]
     PINNED_COPY:
         "use Device::pinned() and copy, or another device",
         "pass --device pinned, or another device",

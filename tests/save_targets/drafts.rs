@@ -165,7 +165,7 @@ pub(crate) fn an_unreadable_folder_loses_nothing() {
     chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(folder.path(), Permissions::from_mode(0o300)).unwrap();
     as_nobody(&[], || {
-        let error = draft(&[path.clone()]).unwrap().commit(Durability::Synced).unwrap_err();
+        let error = draft(std::slice::from_ref(&path)).unwrap().commit(Durability::Synced).unwrap_err();
         assert!(error.to_string().contains("permission denied"), "{error}");
     });
     assert_eq!(fs::read(&path).unwrap(), b"before");
