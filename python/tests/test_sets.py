@@ -143,12 +143,13 @@ def test_an_unfinished_download_is_not_loaded(tmp_path: pathlib.Path) -> None:
 
 
 def test_what_is_no_path_is_a_missing_file_that_says_what_it_looks_like() -> None:
-    for path, words in [
+    paths: list[tuple[str | pathlib.Path, str]] = [
         ("no-such-org/no-such-model", "hf download no-such-org/no-such-model"),
         ("https://example.org/model.safetensors", "URL"),
         (pathlib.Path("https://example.org/model.safetensors"), "URL"),
         ("~/no-such-folder/model.safetensors", "os.path.expanduser"),
-    ]:
+    ]
+    for path, words in paths:
         with pytest.raises(FileNotFoundError, match=words):
             tensorhold.load_file(path, framework="np")
 

@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_what_cannot_be_saved_is_a_tensor_error_with_the_tensors_name(kind: str, tmp_path: pathlib.Path) -> None:
     make, text = WRONG[kind]
-    with pytest.raises(_core.TensorError, match=f"tensor 'wrong': .*{text}"):
+    with pytest.raises(_core.TensorError, match=f"tensor \"wrong\": .*{text}"):
         ParallelSaver(num_shards=1).save({"right": torch.ones(2), "wrong": make()}, str(tmp_path / "set"))
     assert list(tmp_path.iterdir()) == []
 
@@ -299,7 +299,7 @@ def test_what_cannot_be_saved_is_a_tensor_error_with_the_tensors_name(kind: str,
 def test_an_error_of_torch_while_bytes_are_copied_names_the_tensor(tmp_path: pathlib.Path) -> None:
     emptied = torch.ones(6)
     emptied.untyped_storage().resize_(0)
-    with pytest.raises(_core.TensorError, match="tensor 'emptied': got Tensor, which does not give its bytes: RuntimeError: ") as refused:
+    with pytest.raises(_core.TensorError, match="tensor \"emptied\": got Tensor, which does not give its bytes: RuntimeError: ") as refused:
         ParallelSaver(num_shards=1).save({"emptied": emptied}, str(tmp_path / "set"))
     assert isinstance(refused.value.__cause__, RuntimeError)
     assert list(tmp_path.iterdir()) == []
