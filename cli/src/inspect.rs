@@ -49,7 +49,7 @@ impl Total {
     }
 }
 
-/// Each file with its selected tensors, then the total, and what is left out.
+/// Each file with its selected tensors, the total, and the files left out.
 fn write_text(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
     let rows: Vec<[String; 4]> = inspection.tensors.iter().map(row).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

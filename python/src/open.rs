@@ -280,7 +280,7 @@ impl PyOpen {
 
     /// Files of the checkpoint's folder that were not opened, or of which some tensors are left out.
     fn left_out(&self, py: Python<'_>) -> PyResult<Vec<PyLeftOut>> {
-        Ok(report::left_out(self.checkpoint(py, "list what is left out")?.left_out()))
+        Ok(report::left_out(self.checkpoint(py, "list the files left out")?.left_out()))
     }
 
     /// The strings in a file's header, or in those of all files.

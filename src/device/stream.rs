@@ -73,7 +73,7 @@ pub unsafe trait Stream: Send + Sync {
     }
 
     /// Enqueues a conversion or a gather, from staging memory or the device's to the device's. Called only where the driver
-    /// [has transforms](super::Driver::has_transforms); the default is that there are none.
+    /// [has transforms](super::Driver::has_transforms); the default implementation refuses.
     ///
     /// # Errors
     /// When the driver refuses, or has none.

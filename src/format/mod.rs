@@ -5,8 +5,6 @@
 mod catalog;
 mod checkpoint;
 mod foreign;
-#[cfg(test)]
-mod foreign_tests;
 mod header;
 #[cfg(test)]
 mod header_tests;

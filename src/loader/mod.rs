@@ -307,7 +307,7 @@ impl Loader {
         Likely { bytes: sizes.fold(opened_bytes, u64::saturating_add), in_memory }
     }
 
-    /// The opened files and, of each, the selected tensors; and what is left out.
+    /// The opened files with their selected tensors, and the files left out.
     fn take(&self, checkpoints: &[Shards], first: First) -> Result<(Vec<Opened>, Told, Arc<[LeftOut]>)> {
         let Found { mut files, indexes, left_out } = self.open_files(checkpoints, first)?;
         let told = Told::take(&mut files, indexes, self.options.select.as_ref())?;

@@ -206,7 +206,7 @@ fn make_room(file: &File, made: &Temporary, plan: &ShardPlan, spare: u64) -> Res
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
             file.set_len(needed).map_err(|source| io_error("lengthen", plan.path(), source))
         }
-        Err(Errno::NOSPC) => match space::free(made.target().folder())? {
+        Err(Errno::NOSPC) => match space::free_space(made.target().folder())? {
             Some(free) => Err(Error::Space { folder: made.target().folder().into(), needed, spare, free }),
             None => Err(io_error("make room for", plan.path(), Errno::NOSPC.into())),
         },

@@ -44,3 +44,4 @@ pub use entry::{Entry, FillError, Item};
 pub use plan::{PlanOptions, ShardPlan, balance, plan_shards, shard_paths};
 pub use saver::{Saved, Saver};
 pub use set::{KEY_SHARD_COUNT, KEY_SHARD_INDEX, KEY_SHARD_SET, validate_shard_set};
+pub use space::free_space;

@@ -18,7 +18,7 @@ pub(super) fn check<'a>(files: impl Iterator<Item = (&'a Target, u64)>, spare: u
         *needed = needed.saturating_add(bytes);
     }
     for (folder, needed) in systems.into_values() {
-        match free(folder)? {
+        match free_space(folder)? {
             Some(free) if needed.saturating_add(spare) > free => {
                 return Err(Error::Space { folder: folder.into(), needed, spare, free });
             }
@@ -29,8 +29,11 @@ pub(super) fn check<'a>(files: impl Iterator<Item = (&'a Target, u64)>, spare: u
     Ok(())
 }
 
-/// Bytes that this user may still write to the file system of a folder; `None` where it does not say.
-pub(super) fn free(folder: &Path) -> Result<Option<u64>> {
+/// Bytes that this user may still write to the file system of a folder; `None` where the file system does not say.
+///
+/// # Errors
+/// When the system refuses to say.
+pub fn free_space(folder: &Path) -> Result<Option<u64>> {
     let system = statvfs(folder).map_err(|error| Error::Io {
         operation: "ask for the free space of",
         path: folder.into(),

@@ -3,6 +3,7 @@
 
 pub mod changed;
 pub mod device;
+pub mod folders;
 pub mod fork;
 pub mod staged_host;
 pub mod threads;

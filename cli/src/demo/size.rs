@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 use tensorhold::allocator::{Bytes, HostMemory, Pool, Request};
-use tensorhold::{Device, DeviceKind};
+use tensorhold::{Device, DeviceKind, save};
 
 /// At most: enough to see a fast bus at work, or a minute's work for a slow disk.
 const MAX_BYTES_CUDA: u64 = 16_000_000_000;
@@ -64,24 +64,16 @@ fn parse_meminfo(text: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// Bytes that an unprivileged user may still write; `None` where the file system does not say.
+/// Bytes that may still be written to the file system of a folder; `None` where that is not known.
 fn free_disk(folder: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(folder).ok()?;
-    let block_bytes = if disk.f_frsize == 0 { disk.f_bsize } else { disk.f_frsize };
-    free_bytes(disk.f_blocks, disk.f_bavail, block_bytes)
-}
-
-/// Some file systems count no blocks. They do not say how much is free, rather than that nothing is.
-fn free_bytes(blocks: u64, available: u64, block_bytes: u64) -> Option<u64> {
-    let says = blocks > 0 && available <= blocks && block_bytes > 0;
-    says.then(|| available.saturating_mul(block_bytes))
+    save::free_space(folder).ok().flatten()
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{MAX_BYTES, MIN_BYTES, check_disk, free_bytes, limited, parse_meminfo};
+    use super::{MAX_BYTES, MIN_BYTES, check_disk, limited, parse_meminfo};
 
     #[test]
     fn a_quarter_of_what_is_short_is_taken() {
@@ -99,15 +91,6 @@ mod tests {
     fn meminfo_is_in_kibibytes() {
         assert_eq!(parse_meminfo("MemTotal: 9 kB\nMemAvailable:   24 kB\n"), Some(24 << 10));
         assert_eq!(parse_meminfo("MemTotal: 9 kB\n"), None);
-    }
-
-    #[test]
-    fn a_disk_that_counts_no_blocks_does_not_say_what_is_free() {
-        assert_eq!(free_bytes(100, 10, 512), Some(5120));
-        assert_eq!(free_bytes(100, 0, 512), Some(0));
-        assert_eq!(free_bytes(0, 0, 4096), None);
-        assert_eq!(free_bytes(100, u64::MAX, 4096), None);
-        assert_eq!(free_bytes(100, 10, 0), None);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 
 use super::header::{MAX_HEADER_LEN, PREFIX_LEN};
 
+#[cfg(test)]
+mod tests;
 mod text;
 
 /// What is read of a file to tell what it is, in bytes.

@@ -1,7 +1,7 @@
 //! Files of the field that are no safetensors files are named for what they are.
 
-use super::foreign::{identify, identify_index};
-use super::{Problem, header_len, parse};
+use super::{identify, identify_index};
+use crate::format::{Problem, header_len, parse};
 
 /// What is said of a file instead of what is wrong with its header.
 fn said(file: &[u8]) -> String {
