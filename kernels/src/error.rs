@@ -46,6 +46,14 @@ pub enum Error {
         /// What is wrong with that.
         detail: String,
     },
+    /// The archive of images does not give a kernel's.
+    #[error("read the image of kernel {kernel}: {problem}")]
+    Image {
+        /// The kernel's name.
+        kernel: String,
+        /// What the archive's reader says.
+        problem: String,
+    },
 }
 
 /// A result with this crate's error.

@@ -1,18 +1,23 @@
-//! [`Kernel`]: the images, as `build` made them from `cuda/`.
+//! [`Kernel`]: the images in `images.zip`, which the script `build` compiles from `cuda/`.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fmt;
+use std::io::{Cursor, Read};
 
+use zip::ZipArchive;
+
+use crate::error::{Error, Result};
 use crate::types::Type;
+
+/// The images, a member `<name>.ptx` for each kernel.
+static ARCHIVE: &[u8] = include_bytes!("../images.zip");
 
 /// A kernel: one function in one image. All of them take one parameter, a [`Task`](crate::Task), by value.
 #[derive(Clone, Copy)]
 pub struct Kernel {
     /// With a 0 at its end.
     name: &'static str,
-    /// With a 0 at its end.
-    ptx: &'static str,
-    /// Words of a thread that are under way at once: as in the source, where the number is a template's.
+    /// Words that a thread has in flight at once: the template argument in the source.
     pub(crate) words: u64,
 }
 
@@ -20,14 +25,9 @@ macro_rules! kernel {
     ($words:expr, $($part:tt)*) => {
         Kernel {
             name: concat!($($part)*, "\0"),
-            ptx: concat!(include_str!(concat!("../ptx/", $($part)*, ".ptx")), "\0"),
             words: $words,
         }
     };
-}
-
-fn terminated(text: &'static str) -> &'static CStr {
-    CStr::from_bytes_until_nul(text.as_bytes()).unwrap_or_default()
 }
 
 macro_rules! conversions {
@@ -74,12 +74,22 @@ const GATHER_WORDS: [Kernel; 5] = [
 impl Kernel {
     /// The name of the function, as `cuModuleGetFunction` takes it.
     pub fn name(&self) -> &'static CStr {
-        terminated(self.name)
+        CStr::from_bytes_until_nul(self.name.as_bytes()).unwrap_or_default()
     }
 
-    /// The image, PTX, as `cuModuleLoadData` takes it.
-    pub fn ptx(&self) -> &'static CStr {
-        terminated(self.ptx)
+    /// The image, PTX, as `cuModuleLoadData` takes it. Each call decompresses it: 5 to 60 KB.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if the archive does not have it, which a test of this crate rules out.
+    pub fn ptx(&self) -> Result<CString> {
+        let name = self.name().to_string_lossy();
+        let failed = |problem: String| Error::Image { kernel: name.to_string(), problem };
+        let mut archive = ZipArchive::new(Cursor::new(ARCHIVE)).map_err(|error| failed(error.to_string()))?;
+        let mut image = archive.by_name(&format!("{name}.ptx")).map_err(|error| failed(error.to_string()))?;
+        let mut text =
+            Vec::with_capacity(usize::try_from(image.size()).unwrap_or_default().saturating_add(1));
+        image.read_to_end(&mut text).map_err(|error| failed(error.to_string()))?;
+        CString::new(text).map_err(|error| failed(error.to_string()))
     }
 
     /// Every kernel.

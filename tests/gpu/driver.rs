@@ -90,6 +90,7 @@ impl Launcher {
             return (function, Duration::ZERO);
         }
         let started = Instant::now();
+        let image = kernel.ptx().expect("an image of each kernel");
         let (mut module, mut function, mut log) = (ptr::null_mut(), ptr::null_mut(), [0_u8; 8192]);
         let mut options =
             [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
@@ -98,7 +99,7 @@ impl Launcher {
         let status = unsafe {
             sys::cuModuleLoadDataEx(
                 &mut module,
-                kernel.ptx().as_ptr().cast(),
+                image.as_ptr().cast(),
                 2,
                 options.as_mut_ptr(),
                 values.as_mut_ptr(),

@@ -44,6 +44,12 @@ impl Functions {
         if let Some(function) = loaded.get(kernel.name()) {
             return Ok(function.0);
         }
+        let image = kernel.ptx().map_err(|error| Error::Device {
+            device: context.name.clone(),
+            operation: "load a kernel",
+            detail: error.to_string(),
+            remedy: "build tensorhold again from unchanged sources".into(),
+        })?;
         let (mut module, mut function, mut log) = (ptr::null_mut(), ptr::null_mut(), [0_u8; LOG_BYTES]);
         let mut options =
             [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
@@ -52,7 +58,7 @@ impl Functions {
         let status = unsafe {
             sys::cuModuleLoadDataEx(
                 &mut module,
-                kernel.ptx().as_ptr().cast(),
+                image.as_ptr().cast(),
                 options.len() as u32,
                 options.as_mut_ptr(),
                 values.as_mut_ptr(),
