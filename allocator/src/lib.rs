@@ -43,6 +43,12 @@
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
+compile_error!(
+    "tensorhold-allocator supports 64-bit little-endian Linux only: it relies on Linux system calls and on 64-bit offsets"
+);
 
 mod bases;
 mod builder;
