@@ -57,8 +57,8 @@ class safe_open:
         return self._open.left_out()
 
     def metadata(self, file: "Path | None" = None) -> "dict[str, str] | None":
-        """The strings in a file's header, or in those of all files; None if there are none."""
-        return self._open.metadata(file) or None
+        """The strings in a file's header, or in those of all files; None where no header has a `__metadata__`."""
+        return self._open.metadata(file)
 
     def info(self, name: str) -> _core.TensorInfo:
         """What a tensor is when it is loaded."""
