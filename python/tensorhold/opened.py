@@ -1,6 +1,6 @@
 """`safe_open`: a checkpoint that is open, read tensor by tensor, in parts, or as its bytes land."""
 
-from tensorhold import _core
+from tensorhold import _core, api
 from tensorhold._text import quoted
 
 TYPE_CHECKING = False
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from tensorhold.types import Device, LoadOptions, Options, Path, Paths
+    from tensorhold.frameworks import Converter
+    from tensorhold.types import Device, LoadOptions, Path, Paths
 
 
 class safe_open:
@@ -25,17 +26,21 @@ class safe_open:
     Options are those of `tensorhold.load`, but for `progress`.
     """
 
+    @staticmethod
+    def _find(framework: str) -> "Converter":
+        from tensorhold import frameworks
+
+        return frameworks.find(framework)
+
     def __init__(
         self, filename: "Paths", framework: str = "pt", device: "Device" = "cpu", **options: "Unpack[LoadOptions]"
     ) -> None:
-        from tensorhold import frameworks
-
         if options.get("progress"):
             raise _core.OptionError(
                 "option progress: got one for safe_open, expected none; show what you read, or use load_file()"
             )
-        passed: "Options" = {**options, "progress": None}
-        self._converter = frameworks.find(framework)
+        passed = api.plain({**options, "progress": None})
+        self._converter = self._find(framework)
         self._open = _core.open(_core.path_list("argument filename", filename), self._converter.prepare(device), **passed)
         from_capsule, plain = self._converter.plain()
         self._get = self._open.getter(from_capsule, plain, self._converter.convert)

@@ -35,13 +35,9 @@ def main(arguments: "list[str] | None" = None) -> object:
         help=f"the package that tensorhold stands in for: {' or '.join(_alias.DROP_INS)}; may be given several times (default: fastsafetensors)",
     )
     parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does; all that follows is its arguments")
-    parser.add_argument(
-        "program", nargs=argparse.REMAINDER, metavar="PROGRAM", help="a console script such as vllm, or a file, and its arguments"
-    )
-    found = parser.parse_args(arguments)
-    rest: "list[str]" = found.program
-    if rest[:1] == ["--"]:
-        rest = rest[1:]
+    parser.epilog = "PROGRAM is a console script such as vllm, or a file. What follows it is its arguments."
+    own, rest = _divide(sys.argv[1:] if arguments is None else arguments)
+    found = parser.parse_args(own)
     if found.module is None and not rest:
         parser.error("no program was named: got no argument, expected a console script, a file, or -m MODULE, such as: -- vllm serve MODEL")
     for alias in found.aliases or ["fastsafetensors"]:
@@ -57,6 +53,18 @@ def main(arguments: "list[str] | None" = None) -> object:
         sys.argv = [found.module, *rest]
         return runpy.run_module(found.module, run_name="__main__", alter_sys=True)
     return _run(parser, rest[0], rest)
+
+
+def _divide(arguments: "list[str]") -> "tuple[list[str], list[str]]":
+    """The arguments of `tensorhold.run`, and those of the program, whose options `argparse` would take for its own."""
+    end = 0
+    while end < len(arguments) and arguments[end].startswith("-") and arguments[end] != "--":
+        option = arguments[end]
+        end += 2 if option in ("-m", "--as") else 1
+        if option.startswith("-m"):
+            break
+    rest = arguments[end:]
+    return arguments[:end], rest[1:] if rest[:1] == ["--"] else rest
 
 
 def _reach_children(alias: str) -> None:

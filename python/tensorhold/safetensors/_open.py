@@ -1,5 +1,6 @@
 """`safe_open`, and the loads of whole files, with the arguments, the results and the exceptions that safetensors has."""
 
+import errno
 import os
 
 from tensorhold import _core, api, frameworks, opened
@@ -123,7 +124,9 @@ class _missing:
     def __exit__(
         self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
     ) -> None:
-        if isinstance(error, _core.MissingFileError) and isinstance(self.filename, (str, os.PathLike)):
+        if not isinstance(error, _core.FileError) or not isinstance(self.filename, (str, os.PathLike)):
+            return
+        if isinstance(error, _core.MissingFileError) or error.errno == errno.ENOTDIR:
             told = _core.MissingFileError(f"No such file or directory: {os.fspath(self.filename)}")
             told.path, told.operation, told.errno = error.path, error.operation, error.errno
             raise told from error

@@ -7,7 +7,7 @@ from tensorhold._text import kind, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any, NoReturn
 
     from tensorhold.types import Path
@@ -106,12 +106,12 @@ def serialize(tensor_dict: "dict[str, TensorSpec]", metadata: "dict[str, str] | 
 
     Raises `SafetensorError` if a tensor's length is not that of its type and shape.
     """
-    return _core.serialize(_items(tensor_dict), _metadata(metadata))
+    return _core.serialize(_items(tensor_dict), _arguments.strings("metadata", metadata))
 
 
 def serialize_file(tensor_dict: "dict[str, TensorSpec]", filename: "Path", metadata: "dict[str, str] | None" = None) -> None:
     """Writes what `serialize` gives to a file, which is there as a whole or not at all: see `tensorhold.save_file`."""
-    _core.save_file(_arguments.path("filename", filename), _items(tensor_dict), _metadata(metadata), False)
+    _core.save_file(_arguments.path("filename", filename), _items(tensor_dict), _arguments.strings("metadata", metadata), False)
 
 
 def deserialize(bytes: bytes) -> "list[tuple[str, dict[str, Any]]]":
@@ -144,10 +144,6 @@ def _bytes(name: str, spec: TensorSpec) -> "Any":
     if not spec._data_len:
         return numpy.empty(0, numpy.uint8)
     return numpy.frombuffer((ctypes.c_ubyte * spec._data_len).from_address(spec._data_ptr), numpy.uint8)
-
-
-def _metadata(metadata: "Mapping[str, str] | None") -> "list[tuple[str, str]] | None":
-    return None if metadata is None else _arguments.strings("metadata", metadata)
 
 
 def _extents(shape: "Any") -> "Iterable[Any]":

@@ -173,10 +173,7 @@ def storage_ptr(tensor: torch.Tensor) -> int:
 
 def storage_size(tensor: torch.Tensor) -> int:
     """The length of the memory that a tensor is in, in bytes."""
-    try:
-        return tensor.untyped_storage().nbytes()
-    except NotImplementedError:
-        return tensor.nelement() * _SIZE[tensor.dtype]
+    return tensor.untyped_storage().nbytes()
 
 
 def _end_ptr(tensor: torch.Tensor) -> int:
@@ -291,7 +288,7 @@ def _flatten_as_ptr(tensors: "StateDict", keep_alive_buffer: "list[Any]") -> "di
 
 def _to_ndarray(tensor: torch.Tensor) -> "tuple[Any, torch.Tensor]":
     """The bytes of a contiguous tensor as an array of NumPy, and the tensor in host memory that it is a view of."""
-    dense = tensor.detach().cpu()
+    dense = tensor.cpu()
     return frameworks.bytes_of_torch(dense).numpy(), dense
 
 
