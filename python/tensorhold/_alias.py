@@ -103,8 +103,10 @@ def install(alias: str) -> None:
     # Found by name: this file may have been run by itself before.
     for finder in sys.meta_path:
         kind = type(finder)
-        if (kind.__module__, kind.__name__) == ("tensorhold._alias", "Finder") and finder.drop_in.alias == alias:
-            return
+        if (kind.__module__, kind.__name__) == ("tensorhold._alias", "Finder"):
+            found: Any = finder
+            if found.drop_in.alias == alias:
+                return
     imported = sys.modules.get(alias)
     if imported is not None and getattr(imported, "__name__", None) != drop_in.target:
         where = getattr(imported, "__file__", None) or "an unknown place"

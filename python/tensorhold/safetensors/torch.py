@@ -166,27 +166,29 @@ def load_model(
 def storage_ptr(tensor: torch.Tensor) -> int:
     """The address of the memory that a tensor is in; 0 where it has none."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        return int(tensor.untyped_storage().data_ptr())
     except NotImplementedError:
         return 0
 
 
 def storage_size(tensor: torch.Tensor) -> int:
     """The length of the memory that a tensor is in, in bytes."""
-    return tensor.untyped_storage().nbytes()
+    return int(tensor.untyped_storage().nbytes())
 
 
 def _end_ptr(tensor: torch.Tensor) -> int:
     """The address behind the last element."""
+    start = int(tensor.data_ptr())
     if not tensor.nelement():
-        return tensor.data_ptr()
-    last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride()))
-    return tensor.data_ptr() + (last + 1) * _SIZE[tensor.dtype]
+        return start
+    last = sum(int((extent - 1) * stride) for extent, stride in zip(tensor.shape, tensor.stride()))
+    return start + (last + 1) * _SIZE[tensor.dtype]
 
 
 def _is_complete(tensor: torch.Tensor) -> bool:
     """Whether a tensor covers all of the memory that it is in."""
-    return tensor.data_ptr() == storage_ptr(tensor) and tensor.nelement() * _SIZE[tensor.dtype] == storage_size(tensor)
+    starts_there, nbytes = tensor.data_ptr() == storage_ptr(tensor), tensor.nelement() * _SIZE[tensor.dtype]
+    return bool(starts_there and nbytes == storage_size(tensor))
 
 
 def _find_shared_tensors(state_dict: "StateDict") -> "list[set[str]]":

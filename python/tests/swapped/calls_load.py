@@ -8,6 +8,8 @@ import pathlib
 import struct
 from typing import Any
 
+import torch
+
 from side_by_side import Call, Package
 from support import BITS, spec, write, write_raw
 
@@ -175,6 +177,8 @@ CALLS.update({
     **{f"load_file to device {device!r}": lambda p, f, o, device=device: p.torch.load_file(f / "plain.safetensors", device)
        for device in ("cpu", None, "nonsense", "cuda:x", 1.5)},
     "load_file to device= by name": lambda p, f, o: p.torch.load_file(f / "plain.safetensors", device="cpu"),
+    **{f"device {device!r}": lambda p, f, o, device=device: p.root.safe_open(f / "few.safetensors", "pt", device).get_tensor("b")
+       for device in ["mps", "xpu:0", "npu", *(["cuda", "cuda:0", 0, "cuda:99"] if torch.version.cuda else [])]},
     "device 'cuda' for numpy": lambda p, f, o: p.root.safe_open(f / "plain.safetensors", "np", device="cuda").get_tensors(),
     "device torch.device('cpu')": lambda p, f, o: p.root.safe_open(f / "plain.safetensors", "pt", p.torch.torch.device("cpu")).get_tensors(),
     **{f"backend {name!r}": lambda p, f, o, name=name: p.root.safe_open(f / "plain.safetensors", "pt", backend=name).get_tensors()

@@ -53,6 +53,7 @@ DIFFERENCES = [
         ),
     ),
     Difference("a folder is a checkpoint; one without weights is a FormatError, not an OSError", ("a folder as filename",)),
+    Difference("tensors are on the CPU or on CUDA devices: another device is a SafetensorError", ("device 'mps'", "device 'xpu:0'", "device 'npu'")),
     Difference("an open checkpoint has a length, names that `in` finds, and tensors by index", ("len", "in", "an index")),
     Difference("an empty range is empty, not a SystemError", ("?5:2? for numpy",)),
     Difference(

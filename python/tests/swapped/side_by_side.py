@@ -76,7 +76,7 @@ def raw(tensor: Any) -> bytes:
         return numpy.asarray(tensor).tobytes()
     import torch
 
-    dense = tensor.detach().contiguous()
+    dense = tensor.detach().cpu().contiguous()
     return dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b""
 
 

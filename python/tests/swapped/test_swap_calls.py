@@ -21,6 +21,22 @@ from side_by_side import OURS, Package, outcome, package, real, same  # noqa: E4
 
 CALLS = {**calls_load.CALLS, **calls_slice.CALLS, **calls_save.CALLS}
 
+TEXTS = [
+    "a path without a file",
+    "load_file of a path without a file",
+    "[1, -6] for numpy",
+    "[2:, 20] for numpy",
+    "[:20] for numpy",
+    "[:, :20] for numpy",
+    "[[0, 2, 2]] for numpy",
+    "torch.save_file of a sparse tensor",
+    "torch.save_file of a dict as tensor",
+    "torch.save_file of a str",
+    "load_model of an untied file into a tied model",
+    "load_model of a tied file into an untied model",
+]
+"""Calls whose errors programs tell apart by their texts, as the tests of safetensors do."""
+
 
 @pytest.fixture(scope="module")
 def theirs() -> Package:
@@ -51,3 +67,12 @@ def test_calls_give_the_same(name: str, theirs: Package, files: pathlib.Path, tm
     assert not unwanted, "\n".join(f"{call}: theirs {found[0]!r:.300}, ours {found[1]!r:.300}" for call, found in unwanted.items())
     gone = sorted(set(expected) - set(differing))
     assert not gone, f"these calls no longer differ: remove them from the list of wanted differences: {gone}"
+
+
+@pytest.mark.parametrize("call", TEXTS)
+def test_errors_have_the_same_text(call: str, theirs: Package, files: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    expected = outcome(CALLS[call], theirs, files, tmp_path / "theirs")
+    found = outcome(CALLS[call], package("tensorhold.safetensors"), files, tmp_path / "ours")
+    assert str(found.error) == str(expected.error)
