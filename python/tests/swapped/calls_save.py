@@ -137,6 +137,7 @@ METADATA = {
 for name, metadata in METADATA.items():
     both(f"a tensor with metadata: {name}", "torch", lambda: {"t": torch.ones(2)}, metadata=metadata)
     both(f"an array with metadata: {name}", "numpy", lambda: {"t": array}, metadata=metadata)
+both("no tensors with metadata: {}", "torch", lambda: {}, metadata={})
 
 
 def read_only() -> Any:
