@@ -6,7 +6,7 @@ Options, of these and of `safe_open`:
 - `select`: names, or a rule from a `TensorInfo` to whether it is wanted, asked before any tensor's bytes are read;
 - `dtype`: the type that floats are converted to on their way, or a rule from a `TensorInfo` to a type or None;
 - `cuts`: a dict from names to a `Cut` or several, or a rule from a `TensorInfo` to them;
-- `backend`: how files are read: `auto`, `buffered`, `direct`, `io-uring` or `gds`; `mmap` and `pread`, which are those of safetensors, mean `auto`;
+- `backend`: how files are read: `auto`, `buffered`, `direct`, `io-uring` or `gds`;
 - `memory_budget`: how many bytes of the device's memory the load may take;
 - `threads`: how many threads read; `staging_bytes`: how much pinned memory they use;
 - `pool`: the memory that tensors are placed in, a `Pool`; a pool of their own if it is left out;
@@ -49,7 +49,7 @@ def stream(
         raise _core.OptionError(
             "option progress: got True for a stream, expected a function; show what the iteration gives"
         )
-    return _core.stream(paths, device, in_file_order=in_file_order, **plain(options))
+    return _core.stream(paths, device, in_file_order=in_file_order, **_plain(options))
 
 
 def load_file(
@@ -107,13 +107,10 @@ def install_as_safetensors() -> None:
     _alias.install("safetensors")
 
 
-def plain(options: "LoadOptions") -> "Options":
-    """The options as the compiled module takes them."""
+def _plain(options: "LoadOptions") -> "Options":
     progress = options.get("progress")
     if progress is True or progress is False:
         options = {**options, "progress": None}
-    if options.get("backend") in ("mmap", "pread"):
-        options = {**options, "backend": None}
     return options  # type: ignore[return-value]
 
 
@@ -126,11 +123,11 @@ class _Bar:
 
     def __enter__(self) -> "Options":
         if self.options.get("progress") is not True:
-            return plain(self.options)
+            return _plain(self.options)
         try:
             from tqdm.auto import tqdm
         except ImportError:
-            return plain(self.options)
+            return _plain(self.options)
         # Scaled here: a bar that scales shows a unit without its prefix while there is little.
         form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} MiB [{elapsed}<{remaining}, {rate_fmt}]"
         self.bar = tqdm(total=0, unit="MiB", bar_format=form, desc="loading")

@@ -1,6 +1,6 @@
 """`safe_open`: a checkpoint that is open, read tensor by tensor, in parts, or as its bytes land."""
 
-from tensorhold import _core, api
+from tensorhold import _core
 from tensorhold._text import quoted
 
 TYPE_CHECKING = False
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from tensorhold.frameworks import Converter
-    from tensorhold.types import Device, LoadOptions, Path, Paths
+    from tensorhold.types import Device, LoadOptions, Options, Path, Paths
 
 
 class safe_open:
@@ -39,7 +39,7 @@ class safe_open:
             raise _core.OptionError(
                 "option progress: got one for safe_open, expected none; show what you read, or use load_file()"
             )
-        passed = api.plain({**options, "progress": None})
+        passed: "Options" = {**options, "progress": None}
         self._converter = self._find(framework)
         self._open = _core.open(_core.path_list("argument filename", filename), self._converter.prepare(device), **passed)
         from_capsule, plain = self._converter.plain()
