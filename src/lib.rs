@@ -68,7 +68,7 @@ pub use dlpark;
 pub use device::{ContextGuard, Device, DeviceKind, Driver, HandleTypes, Stream, Transform};
 pub use dtype::{DType, Element};
 pub use error::{Error, Remedy, Result, Vocabulary};
-pub use format::{LeftOut, foreign_format};
+pub use format::{Deserialized, LeftOut, TensorBytes, foreign_format};
 pub use io::gds::gds_memory;
 pub use io::{Backend, BackendKind};
 pub use loader::{

@@ -64,7 +64,7 @@ impl Deref for Named {
 #[derive(Debug)]
 pub struct Weights {
     tensors: Named,
-    metadata: BTreeMap<PathBuf, Arc<Metadata>>,
+    metadata: BTreeMap<PathBuf, Option<Arc<Metadata>>>,
     report: Report,
     pool: Pool,
     /// The pool was made for these weights alone, and closes with them.
@@ -74,7 +74,7 @@ pub struct Weights {
 impl Weights {
     pub(crate) fn new(
         tensors: Named,
-        metadata: BTreeMap<PathBuf, Arc<Metadata>>,
+        metadata: BTreeMap<PathBuf, Option<Arc<Metadata>>>,
         report: Report,
         pool: Pool,
         owns_pool: bool,
@@ -164,9 +164,15 @@ impl Weights {
         }
     }
 
-    /// The strings in a file's header, by the path that it was opened under; `None` for a file not loaded.
+    /// The files that were loaded, by the paths that they were opened under, sorted.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.metadata.keys().map(PathBuf::as_path)
+    }
+
+    /// The strings in a file's header, by the path that it was opened under. `None` when the header has no `__metadata__`, and for a file that is
+    /// not among [`files`](Self::files).
     pub fn metadata(&self, file: impl AsRef<Path>) -> Option<&Metadata> {
-        self.metadata.get(file.as_ref()).map(|metadata| &**metadata)
+        self.metadata.get(file.as_ref())?.as_deref()
     }
 
     /// How the load went.

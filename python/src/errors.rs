@@ -186,6 +186,7 @@ fn kind(error: &Error) -> Kind {
         | Error::Checkpoint { .. }
         | Error::Index { .. }
         | Error::Header { .. }
+        | Error::Bytes { .. }
         | Error::DuplicateTensor { .. }
         | Error::ShardSet { .. } => Kind::Format,
         Error::NoFiles | Error::Option { .. } | Error::Setting { .. } | Error::Backend { .. } => Kind::Option,

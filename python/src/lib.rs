@@ -61,7 +61,7 @@ mod _core {
     #[pymodule_export]
     use crate::save::{PyDraft, plan_shards, shard_paths, validate_shard_set};
     #[pymodule_export]
-    use crate::save_file::save_file;
+    use crate::save_file::{deserialize, save_file, serialize};
     #[pymodule_export]
     use crate::stream::PyStream;
     #[pymodule_export]
@@ -137,7 +137,7 @@ mod _core {
         let found = Asked::new(py, paths, device, options)?.run(py, tensorhold::Loader::inspect)?;
         let files = PyDict::new(py);
         for file in found.files {
-            files.set_item(file.path.as_os_str(), file.metadata)?;
+            files.set_item(file.path.as_os_str(), file.metadata.unwrap_or_default())?;
         }
         Ok((PyList::new(py, found.tensors.into_iter().map(PyInfo))?, files))
     }

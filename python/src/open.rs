@@ -283,29 +283,30 @@ impl PyOpen {
         Ok(report::left_out(self.checkpoint(py, "list the files left out")?.left_out()))
     }
 
-    /// The strings in a file's header, or in those of all files.
+    /// The strings in a file's header, or in those of all files; None where no header has `__metadata__`.
     #[pyo3(signature = (file=None))]
     fn metadata<'py>(
         &self,
         py: Python<'py>,
         file: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyDict>> {
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
         let file = file.map(|file| arguments::path("argument file of metadata", file)).transpose()?;
         let checkpoint = self.checkpoint(py, "read metadata")?;
-        let strings = PyDict::new(py);
-        for found in checkpoint.files().filter(|found| file.as_ref().is_none_or(|file| file == found)) {
-            for (key, value) in checkpoint.metadata(found).into_iter().flatten() {
+        if let Some(file) = &file
+            && !checkpoint.files().any(|opened| opened == file)
+        {
+            let message = format!("metadata of {file:?}: it is none of the opened files; files() lists them");
+            return Err(errors::new(py, Kind::Option, message));
+        }
+        let files = checkpoint.files().filter(|opened| file.as_ref().is_none_or(|file| file == opened));
+        let mut strings = None;
+        for found in files.filter_map(|file| checkpoint.metadata(file)) {
+            let strings = strings.get_or_insert_with(|| PyDict::new(py));
+            for (key, value) in found {
                 strings.set_item(key, value)?;
             }
         }
-        match file {
-            Some(file) if checkpoint.metadata(&file).is_none() => {
-                let message =
-                    format!("metadata of {file:?}: it is none of the opened files; files() lists them");
-                Err(errors::new(py, Kind::Option, message))
-            }
-            _ => Ok(strings),
-        }
+        Ok(strings)
     }
 
     /// What reads tensors by name, as the framework's.

@@ -1,4 +1,4 @@
-//! Writing a file of tensors of any framework, whose bytes are in host memory or a device's.
+//! Files of tensors of any framework, whose bytes are in host memory or a device's: written to a disk, or as bytes of Python.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use dlpark::python::{ImportedDlpack, from_dlpack};
 use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyString};
+use pyo3::types::{IntoPyDict, PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString};
 use tensorhold::allocator::Quoted;
 use tensorhold::save::{Durability, Entry, Item, Saver};
-use tensorhold::{Metadata, Tensor};
+use tensorhold::{Deserialized, Metadata, Tensor};
 
+use crate::arguments;
 use crate::errors::{self, Kind, raise};
 use crate::info;
 use crate::tensor::PyTensor;
@@ -106,43 +107,128 @@ fn text<'py>(
     })
 }
 
-/// Writes a file of tensors, each a name, a type, a shape, and its bytes.
+/// Key and value of a header's strings.
+type PyStringPair<'py> = (Bound<'py, PyString>, Bound<'py, PyString>);
+
+/// What is to be written: entries, where their bytes are, and the strings.
+struct Content {
+    sources: Vec<(Entry, Source)>,
+    metadata: Option<Metadata>,
+}
+
+impl Content {
+    fn new(py: Python<'_>, items: &[PyItem<'_>], metadata: Option<&[PyStringPair<'_>]>) -> PyResult<Self> {
+        let mut sources = Vec::with_capacity(items.len());
+        for (name, dtype, shape, found) in items {
+            let name = text(name, |name| format!("save tensor {name}: its name"))?;
+            let dtype = info::dtype(dtype).map_err(|_| {
+                let message = format!(
+                    "save tensor {}: got {dtype}, expected a type of the format; convert it",
+                    Quoted(&name)
+                );
+                errors::new(py, Kind::Tensor, message)
+            })?;
+            let entry = Entry::new(&*name, dtype, shape).map_err(|error| raise(py, error))?;
+            sources.push((entry, Source::of(&name, found)?));
+        }
+        let strings = |(key, value): &PyStringPair<'_>| {
+            let named = text(key, |key| format!("save metadata {key}: its key"))?;
+            let value = text(value, |_| format!("save metadata {}: its value", Quoted(&named)))?;
+            Ok((named.into_owned(), value.into_owned()))
+        };
+        let metadata = metadata.map(|metadata| metadata.iter().map(strings).collect::<PyResult<_>>());
+        Ok(Self { sources, metadata: metadata.transpose()? })
+    }
+
+    fn saver(&self) -> Saver {
+        match &self.metadata {
+            Some(metadata) => Saver::new().metadata(metadata.clone()),
+            None => Saver::new(),
+        }
+    }
+
+    fn items(&self) -> tensorhold::Result<Vec<Item<'_>>> {
+        let items = self.sources.iter().map(|(entry, source)| {
+            // Found to be there before.
+            Item::bytes(entry.clone(), source.bytes().unwrap_or_default())
+        });
+        items.collect()
+    }
+}
+
+/// Writes a file of tensors, each a name, a type, a shape, and its bytes. Without `metadata` the header has no `__metadata__`.
 #[pyfunction]
 pub(crate) fn save_file(
     py: Python<'_>,
     path: PathBuf,
     items: Vec<PyItem<'_>>,
-    metadata: Vec<(Bound<'_, PyString>, Bound<'_, PyString>)>,
+    metadata: Option<Vec<PyStringPair<'_>>>,
     synced: bool,
 ) -> PyResult<()> {
-    let mut sources = Vec::with_capacity(items.len());
-    for (name, dtype, shape, found) in &items {
-        let name = text(name, |name| format!("save tensor {name}: its name"))?;
-        let dtype = info::dtype(dtype).map_err(|_| {
-            let message = format!(
-                "save tensor {}: got {dtype}, expected a type of the format; convert it",
-                Quoted(&name)
-            );
-            errors::new(py, Kind::Tensor, message)
-        })?;
-        let entry = Entry::new(&*name, dtype, shape).map_err(|error| raise(py, error))?;
-        sources.push((entry, Source::of(&name, found)?));
-    }
-    let mut strings = Metadata::new();
-    for (key, value) in &metadata {
-        let named = text(key, |key| format!("save metadata {key}: its key"))?;
-        let value = text(value, |_| format!("save metadata {}: its value", Quoted(&named)))?;
-        strings.insert(named.into_owned(), value.into_owned());
-    }
+    let content = Content::new(py, &items, metadata.as_deref())?;
     let durability = if synced { Durability::Synced } else { Durability::Cached };
-    let saver = Saver::new().metadata(strings).durability(durability);
-    let save = || {
-        let items = sources.iter().map(|(entry, source)| {
-            // Found to be there before.
-            Item::bytes(entry.clone(), source.bytes().unwrap_or_default())
-        });
-        saver.save_file(path, items.collect::<tensorhold::Result<Vec<_>>>()?)
-    };
-    py.detach(save).map_err(|error| raise(py, error))?;
+    let saver = content.saver().durability(durability);
+    py.detach(|| saver.save_file(path, content.items()?)).map_err(|error| raise(py, error))?;
     Ok(())
+}
+
+/// The bytes of the file that `save_file` writes of the same arguments.
+#[pyfunction]
+#[pyo3(signature = (items, metadata=None))]
+pub(crate) fn serialize<'py>(
+    py: Python<'py>,
+    items: Vec<PyItem<'py>>,
+    metadata: Option<Vec<PyStringPair<'py>>>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let content = Content::new(py, &items, metadata.as_deref())?;
+    let planned = content.items().and_then(|items| content.saver().serialize(items));
+    let planned = planned.map_err(|error| raise(py, error))?;
+    let length = usize::try_from(planned.total_bytes())?;
+    // No one else has the object before it is returned.
+    PyBytes::new_with(py, length, |buffer| {
+        py.detach(|| planned.write_to(buffer)).map_err(|error| raise(py, error))
+    })
+}
+
+/// The tensors of a file whose bytes are given, in the order of their bytes.
+#[pyfunction]
+pub(crate) fn deserialize<'py>(
+    py: Python<'py>,
+    data: &Bound<'py, PyAny>,
+) -> PyResult<Vec<(String, Bound<'py, PyDict>)>> {
+    let bytes = match data.cast::<PyBytes>() {
+        Ok(bytes) => bytes.clone(),
+        // A copy, which stays what it is while the interpreter is released.
+        Err(_) => PyMemoryView::from(data)
+            .map_err(|_| {
+                arguments::wrong_type("argument data", data, "bytes, or an object that gives its bytes")
+            })?
+            .call_method0("tobytes")?
+            .cast_into::<PyBytes>()?,
+    };
+    let bytes = bytes.as_bytes();
+    let file = py.detach(|| Deserialized::new(bytes)).map_err(|error| raise(py, error))?;
+    let mut tensors = Vec::with_capacity(file.tensors().len());
+    for tensor in file.tensors() {
+        let found = PyDict::new(py);
+        found.set_item("shape", PyList::new(py, tensor.shape)?)?;
+        found.set_item("dtype", tensor.dtype.name())?;
+        found.set_item("data", copy_of(py, tensor.bytes)?)?;
+        tensors.push((tensor.name.to_owned(), found));
+    }
+    Ok(tensors)
+}
+
+/// Copies of more bytes than this release the interpreter.
+const LARGE_BYTES: usize = 1 << 20;
+
+fn copy_of<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyByteArray>> {
+    if bytes.len() <= LARGE_BYTES {
+        return Ok(PyByteArray::new(py, bytes));
+    }
+    // No one else has the object before it is returned.
+    PyByteArray::new_with(py, bytes.len(), |buffer| {
+        py.detach(|| buffer.copy_from_slice(bytes));
+        Ok(())
+    })
 }

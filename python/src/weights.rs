@@ -106,7 +106,10 @@ impl PyWeights {
                 Some(file) => vec![Arc::from(file)],
                 None => files_of(weights),
             };
-            let found = |file: Arc<Path>| weights.metadata(&file).cloned().ok_or(file);
+            let found = |file: Arc<Path>| match weights.files().any(|loaded| *loaded == *file) {
+                true => Ok(weights.metadata(&file).cloned().unwrap_or_default()),
+                false => Err(file),
+            };
             files.into_iter().map(found).collect::<Result<Vec<_>, _>>()
         })?;
         let found = found.map_err(|file| {

@@ -42,8 +42,9 @@ from tensorhold._core import (
     cuda_count,
     inspect,
 )
-from tensorhold.api import install_as_fastsafetensors, load, load_file, save_file, stream
+from tensorhold.api import install_as_fastsafetensors, install_as_safetensors, load, load_file, save_file, stream
 from tensorhold.opened import safe_open
+from tensorhold.safetensors import TensorSpec, _safe_open_handle, deserialize, serialize, serialize_file
 
 SafetensorError = Error
 """The name that `safetensors` has for what goes wrong."""
@@ -79,14 +80,20 @@ __all__ = [
     "TensorError",
     "TensorIndexError",
     "TensorInfo",
+    "TensorSpec",
     "Weights",
     "__version__",
+    "_safe_open_handle",
     "cuda_count",
+    "deserialize",
     "inspect",
     "install_as_fastsafetensors",
+    "install_as_safetensors",
     "load",
     "load_file",
     "safe_open",
     "save_file",
+    "serialize",
+    "serialize_file",
     "stream",
 ]

@@ -1,7 +1,6 @@
-"""Makes `import fastsafetensors` resolve to `tensorhold.fastsafetensors`.
+"""Makes `import fastsafetensors` resolve to `tensorhold.fastsafetensors`, and `import safetensors` to `tensorhold.safetensors`.
 
-This file is also run by itself, at the start of child processes (`_hook/sitecustomize.py`): it imports nothing of tensorhold before
-`fastsafetensors` is asked for.
+This file is also run by itself, at the start of child processes (`_hook/`): it imports nothing of tensorhold before an alias is imported.
 """
 
 import sys
@@ -14,30 +13,40 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-ALIAS = "fastsafetensors"
-TARGET = "tensorhold.fastsafetensors"
 
-VERSION = "0.5.0"
-"""The version of fastsafetensors whose names and behaviour the drop-in has."""
+class DropIn:
+    """A package of tensorhold that programs import under the name of another."""
+
+    def __init__(self, alias: str, version: str) -> None:
+        self.alias = alias
+        self.target = f"tensorhold.{alias}"
+        self.version = version
+        """The version whose names and behaviour it has."""
 
 
-def _target(name: str) -> str:
-    return TARGET + name[len(ALIAS) :]
+DROP_INS = {one.alias: one for one in (DropIn("fastsafetensors", "0.5.0"), DropIn("safetensors", "0.8.0"))}
 
 
 class Finder:
-    """Finds the alias and its submodules. Each is the very module of the target, under a second name."""
+    """Finds one alias and its submodules. Each is the very module of the target, under a second name."""
+
+    def __init__(self, drop_in: DropIn) -> None:
+        self.drop_in = drop_in
+
+    def _target(self, name: str) -> str:
+        return self.drop_in.target + name[len(self.drop_in.alias) :]
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "importlib.machinery.ModuleSpec | None":
-        if fullname != ALIAS and not fullname.startswith(ALIAS + "."):
+        alias = self.drop_in.alias
+        if fullname != alias and not fullname.startswith(alias + "."):
             return None
         import importlib.machinery
         import importlib.util
 
         try:
-            found = importlib.util.find_spec(_target(fullname))
+            found = importlib.util.find_spec(self._target(fullname))
         except ModuleNotFoundError:
             found = None
         if found is None:
@@ -56,46 +65,75 @@ class Finder:
         import importlib
 
         # The import system takes what is under the name afterwards.
-        sys.modules[module.__name__] = importlib.import_module(_target(module.__name__))
+        sys.modules[module.__name__] = importlib.import_module(self._target(module.__name__))
 
     def find_distributions(self, context: "Any" = None) -> "Iterable[importlib.metadata.Distribution]":
-        if context is None or context.name is None or context.name.replace("_", "-").lower() == ALIAS:
-            yield _distribution()
+        if context is None or context.name is None or context.name.replace("_", "-").lower() == self.drop_in.alias:
+            yield _distribution(self.drop_in)
 
 
-def _distribution() -> "importlib.metadata.Distribution":
-    """What `importlib.metadata` is told: name and version."""
+def _distribution(drop_in: DropIn) -> "importlib.metadata.Distribution":
+    """What `importlib.metadata` finds: name, version, and the name to import."""
     # Not at the top: it takes longer to import than all else here.
     import importlib.metadata
 
+    texts = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {drop_in.alias}\nVersion: {drop_in.version}\n",
+        "top_level.txt": f"{drop_in.alias}\n",
+    }
+
     class Alias(importlib.metadata.Distribution):
         def read_text(self, filename: str) -> "str | None":
-            if filename == "METADATA":
-                return f"Metadata-Version: 2.1\nName: {ALIAS}\nVersion: {VERSION}\n"
-            return None
+            return texts.get(filename)
 
         def locate_file(self, path: "Any") -> "Any":
-            raise FileNotFoundError(f"find {path} of {ALIAS}: it is an alias of {TARGET}, which has no files of its own")
+            raise FileNotFoundError(f"find {path} of {drop_in.alias}: it is an alias of {drop_in.target}, which has no files of its own")
 
     return Alias()
 
 
-def install_as_fastsafetensors() -> None:
-    """Makes `import fastsafetensors`, and imports of its submodules, give the drop-in, in this process: also where fastsafetensors is installed.
+def install(alias: str) -> None:
+    """Makes imports of `alias` and its submodules give the drop-in of that name, in this process: also where the package of that name is installed.
 
-    Call it before the first of these imports. A second call does nothing.
+    A second call does nothing.
 
-    Raises `ImportError` if another fastsafetensors has been imported already: what holds its classes would go on to use them.
+    Raises `ImportError` if another package of that name has been imported already: what holds its classes would go on to use them.
     """
+    drop_in = DROP_INS[alias]
     # Found by name: this file may have been run by itself before.
-    if any(type(finder).__module__ in (__name__, "tensorhold._alias") and type(finder).__name__ == "Finder" for finder in sys.meta_path):
-        return
-    imported = sys.modules.get(ALIAS)
-    if imported is not None and getattr(imported, "__name__", None) != TARGET:
+    for finder in sys.meta_path:
+        kind = type(finder)
+        if (kind.__module__, kind.__name__) == ("tensorhold._alias", "Finder"):
+            found: Any = finder
+            if found.drop_in.alias == alias:
+                return
+    imported = sys.modules.get(alias)
+    if imported is not None and getattr(imported, "__name__", None) != drop_in.target:
         where = getattr(imported, "__file__", None) or "an unknown place"
         raise ImportError(
-            f"install as {ALIAS}: {ALIAS} has been imported from {where}, expected no import of it yet; "
-            "call install_as_fastsafetensors() before whatever imports it",
-            name=ALIAS,
+            f"install as {alias}: {alias} has been imported from {where}, expected no import of it yet; "
+            f"call install_as_{alias}() before whatever imports it",
+            name=alias,
         )
-    sys.meta_path.insert(0, Finder())
+    sys.meta_path.insert(0, Finder(drop_in))
+
+
+def customize(folder: str) -> None:
+    """What the `sitecustomize` in a folder of `_hook/` does: installs the alias that the folder is named after, and runs the `sitecustomize` that is next on
+    the path, if there is one."""
+    import importlib
+    import os
+
+    install(os.path.basename(folder))
+    ours = sys.modules.pop("sitecustomize", None)
+    path = sys.path[:]
+    sys.path[:] = [entry for entry in path if os.path.abspath(entry) != folder]
+    try:
+        importlib.import_module("sitecustomize")
+    except ModuleNotFoundError as error:
+        if error.name != "sitecustomize":
+            raise
+        if ours is not None:
+            sys.modules["sitecustomize"] = ours
+    finally:
+        sys.path[:] = path

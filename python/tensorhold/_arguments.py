@@ -37,10 +37,10 @@ def named(argument: str, given: "Any", of: str) -> "list[tuple[str, Any]]":
     return pairs
 
 
-def strings(argument: str, given: "Mapping[str, str] | None") -> "list[tuple[str, str]]":
-    """The pairs of a dict of strings; no pairs for None."""
+def strings(argument: str, given: "Mapping[str, str] | None") -> "list[tuple[str, str]] | None":
+    """The pairs of a dict of strings; None for None."""
     if given is None:
-        return []
+        return None
     pairs = named(argument, given, "strings")
     for key, value in pairs:
         if not isinstance(value, str):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, final
 
-from typing_extensions import Self, Unpack
+from typing_extensions import Buffer, Self, Unpack
 
 from tensorhold.types import Device, DType, Options, Path, Paths
 
@@ -48,6 +48,7 @@ __all__ = [
     "batches",
     "check_group",
     "cuda_count",
+    "deserialize",
     "device_name",
     "foreign_format",
     "go_on",
@@ -58,6 +59,7 @@ __all__ = [
     "plan_shards",
     "relay",
     "save_file",
+    "serialize",
     "shard_paths",
     "share",
     "stream",
@@ -425,7 +427,7 @@ class _Open:
     def info(self, name: str) -> TensorInfo: ...
     def files(self) -> list[str]: ...
     def left_out(self) -> list[LeftOut]: ...
-    def metadata(self, file: Path | None = None) -> dict[str, str]: ...
+    def metadata(self, file: Path | None = None) -> dict[str, str] | None: ...
     def getter(
         self, from_capsule: Callable[[Any], Any] | None, plain: list[str], convert: Callable[[Any], Any]
     ) -> _Getter:
@@ -458,9 +460,20 @@ def inspect(
     """What the headers say: the tensors as they would be loaded, and the strings of each file."""
 
 def save_file(
-    path: Path, items: Sequence[tuple[str, DType, list[int], Any]], metadata: Sequence[tuple[str, str]], synced: bool
+    path: Path,
+    items: Sequence[tuple[str, DType, list[int], Any]],
+    metadata: Sequence[tuple[str, str]] | None,
+    synced: bool,
 ) -> None:
-    """Writes a file of tensors, each a name, a type, a shape, and its bytes."""
+    """Writes a file of tensors, each a name, a type, a shape, and its bytes. Without `metadata` the header has no `__metadata__`."""
+
+def serialize(
+    items: Sequence[tuple[str, DType, list[int], Any]], metadata: Sequence[tuple[str, str]] | None = None
+) -> bytes:
+    """The bytes of the file that `save_file` writes of the same arguments."""
+
+def deserialize(data: Buffer) -> list[tuple[str, dict[str, Any]]]:
+    """The tensors of a file whose bytes are given, in the order of their bytes: `shape`, `dtype` and `data` of each, the last as a bytearray."""
 
 def cuda_count() -> int:
     """How many CUDA devices there are; 0 without a driver."""

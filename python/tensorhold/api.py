@@ -16,7 +16,7 @@ Options, of these and of `safe_open`:
 - `progress`: True for a bar, if `tqdm` is there, or what is called with a `Progress` now and then; if it returns False, the load ends.
 """
 
-from tensorhold import _core
+from tensorhold import _alias, _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,10 +88,23 @@ def save_file(
 
 
 def install_as_fastsafetensors() -> None:
-    """Makes `import fastsafetensors` resolve to `tensorhold.fastsafetensors` in this process, from now on."""
-    from tensorhold import _alias
+    """Makes `import fastsafetensors` resolve to `tensorhold.fastsafetensors` in this process, from now on: also where fastsafetensors is installed.
 
-    _alias.install_as_fastsafetensors()
+    Call it before the first import of fastsafetensors. A second call does nothing.
+
+    Raises `ImportError` if another fastsafetensors has been imported already.
+    """
+    _alias.install("fastsafetensors")
+
+
+def install_as_safetensors() -> None:
+    """Makes `import safetensors` resolve to `tensorhold.safetensors` in this process, from now on: also where safetensors is installed.
+
+    Call it before the first import of safetensors, which transformers and diffusers import. A second call does nothing.
+
+    Raises `ImportError` if another safetensors has been imported already.
+    """
+    _alias.install("safetensors")
 
 
 def _plain(options: "LoadOptions") -> "Options":

@@ -1,19 +1,8 @@
-"""`load_file` and `save_file` for numpy, under the name that `safetensors.numpy` has for them."""
+"""`tensorhold.safetensors.numpy` under a shorter name: the same module."""
 
-from tensorhold import api
-from tensorhold.api import save_file
+import sys
 
-__all__ = ["load_file", "save_file"]
+from tensorhold.safetensors import numpy as _same
+from tensorhold.safetensors.numpy import *  # noqa: F403
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from typing_extensions import Unpack
-
-    from tensorhold.types import Device, LoadOptions, Paths
-
-
-def load_file(filename: "Paths", device: "Device" = "cpu", **options: "Unpack[LoadOptions]") -> "dict[str, Any]":
-    """Loads a checkpoint into a dict of numpy's tensors, which own their memory."""
-    return api.load_file(filename, device, "np", **options)
+sys.modules[__name__] = _same

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from tensorhold.frameworks import Converter
     from tensorhold.types import Device, LoadOptions, Options, Path, Paths
 
 
@@ -25,17 +26,21 @@ class safe_open:
     Options are those of `tensorhold.load`, but for `progress`.
     """
 
+    @staticmethod
+    def _find(framework: str) -> "Converter":
+        from tensorhold import frameworks
+
+        return frameworks.find(framework)
+
     def __init__(
         self, filename: "Paths", framework: str = "pt", device: "Device" = "cpu", **options: "Unpack[LoadOptions]"
     ) -> None:
-        from tensorhold import frameworks
-
         if options.get("progress"):
             raise _core.OptionError(
                 "option progress: got one for safe_open, expected none; show what you read, or use load_file()"
             )
         passed: "Options" = {**options, "progress": None}
-        self._converter = frameworks.find(framework)
+        self._converter = self._find(framework)
         self._open = _core.open(_core.path_list("argument filename", filename), self._converter.prepare(device), **passed)
         from_capsule, plain = self._converter.plain()
         self._get = self._open.getter(from_capsule, plain, self._converter.convert)
@@ -57,8 +62,8 @@ class safe_open:
         return self._open.left_out()
 
     def metadata(self, file: "Path | None" = None) -> "dict[str, str] | None":
-        """The strings in a file's header, or in those of all files; None if there are none."""
-        return self._open.metadata(file) or None
+        """The strings in a file's header, or in those of all files; None where no header has a `__metadata__`."""
+        return self._open.metadata(file)
 
     def info(self, name: str) -> _core.TensorInfo:
         """What a tensor is when it is loaded."""

@@ -1,6 +1,6 @@
-"""Runs a program with tensorhold in the place of fastsafetensors: `python -m tensorhold.run -- vllm serve ...`.
+"""Runs a program with tensorhold in the place of fastsafetensors, or of safetensors: `python -m tensorhold.run -- vllm serve ...`.
 
-The program is a console script, a file, or with `-m` a module. It runs in this process; processes that it starts find tensorhold there, too, as far
+`--as` names the package, and may be given several times. The program is a console script, a file, or with `-m` a module. It runs in this process; processes that it starts find tensorhold there, too, as far
 as they read `PYTHONPATH` (not those started with `-I`, `-E` or `-S`).
 """
 
@@ -12,32 +12,37 @@ import runpy
 import shutil
 import sys
 
-from tensorhold._alias import install_as_fastsafetensors
+from tensorhold import _alias
 
-HOOK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_hook")
-"""The folder that child processes look into first."""
+HOOKS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_hook")
+"""The folder with those that child processes look into first, one for each alias."""
 
 
 def main(arguments: "list[str] | None" = None) -> object:
     """Runs what the arguments say."""
     parser = argparse.ArgumentParser(
         prog="python -m tensorhold.run",
-        usage="%(prog)s [-h] [-m MODULE] [--] PROGRAM [ARGUMENT ...]",
-        description="Runs a program with tensorhold in the place of fastsafetensors, in its child processes, too.",
+        usage="%(prog)s [-h] [--as PACKAGE] [-m MODULE] [--] PROGRAM [ARGUMENT ...]",
+        description="Runs a program with tensorhold in the place of fastsafetensors or safetensors, in its child processes, too.",
         allow_abbrev=False,
     )
-    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does; all that follows is its arguments")
     parser.add_argument(
-        "program", nargs=argparse.REMAINDER, metavar="PROGRAM", help="a console script such as vllm, or a file, and its arguments"
+        "--as",
+        dest="aliases",
+        metavar="PACKAGE",
+        action="append",
+        choices=list(_alias.DROP_INS),
+        help=f"the package that tensorhold stands in for: {' or '.join(_alias.DROP_INS)}; may be given several times (default: fastsafetensors)",
     )
-    found = parser.parse_args(arguments)
-    rest: "list[str]" = found.program
-    if rest[:1] == ["--"]:
-        rest = rest[1:]
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does; all that follows is its arguments")
+    parser.epilog = "PROGRAM is a console script such as vllm, or a file. What follows it is its arguments."
+    own, rest = _divide(sys.argv[1:] if arguments is None else arguments)
+    found = parser.parse_args(own)
     if found.module is None and not rest:
         parser.error("no program was named: got no argument, expected a console script, a file, or -m MODULE, such as: -- vllm serve MODEL")
-    install_as_fastsafetensors()
-    _reach_children()
+    for alias in found.aliases or ["fastsafetensors"]:
+        _alias.install(alias)
+        _reach_children(alias)
     if found.module is not None:
         try:
             there = importlib.util.find_spec(found.module)
@@ -50,12 +55,25 @@ def main(arguments: "list[str] | None" = None) -> object:
     return _run(parser, rest[0], rest)
 
 
-def _reach_children() -> None:
-    """Puts the hook first on the path of processes that this one starts."""
+def _divide(arguments: "list[str]") -> "tuple[list[str], list[str]]":
+    """The arguments of `tensorhold.run`, and those of the program, whose options `argparse` would take for its own."""
+    end = 0
+    while end < len(arguments) and arguments[end].startswith("-") and arguments[end] != "--":
+        option = arguments[end]
+        end += 2 if option in ("-m", "--as") else 1
+        if option.startswith("-m"):
+            break
+    rest = arguments[end:]
+    return arguments[:end], rest[1:] if rest[:1] == ["--"] else rest
+
+
+def _reach_children(alias: str) -> None:
+    """Puts the hook of an alias first on the path of processes that this one starts."""
+    hook = os.path.join(HOOKS, alias)
     path = os.environ.get("PYTHONPATH", "")
     entries = [entry for entry in path.split(os.pathsep) if entry]
-    if HOOK not in entries:
-        os.environ["PYTHONPATH"] = os.pathsep.join([HOOK, *entries])
+    if hook not in entries:
+        os.environ["PYTHONPATH"] = os.pathsep.join([hook, *entries])
 
 
 def _run(parser: argparse.ArgumentParser, program: str, argv: "list[str]") -> object:

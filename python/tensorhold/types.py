@@ -31,18 +31,21 @@ Cuts = Union[Mapping[str, Union[Cut, Sequence[Cut]]], Callable[[TensorInfo], Uni
 Tell = Callable[[Progress], Optional[bool]]
 
 
-class _Common(TypedDict, total=False):
+class _WithoutBackend(TypedDict, total=False):
     variant: Optional[str]
     select: Optional[Select]
     dtype: Optional[DTypes]
     cuts: Optional[Cuts]
-    backend: Optional[str]
     memory_budget: Optional[int]
     threads: Optional[int]
     staging_bytes: Optional[int]
     pool: Optional[Pool]
     parts: Optional[bool]
     count_conversions: Optional[bool]
+
+
+class _Common(_WithoutBackend, total=False):
+    backend: Optional[str]
 
 
 class Options(_Common, total=False):
@@ -53,5 +56,11 @@ class Options(_Common, total=False):
 
 class LoadOptions(_Common, total=False):
     """The options of `load`, `load_file`, `safe_open` and `stream`."""
+
+    progress: Union[bool, Tell, None]
+
+
+class OtherOptions(_WithoutBackend, total=False):
+    """The options of functions of safetensors, whose `backend` is an argument."""
 
     progress: Union[bool, Tell, None]

@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy
 from typing_extensions import assert_type
 
 import tensorhold
 import tensorhold.numpy
+import tensorhold.safetensors
 import tensorhold.torch
 from tensorhold import Cut, Pool, TensorInfo
 
 loaded = tensorhold.load_file("llama/", device="cuda:0", framework="pt", memory_budget=1 << 30, progress=True)
 assert_type(loaded, "dict[str, Any]")
 assert_type(tensorhold.torch.load_file(Path("a.safetensors"), "cuda:1", dtype="BF16"), "dict[str, Any]")
-assert_type(tensorhold.numpy.load_file(["a.safetensors", "b.safetensors"]), "dict[str, Any]")
+assert_type(tensorhold.numpy.load_file(["a.safetensors", "b.safetensors"]), "dict[str, numpy.ndarray[Any, Any]]")
+assert_type(tensorhold.torch.load(b""), "dict[str, Any]")
+assert_type(tensorhold.torch.save({}, {"format": "pt"}), bytes)
+assert_type(tensorhold.numpy.load_file("a.safetensors", backend="pread", memory_budget=1 << 30), "dict[str, numpy.ndarray[Any, Any]]")
 
 
 def wanted(info: TensorInfo) -> bool:
@@ -49,6 +54,12 @@ with tensorhold.safe_open("llama/", framework="np", cuts={"a": [Cut.narrow(0, 1,
     assert_type(f, tensorhold.safe_open)
     assert_type(f.metadata(), "dict[str, str] | None")
     assert_type(f.get_slice("a").get_shape(), "list[int]")
+
+with tensorhold.safetensors.safe_open("a.safetensors", "pt", device=None, backend="mmap") as g:
+    assert_type(g, tensorhold.safetensors.safe_open)
+assert_type(tensorhold.deserialize(b""), "list[tuple[str, dict[str, Any]]]")
+spec = tensorhold.TensorSpec(dtype="float32", shape=(2, 3), data_ptr=0, data_len=24)
+assert_type(tensorhold.serialize({"a": spec}), bytes)
 
 tensorhold.save_file(loaded, Path("saved.safetensors"), {"format": "pt"}, synced=True)
 

@@ -84,6 +84,12 @@ pub enum Error {
         /// What is wrong: got, expected and what to do.
         problem: String,
     },
+    /// Bytes in memory are no safetensors file.
+    #[error("read the given bytes as a safetensors file: {problem}")]
+    Bytes {
+        /// What is wrong: got, expected and what to do.
+        problem: String,
+    },
     /// Two files hold tensors of the same name.
     #[error("load tensor {}: {}", Quoted(name), twice(first, second))]
     DuplicateTensor {

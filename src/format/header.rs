@@ -59,8 +59,8 @@ impl Entry {
     }
 }
 
-/// A name that two tensors of a wrong header have: then it is that which is wrong.
-fn twice(tensors: &[Entry]) -> Option<Problem> {
+/// The problem that two tensors have one name, if they do. In a wrong header it is what is wrong.
+pub(super) fn twice(tensors: &[Entry]) -> Option<Problem> {
     let mut names: HashSet<&str, RandomState> =
         HashSet::with_capacity_and_hasher(tensors.len(), RandomState::default());
     let twice = tensors.iter().find(|tensor| !names.insert(&tensor.name))?;
@@ -87,8 +87,8 @@ pub(crate) fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, Problem>
     Ok(header_len as usize)
 }
 
-/// What a header says: its tensors in the order of their bytes, and the free-form strings.
-pub(crate) type Header = (Vec<Entry>, Sorted);
+/// What a header says: its tensors in the order of their bytes, and the free-form strings, if it has a place for them.
+pub(crate) type Header = (Vec<Entry>, Option<Sorted>);
 
 /// Parses a header and checks it against the length of its file.
 ///

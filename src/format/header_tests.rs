@@ -12,7 +12,7 @@ use crate::dtype::DType;
 #[derive(Debug)]
 struct Header {
     tensors: Vec<Entry>,
-    metadata: BTreeMap<String, String>,
+    metadata: Option<BTreeMap<String, String>>,
 }
 
 fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
@@ -20,7 +20,7 @@ fn parse(header: &[u8], file_len: u64) -> Result<Header, Problem> {
     // Whatever is right has an outline, which says the same of places.
     let places = tensors.iter().map(|entry| Place { start: entry.start, bytes: entry.nbytes });
     assert_eq!(outline(header, file_len), Some(places.collect()));
-    Ok(Header { tensors, metadata: metadata.into_map() })
+    Ok(Header { tensors, metadata: metadata.map(|strings| strings.into_map()) })
 }
 
 /// Parses a whole file.
@@ -63,7 +63,7 @@ proptest! {
         let file = safetensors::serialize(views, metadata.clone()).unwrap();
         let header = parse_file(&file).unwrap();
         prop_assert_eq!(header.tensors.len(), tensors.len());
-        prop_assert_eq!(header.metadata.into_iter().collect::<HashMap<_, _>>(), metadata.unwrap_or_default());
+        prop_assert_eq!(header.metadata, metadata.map(|metadata| metadata.into_iter().collect()));
         let mut end = None;
         for entry in &header.tensors {
             let (dtype, shape, bytes) = &tensors[&*entry.name];

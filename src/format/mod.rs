@@ -8,6 +8,7 @@ mod foreign;
 mod header;
 #[cfg(test)]
 mod header_tests;
+mod in_memory;
 mod index;
 mod json;
 mod outline;
@@ -22,6 +23,7 @@ pub(crate) use checkpoint::{Listing, Named, Shards, as_text, with_link};
 pub(crate) use foreign::START_BYTES;
 pub use foreign::foreign_format;
 pub(crate) use header::{Entry, MAX_HEADER_LEN, header_len, parse};
+pub use in_memory::{Deserialized, TensorBytes};
 pub(crate) use index::{Index, left_out};
 pub(crate) use outline::{Place, outline};
 pub(crate) use problem::Problem;

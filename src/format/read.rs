@@ -20,7 +20,8 @@ use crate::shape::Shape;
 /// What a header says. Offsets are from its end. Whether they fit together, and names differ, is not known yet.
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
-    pub(super) metadata: Sorted,
+    /// `None` of a header without them, which is not the same as a header with none of them.
+    pub(super) metadata: Option<Sorted>,
     pub(super) tensors: Vec<Entry>,
 }
 
@@ -86,7 +87,7 @@ impl<'de> Visitor<'de> for Header<'_> {
                 }
             }
         }
-        Ok(Parsed { metadata: metadata.unwrap_or_default(), tensors })
+        Ok(Parsed { metadata: metadata.flatten(), tensors })
     }
 
     refuses! { scalars null text list }
@@ -95,7 +96,7 @@ impl<'de> Visitor<'de> for Header<'_> {
 /// The free-form strings, or null.
 struct FreeForm<'r>(&'r mut Reader);
 
-seed!(FreeForm gives Sorted);
+seed!(FreeForm gives Option<Sorted>);
 
 impl FreeForm<'_> {
     fn refuse<E: Error>(self, got: impl fmt::Display) -> E {
@@ -104,23 +105,23 @@ impl FreeForm<'_> {
 }
 
 impl<'de> Visitor<'de> for FreeForm<'_> {
-    type Value = Sorted;
+    type Value = Option<Sorted>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of strings")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Sorted, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut strings = Strings::default();
         while let Some(Text(key)) = map.next_key()? {
             let (reader, strings) = (&mut *self.0, &mut strings);
             map.next_value_seed(FreeString { reader, strings, key: &key })?;
         }
-        strings.sort().map_err(|problem| self.0.fail(problem))
+        strings.sort().map(Some).map_err(|problem| self.0.fail(problem))
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Sorted, E> {
-        Ok(Sorted::default())
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
     }
 
     refuses! { scalars text list }

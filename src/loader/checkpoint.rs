@@ -124,10 +124,11 @@ impl Checkpoint {
         self.inner.files.iter().map(|file| &**file.source.path())
     }
 
-    /// The strings in a file's header, by the path that it was opened under; `None` for another file.
+    /// The strings in a file's header, by the path that it was opened under. `None` when the header has no `__metadata__`, and for a file that is not
+    /// among [`files`](Self::files).
     pub fn metadata(&self, file: impl AsRef<Path>) -> Option<&Metadata> {
         let file = self.inner.files.iter().find(|opened| **opened.source.path() == *file.as_ref())?;
-        Some(&**file.header.said()?.strings.map()?)
+        Some(&**file.header.said()?.strings.as_ref()?.map()?)
     }
 
     /// Files of the checkpoint's folder that were not opened, and files of which some tensors are left out.

@@ -144,14 +144,14 @@ impl Described {
     }
 
     /// Files' free-form strings, by file. Taken once, when all has been checked: as maps they take much memory.
-    pub(super) fn take_metadata(&mut self) -> Vec<Arc<Metadata>> {
-        self.said.iter_mut().map(|said| mem::take(&mut said.strings).into_map()).collect()
+    pub(super) fn take_metadata(&mut self) -> Vec<Option<Arc<Metadata>>> {
+        self.said.iter_mut().map(|said| said.strings.take().map(Strings::into_map)).collect()
     }
 
     /// Gives what headers say back to the files, when all has been checked.
     pub(super) fn give_back(self, files: &mut [Opened]) {
         for (file, mut said) in files.iter_mut().zip(self.said) {
-            said.strings = Strings::Map(said.strings.into_map());
+            said.strings = said.strings.map(|strings| Strings::Map(strings.into_map()));
             file.header = Header::Read(said);
         }
     }

@@ -54,7 +54,8 @@ pub(super) struct Said {
     /// The same tensors' names, for their memory. Counted here, where they are at hand: later that would take longer than
     /// all else that is done for a tensor.
     pub(super) labels: Vec<Arc<str>>,
-    pub(super) strings: Strings,
+    /// `None` of a header that has no place for them.
+    pub(super) strings: Option<Strings>,
 }
 
 /// The free-form strings of a header.
@@ -63,12 +64,6 @@ pub(super) enum Strings {
     /// Until all headers are found to be right: in little memory.
     Compact(format::Sorted),
     Map(Arc<Metadata>),
-}
-
-impl Default for Strings {
-    fn default() -> Self {
-        Self::Map(Arc::default())
-    }
 }
 
 impl Strings {
@@ -361,7 +356,7 @@ pub(super) fn describe(text: &[u8], source: &FileSource, device: &Device) -> Res
     let (entries, strings) = format::parse(text, source.len()).map_err(|problem| wrong(source, problem))?;
     let mut places = Vec::with_capacity(entries.len());
     let (descriptions, labels) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
-    let mut said = Said { descriptions, labels, strings: Strings::Compact(strings) };
+    let mut said = Said { descriptions, labels, strings: strings.map(Strings::Compact) };
     for Entry { name, dtype, shape, start, nbytes } in entries {
         said.labels.push(Arc::clone(&name));
         let info = TensorInfo { name, dtype, shape, nbytes, file: Arc::clone(path) };

@@ -38,25 +38,25 @@ pub struct FileInfo {
     pub tensors: usize,
     /// The bytes of those tensors.
     pub bytes: u64,
-    /// The free-form strings in its header.
-    pub metadata: Metadata,
+    /// The free-form strings in its header, under `__metadata__`; `None` of a header without that key.
+    pub metadata: Option<Metadata>,
 }
 
 impl Inspection {
     /// Of files, each with its strings, and all their tensors; those that are wanted.
     pub(super) fn new<'a>(
         opened: Vec<Opened>,
-        metadata: Vec<Arc<Metadata>>,
+        metadata: Vec<Option<Arc<Metadata>>>,
         tensors: impl Iterator<Item = &'a TensorInfo> + Clone,
         wanted: Option<&Rule<bool>>,
         asked: &Asked,
     ) -> Result<Self> {
-        let file = |(Opened { source, places, .. }, metadata): (Opened, Arc<Metadata>)| FileInfo {
+        let file = |(Opened { source, places, .. }, metadata): (Opened, Option<Arc<Metadata>>)| FileInfo {
             path: Arc::clone(source.path()),
             file_bytes: source.len(),
             tensors: places.len(),
             bytes: places.iter().map(|place| place.bytes).fold(0, u64::saturating_add),
-            metadata: Arc::unwrap_or_clone(metadata),
+            metadata: metadata.map(Arc::unwrap_or_clone),
         };
         asked.check_names(tensors.clone())?;
         let mut found = Vec::new();

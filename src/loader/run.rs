@@ -68,14 +68,14 @@ pub(super) struct Run {
 /// Tensors, and their names if the files that they are of fit together. Kept until nothing writes to the memory.
 pub(super) struct Made {
     tensors: Result<Vec<Tensor>>,
-    metadata: BTreeMap<PathBuf, Arc<Metadata>>,
+    metadata: BTreeMap<PathBuf, Option<Arc<Metadata>>>,
     names: Result<Names>,
 }
 
 /// What is handed out when its bytes have arrived.
 pub(super) struct Ready {
     pub(super) tensors: Named,
-    metadata: BTreeMap<PathBuf, Arc<Metadata>>,
+    metadata: BTreeMap<PathBuf, Option<Arc<Metadata>>>,
 }
 
 impl Made {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::tensor::TensorView;
 
 /// Sources are read, and files written, in parts of at most so many bytes: each thread has a buffer of that length.
-const CHUNK_BYTES: u64 = 4 << 20;
+pub(super) const CHUNK_BYTES: u64 = 4 << 20;
 
 /// What goes to one place of a file.
 pub(super) struct Part<'s, 'a> {

@@ -6,7 +6,7 @@
 //! 3. **Fill**: threads write tensors to their places, chunk by chunk: host memory as it is, devices' by way of a staging buffer for each thread.
 //! 4. **Commit**: when all bytes are there, the files get their names. A failure leaves no file.
 //!
-//! [`Saver`] does all of it; who fills files in a way of their own begins with a plan.
+//! [`Saver`] does all of it, or makes a file in memory ([`Saver::serialize`]); who fills files in a way of their own begins with a plan.
 //!
 //! ```
 //! # let folder = tempfile::tempdir().unwrap();
@@ -34,6 +34,7 @@ mod permissions;
 mod placed;
 mod plan;
 mod saver;
+mod serialized;
 mod set;
 mod space;
 mod target;
@@ -43,5 +44,6 @@ pub use draft::{Draft, Durability};
 pub use entry::{Entry, FillError, Item};
 pub use plan::{PlanOptions, ShardPlan, balance, plan_shards, shard_paths};
 pub use saver::{Saved, Saver};
+pub use serialized::Serialized;
 pub use set::{KEY_SHARD_COUNT, KEY_SHARD_INDEX, KEY_SHARD_SET, validate_shard_set};
 pub use space::free_space;

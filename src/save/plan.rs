@@ -3,8 +3,8 @@
 //! # Invariants
 //! - **E1** Each entry is in exactly one shard.
 //! - **E2** What the same entries and options come to is the same each time, but for the name of a set.
-//! - **E3** Entries of a file lie one after the other from the end of its header on, wider types first, so that each begins at a multiple of its elements'
-//!   size wherever the header ends at one.
+//! - **E3** Entries of a file lie one after the other from the end of its header on, wider types first and booleans last, so that each begins at a multiple
+//!   of its elements' size wherever the header ends at one. Those of types of one width keep the order in which they were given.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashSet};
@@ -18,6 +18,7 @@ use tensorhold_allocator::Quoted;
 
 use super::entry::Entry;
 use super::set;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::{MAX_HEADER_LEN, METADATA};
 use crate::weights::Metadata;
@@ -68,7 +69,8 @@ pub fn balance(bytes: &[u64], shards: usize) -> Vec<Vec<usize>> {
 /// What the files of a set have beside tensors. Options are chained by value.
 #[derive(Clone)]
 pub struct PlanOptions {
-    metadata: Metadata,
+    /// `None`: files have none, unless the options below give them some.
+    metadata: Option<Metadata>,
     first_metadata: Metadata,
     shard_metadata: Option<Arc<ShardMetadata>>,
     header_align: u64,
@@ -80,7 +82,7 @@ type ShardMetadata = dyn Fn(usize, &[&Entry]) -> Metadata + Send + Sync;
 impl Default for PlanOptions {
     fn default() -> Self {
         Self {
-            metadata: Metadata::new(),
+            metadata: None,
             first_metadata: Metadata::new(),
             shard_metadata: None,
             header_align: HEADER_ALIGN,
@@ -105,9 +107,10 @@ impl PlanOptions {
         Self::default()
     }
 
-    /// The strings of each file.
+    /// The strings of each file, as its `__metadata__`, also where they are empty. A file without any strings of this or another option has no
+    /// `__metadata__`.
     pub fn metadata(mut self, metadata: Metadata) -> Self {
-        self.metadata = metadata;
+        self.metadata = Some(metadata);
         self
     }
 
@@ -139,8 +142,8 @@ impl PlanOptions {
     }
 
     /// The strings of shard `number` of `shards`.
-    fn strings(&self, number: usize, shards: usize, entries: &[&Entry]) -> Result<Metadata> {
-        let mut metadata = self.metadata.clone();
+    fn strings(&self, number: usize, shards: usize, entries: &[&Entry]) -> Result<Option<Metadata>> {
+        let mut metadata = self.metadata.clone().unwrap_or_default();
         if number == 0 {
             metadata.extend(self.first_metadata.clone());
         }
@@ -157,7 +160,7 @@ impl PlanOptions {
                 }
             }
         }
-        Ok(metadata)
+        Ok((self.metadata.is_some() || !metadata.is_empty()).then_some(metadata))
     }
 }
 
@@ -172,14 +175,14 @@ pub struct ShardPlan {
 }
 
 impl ShardPlan {
-    /// A file with these entries, in this order, and these strings. The length of its header is a multiple of `header_align` bytes.
+    /// A file with these entries, in this order, and these strings: without `__metadata__` for `None`, with an empty one for an empty map. The length of its header is a multiple of `header_align` bytes.
     ///
     /// # Errors
     /// When two entries have the same name, `header_align` is not a multiple of 8, or the header is longer than the format allows.
     pub fn new(
         path: impl Into<PathBuf>,
         entries: Vec<Entry>,
-        metadata: &Metadata,
+        metadata: Option<&Metadata>,
         header_align: u64,
     ) -> Result<Self> {
         if header_align == 0 || !header_align.is_multiple_of(8) {
@@ -192,7 +195,7 @@ impl ShardPlan {
         }
         check_names(&entries)?;
         let (path, mut text, mut end) = (path.into(), String::from("{"), 0_u64);
-        if !metadata.is_empty() {
+        if let Some(metadata) = metadata {
             text.push_str(&format!("{}:{}", json!(METADATA), json!(metadata)));
         }
         for entry in &entries {
@@ -274,13 +277,29 @@ pub fn plan_shards(entries: &[Entry], paths: &[PathBuf], options: &PlanOptions) 
     let sizes: Vec<u64> = entries.iter().map(Entry::nbytes).collect();
     let parts = balance(&sizes, paths.len()).into_iter().zip(paths).enumerate();
     let plan = |(number, (mut part, path)): (usize, (Vec<usize>, &PathBuf))| {
-        // E3; as they were given otherwise.
-        part.sort_by_key(|&entry| (Reverse(entries[entry].dtype().bits()), entry));
-        let part: Vec<&Entry> = part.iter().map(|&entry| &entries[entry]).collect();
-        let metadata = options.strings(number, paths.len(), &part)?;
-        ShardPlan::new(path, part.into_iter().cloned().collect(), &metadata, options.header_align)
+        part.sort_unstable();
+        plan_shard(part.iter().map(|&entry| &entries[entry]).collect(), path, number, paths.len(), options)
     };
     parts.map(plan).collect()
+}
+
+/// Plans shard `number` of `shards`, with these entries, in the order in which they were given.
+pub(super) fn plan_shard(
+    mut entries: Vec<&Entry>,
+    path: &Path,
+    number: usize,
+    shards: usize,
+    options: &PlanOptions,
+) -> Result<ShardPlan> {
+    // E3: a stable sort.
+    entries.sort_by_key(|entry| Reverse(width(entry.dtype())));
+    let metadata = options.strings(number, shards, &entries)?;
+    ShardPlan::new(path, entries.into_iter().cloned().collect(), metadata.as_ref(), options.header_align)
+}
+
+/// What E3 sorts by. Booleans, which can begin anywhere, come last, as in the files of the `safetensors` crate.
+fn width(dtype: DType) -> u32 {
+    if dtype == DType::BOOL { 0 } else { dtype.bits() }
 }
 
 fn check_names(entries: &[Entry]) -> Result<()> {
@@ -298,9 +317,11 @@ fn check_names(entries: &[Entry]) -> Result<()> {
 }
 
 fn too_long(path: &Path, got: &str) -> Error {
+    // A file in memory has no path.
+    let file = if path.as_os_str().is_empty() { "a file in memory".into() } else { format!("{path:?}") };
     Error::Option {
         option: "tensors",
-        got: format!("{got} for {path:?}"),
+        got: format!("{got} for {file}"),
         expected: format!("a header of at most {MAX_HEADER_LEN} bytes, as the format has it"),
         remedy: "divide them among more files".into(),
     }

@@ -1,5 +1,6 @@
 //! [`Saver`]: all of it at once.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -13,6 +14,7 @@ use super::draft::{Draft, Durability};
 use super::entry::{Entry, Item};
 use super::fill::{self, Part};
 use super::plan::{PlanOptions, ShardPlan, balance, plan_shards, shard_paths};
+use super::serialized::Serialized;
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
 
@@ -102,7 +104,7 @@ impl Saver {
         self
     }
 
-    /// The strings of each file.
+    /// The strings of each file; see [`PlanOptions::metadata`].
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.plan = self.plan.metadata(metadata);
         self
@@ -190,28 +192,47 @@ impl Saver {
         path: impl Into<PathBuf>,
         items: impl IntoIterator<Item = Item<'a>>,
     ) -> Result<Saved> {
-        if self.index == Index::Beside {
-            return Err(Error::Option {
+        self.check_no_index()?;
+        let items: Vec<Item<'a>> = items.into_iter().collect();
+        self.save_to(&[path.into()], &items, PathBuf::new())
+    }
+
+    /// Plans a file in memory. [`threads`](Self::threads), [`min_free_bytes`](Self::min_free_bytes) and [`durability`](Self::durability) do not matter here.
+    ///
+    /// # Errors
+    /// When options or tensors cannot be followed, and when an index is asked for.
+    pub fn serialize<'a>(&self, items: impl IntoIterator<Item = Item<'a>>) -> Result<Serialized<'a>> {
+        self.check_no_index()?;
+        Serialized::new(items.into_iter().collect(), &self.plan())
+    }
+
+    /// Refuses an index where there is one file.
+    fn check_no_index(&self) -> Result<()> {
+        match self.index {
+            Index::None => Ok(()),
+            Index::Beside => Err(Error::Option {
                 option: "index",
                 got: "an index of one file".into(),
                 expected: "one of the files of save()".into(),
                 remedy: "leave it out: the file says what is in it".into(),
-            });
+            }),
         }
-        let items: Vec<Item<'a>> = items.into_iter().collect();
-        self.save_to(&[path.into()], &items, PathBuf::new())
+    }
+
+    /// The options of the files; a set that is marked gets a name.
+    fn plan(&self) -> Cow<'_, PlanOptions> {
+        match self.set {
+            Set::Marked => Cow::Owned(self.plan.clone().shard_set(set_name())),
+            Set::Unmarked => Cow::Borrowed(&self.plan),
+        }
     }
 
     fn save_to(&self, paths: &[PathBuf], items: &[Item<'_>], index: PathBuf) -> Result<Saved> {
         let threads = self.writers()?;
         let entries: Vec<Entry> = items.iter().map(|item| item.entry.clone()).collect();
-        let plan = match self.set {
-            Set::Marked => &self.plan.clone().shard_set(set_name()),
-            Set::Unmarked => &self.plan,
-        };
         let index = (self.index == Index::Beside).then_some(index);
         let others: Vec<&Path> = index.as_deref().into_iter().collect();
-        let plans = plan_shards(&entries, paths, plan)?;
+        let plans = plan_shards(&entries, paths, &self.plan())?;
         let draft = Draft::create_with(plans, &others, self.min_free_bytes)?;
         let by_name: BTreeMap<&str, &Item<'_>> = items.iter().map(|item| (item.entry.name(), item)).collect();
         let parts: Vec<Part<'_, '_>> = draft

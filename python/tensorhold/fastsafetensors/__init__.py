@@ -4,7 +4,7 @@ Import it under its own name, or let `tensorhold.install_as_fastsafetensors()` m
 says what differs.
 """
 
-from tensorhold._alias import VERSION as __version__
+from tensorhold._alias import DROP_INS
 from tensorhold.fastsafetensors._planner import BudgetInfeasibleError
 from tensorhold.fastsafetensors.allocation import live_allocation_bytes, live_allocation_count
 from tensorhold.fastsafetensors.auto_loader import AutoLoader
@@ -15,6 +15,8 @@ from tensorhold.fastsafetensors.file_buffer import FilesBufferOnDevice
 from tensorhold.fastsafetensors.loader import SafeTensorsFileLoader, fastsafe_open
 from tensorhold.fastsafetensors.parallel_loader import ParallelLoader
 from tensorhold.fastsafetensors.saver import ParallelSaver
+
+__version__ = DROP_INS["fastsafetensors"].version
 
 __all__ = [
     "AutoLoader",

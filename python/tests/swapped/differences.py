@@ -1,0 +1,81 @@
+"""What differs from safetensors on purpose. The tests fail for a difference that is not listed here, and for one that is listed and does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+MISSING_MODULES = {
+    "tensorflow": "tensorhold does not make tensors of TensorFlow",
+    "paddle": "tensorhold does not make tensors of Paddle",
+    "mlx": "tensorhold does not make arrays of MLX, which runs on macOS",
+}
+"""Submodules that `tensorhold.safetensors` does not have."""
+
+NATIVE = ("tensorhold",)
+BOTH = ("tensorhold", "tensorhold.safetensors")
+
+
+class Difference(NamedTuple):
+    reason: str
+    calls: tuple[str, ...]
+    """Patterns of the calls' names; `?` stands for one character, also for a bracket."""
+    packages: tuple[str, ...] = BOTH
+
+
+DIFFERENCES = [
+    Difference("keys() are in the order of the file, in which reading ahead is fast", ("the order of keys",)),
+    Difference(
+        "more types are loaded: F8_E8M0 and F4 from bytes, slices of F4, and all that ml_dtypes has, for NumPy",
+        (
+            "torch.load of F4", "torch.load of one F4", "torch.load of *F8_E8M0", "slices for torch of *F4", "numpy.load of *BF16",
+            "numpy.load of *F8_*", "numpy.load_file of *F8_*", "*for numpy of F8_*", "*for numpy of one F8_*",
+        ),
+    ),
+    Difference(
+        "a type that NumPy does not have is a SafetensorError, not an AttributeError",
+        ("numpy.load_file of *F4", "safe_open for numpy of *F4", "slices for numpy of *F4", "get_tensors for numpy of *F4"),
+    ),
+    Difference(
+        "a type of torch that the format does not have is a SafetensorError, as for NumPy, not a KeyError",
+        ("torch.save* of *complex128", "torch.save* of *complex32"),
+    ),
+    Difference(
+        "text that UTF-8 cannot hold is a SafetensorError and ValueError that names the tensor, not a UnicodeEncodeError",
+        ("torch.save* of a name with half a surrogate pair", "*with metadata: half a surrogate pair"),
+    ),
+    Difference(
+        "more kinds of arguments are taken: folders and several files, what gives its bytes, any mapping as metadata, bytes as a path to save to",
+        (
+            "a list as filename", "*.load of bytearray", "*.load of memoryview", "*with metadata: a mapping proxy", "save_file to bytes",
+            "device torch.device('cpu')",
+        ),
+    ),
+    Difference("a folder is a checkpoint; one without weights is a FormatError, not an OSError", ("a folder as filename",)),
+    Difference("tensors are on the CPU or on CUDA devices: another device is a SafetensorError", ("device 'mps'", "device 'xpu:0'", "device 'npu'")),
+    Difference("an open checkpoint has a length, names that `in` finds, and tensors by index", ("len", "in", "an index")),
+    Difference("an empty range is empty, not a SystemError", ("?5:2? for numpy",)),
+    Difference(
+        "arrays with gaps are written row by row; safetensors writes the bytes that lie at their first element",
+        ("numpy.save* of a transposed array", "numpy.save* of a column"),
+    ),
+    Difference("a conjugate is written as its values; safetensors writes those of the tensor that it is a conjugate of", ("torch.save* of a conjugate",)),
+    Difference("a header is JSON, also one of no tensors with {} as metadata", ("torch.save* of no tensors with metadata: {}",)),
+    Difference("a symbolic link is followed, not replaced", ("save_file to a symbolic link",)),
+    Difference("a new file has the permissions that the umask leaves, not those of a temporary file", ("the permissions of a new file",)),
+    Difference("tensors that are not contiguous can be looked at for shared memory", ("_find_shared_tensors of a transposed view", "_remove_duplicate_names of a transposed view")),
+    Difference("the caller's metadata is not changed", ("save_model's argument metadata afterwards",)),
+]  # fmt: skip
+
+
+def wanted(package: str, calls: Iterable[str]) -> dict[str, str]:
+    """The calls that differ on purpose in a package, each with the reason."""
+    found = {}
+    for difference in DIFFERENCES:
+        if package in difference.packages:
+            for pattern in difference.calls:
+                matching = [call for call in calls if fnmatchcase(call, pattern)]
+                assert matching, f"no call is named {pattern!r}"
+                found.update(dict.fromkeys(matching, difference.reason))
+    return found
