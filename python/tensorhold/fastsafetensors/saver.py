@@ -161,8 +161,10 @@ def plan_shards(
     def strings_of(names: List[str]) -> Dict[str, str]:
         return _strings("shard_metadata", shard_metadata(tuple(by_name[name] for name in names)) if shard_metadata else None)
 
+    # In a file, the largest tensors of a type are first, and types in the order of their sizes: so elements are aligned.
+    ordered = sorted(entries, key=lambda entry: -entry.nbytes)
     planned = _core.plan_shards(
-        [(entry.name, entry.dtype.value, list(entry.shape)) for entry in entries],
+        [(entry.name, entry.dtype.value, list(entry.shape)) for entry in ordered],
         paths,
         metadata=_strings("metadata", metadata),
         first_metadata=_strings("shard0_metadata", shard0_metadata),
