@@ -70,11 +70,12 @@ def collect_file_stats(
     """The sizes of files, by their headers. `keep_tensor` selects what is loaded, `resident_tensor` what the consumer keeps."""
     stats = []
     for path, metadata in metas:
-        frames = [(name, *frame.data_offsets) for name, frame in selected(metadata, keep_tensor)]
-        sizes = [end - start for _, start, end in frames]
-        resident = sum(end - start for name, start, end in frames if resident_tensor is None or resident_tensor(name))
-        span = max(end for _, _, end in frames) - frames[0][1] if sum(sizes) else 0
-        stats.append(FileWeightStats(path, sum(sizes), span, max(sizes, default=0), resident))
+        found = list(selected(metadata, keep_tensor))
+        sizes = {name: frame.data_offsets[1] - frame.data_offsets[0] for name, frame in found}
+        total = sum(sizes.values())
+        resident = sum(size for name, size in sizes.items() if resident_tensor is None or resident_tensor(name))
+        span = max(frame.data_offsets[1] for _, frame in found) - found[0][1].data_offsets[0] if total else 0
+        stats.append(FileWeightStats(path, total, span, max(sizes.values(), default=0), resident))
     return stats
 
 

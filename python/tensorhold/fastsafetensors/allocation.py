@@ -55,7 +55,10 @@ def held_bytes() -> int:
     for pool in pools:
         pool.trim()
         total += pool.stats().reserved_bytes
-    return total + sum(iteration.held_bytes for iteration in iterations if iteration.process == here)
+    for iteration in iterations:
+        if iteration.process == here:
+            total += iteration.held_bytes
+    return total
 
 
 def count_in(pool: _core.Pool, has_ended: Callable[[], bool]) -> None:

@@ -1,17 +1,17 @@
 """Groups of `torch.distributed`, and of one's own."""
 
 from dataclasses import dataclass, field
-from typing import Any, List, Optional
-
-import torch.distributed as distributed
+from typing import TYPE_CHECKING, Any, List, Optional
 
 from tensorhold import frameworks
 from tensorhold.fastsafetensors.frameworks import ProcessGroupBase
-from tensorhold.fastsafetensors.frameworks._torch_tensor import TorchTensor
+
+if TYPE_CHECKING:
+    from tensorhold.fastsafetensors.frameworks._torch import TorchTensor
 
 
 @dataclass
-class TorchProcessGroup(ProcessGroupBase[TorchTensor]):
+class TorchProcessGroup(ProcessGroupBase["TorchTensor"]):
     """A group of `torch.distributed`, or one with the methods of `tensorhold.groups.TorchGroup`; None is a job of one."""
 
     real_pg: Optional[Any]
@@ -23,11 +23,11 @@ class TorchProcessGroup(ProcessGroupBase[TorchTensor]):
     def rank(self) -> int:
         return 0 if self.real_pg is None else int(self.real_pg.rank())
 
-    def broadcast(self, dst: TorchTensor, rank: int) -> None:
+    def broadcast(self, dst: "TorchTensor", rank: int) -> None:
         if self.size() > 1:
             self._fill(dst, lambda bytes_: self.moves().broadcast(bytes_, rank))
 
-    def scatter(self, dst: TorchTensor, scatter_list: List[TorchTensor], src: int) -> None:
+    def scatter(self, dst: "TorchTensor", scatter_list: List["TorchTensor"], src: int) -> None:
         if self.size() == 1:
             dst.real_tensor.copy_(scatter_list[0].real_tensor)
             return
@@ -37,17 +37,17 @@ class TorchProcessGroup(ProcessGroupBase[TorchTensor]):
         self.moves().scatter([frameworks.bytes_of_torch(part.real_tensor) for part in scatter_list])
         dst.real_tensor.copy_(scatter_list[src].real_tensor)
 
-    def send(self, t: TorchTensor, dst_rank: int, tag: int) -> None:
+    def send(self, t: "TorchTensor", dst_rank: int, tag: int) -> None:
         """Sends a tensor. Tensors arrive in the order in which they are sent, whatever their tags."""
         if self.size() > 1:
             self.moves().send(frameworks.bytes_of_torch(t.real_tensor), dst_rank)
 
-    def recv(self, t: TorchTensor, src_rank: int, tag: int) -> None:
+    def recv(self, t: "TorchTensor", src_rank: int, tag: int) -> None:
         if self.size() > 1:
             self._fill(t, lambda bytes_: self.moves().recv(bytes_, src_rank))
 
     @staticmethod
-    def _fill(tensor: TorchTensor, move: Any) -> None:
+    def _fill(tensor: "TorchTensor", move: Any) -> None:
         """Moves bytes into a tensor, whatever its strides."""
         real = tensor.real_tensor
         bytes_ = frameworks.bytes_of_torch(real)
@@ -64,6 +64,8 @@ class TorchProcessGroup(ProcessGroupBase[TorchTensor]):
         return self._moves
 
     def _opened(self) -> Any:
+        import torch.distributed as distributed
+
         from tensorhold.groups import TorchGroup
 
         if isinstance(self.real_pg, distributed.ProcessGroup):
