@@ -20,8 +20,10 @@ class TensorFrame:
 
     @classmethod
     def from_buffer(cls, entry: Dict[str, Any]) -> "TensorFrame":
-        """What an entry of a header says."""
-        shape = list(entry["shape"])
+        """The frame of an entry of a header."""
+        shape = entry["shape"]
+        if not isinstance(shape, list) or any(type(extent) is not int or extent < 0 for extent in shape):
+            raise ValueError(f"read an entry of a header: got shape {shape!r}; shape must contain nonnegative integers; write the file again")
         strides: List[int] = []
         inner = 1
         for extent in reversed(shape):

@@ -10,7 +10,7 @@ CONFIG = "FASTSAFETENSORS_CONFIG"
 """The configuration file of `AutoLoader`."""
 
 DEBUG = "FASTSAFETENSORS_DEBUG"
-"""`true` makes `iterate_weights` say how far it was when it was closed."""
+"""`true` makes pipelines print each of their steps."""
 
 EP_SLICE = "FASTSAFETENSORS_EP_SLICE"
 """`1` turns the expert filter from the environment on."""
@@ -26,11 +26,12 @@ EP_RANK = ("FASTSAFETENSORS_EP_RANK", "RANK")
 
 
 def config_path() -> "Optional[str]":
-    return os.environ.get(CONFIG) or None
+    """The path, which may be empty; None where the variable is not set."""
+    return os.environ.get(CONFIG)
 
 
 def is_debug() -> bool:
-    return os.environ.get(DEBUG, "").lower() in ("1", "true")
+    return os.environ.get(DEBUG, "").lower() == "true"
 
 
 def is_expert_slice() -> bool:

@@ -8,15 +8,21 @@ from tensorhold.fastsafetensors.loader import BaseSafeTensorsFileLoader, SafeTen
 from tensorhold.fastsafetensors.parallel_loader import PipelineParallel
 from tensorhold.fastsafetensors.threefs_loader import ThreeFSLoader
 
+__all__ = ["AutoLoader", "SafeTensorsFileLoader", "ThreeFSLoader"]
+
 logger = logging.getLogger(__name__)
 
+# Names of this module, looked up at each call: a class that replaces one of them is used.
+_LOADER_REGISTRY: Dict[str, str] = {"base": "SafeTensorsFileLoader", "3fs": "ThreeFSLoader"}
 
-def _loader_class(name: str) -> Type[BaseSafeTensorsFileLoader]:
-    # Looked up at each call, so that what stands under these names in this module is used.
-    classes: Dict[str, Type[BaseSafeTensorsFileLoader]] = {"base": SafeTensorsFileLoader, "3fs": ThreeFSLoader}
-    if name not in classes:
-        raise ValueError(f"Unknown loader type: {name!r}; expected one of {', '.join(classes)}, in the configuration's \"loader\"")
-    return classes[name]
+
+def _resolve_loader_class(loader_name: str) -> Type[BaseSafeTensorsFileLoader]:
+    attribute = _LOADER_REGISTRY.get(loader_name)
+    found: Optional[Type[BaseSafeTensorsFileLoader]] = globals().get(attribute) if attribute else None
+    if found is None:
+        known = ", ".join(_LOADER_REGISTRY)
+        raise ValueError(f"Unknown loader type: {loader_name!r}; expected one of {known}, in the configuration's \"loader\"")
+    return found
 
 
 class AutoLoader:
@@ -24,7 +30,7 @@ class AutoLoader:
 
     def __init__(self, pg: Optional[Any], hf_weights_files: Sequence[str], device: str = "cpu") -> None:
         self._config = load_config()
-        kind = _loader_class(self._config.loader)
+        kind = _resolve_loader_class(self._config.loader)
         options = kind.process_extension_config(
             self._config.get_extension_config(self._config.loader), hf_weights_files=hf_weights_files
         )
@@ -37,12 +43,14 @@ class AutoLoader:
             disable_cache=self._config.disable_cache,
             **options,
         )
-        self._pipeline = PipelineParallel(pg, self._loader, hf_weights_files, **self._config.create_parallel_kwargs())
+        self._pipeline = PipelineParallel(
+            pg=pg, loader=self._loader, hf_weights_files=hf_weights_files, **self._config.create_parallel_kwargs()
+        )
         logger.info("loading %d files onto %s by %r", len(hf_weights_files), device, self._config)
 
     @property
     def config(self) -> LoaderConfig:
-        """What was read."""
+        """The configuration that was read."""
         return self._config
 
     def iterate_weights(self) -> Generator[Tuple[str, Any], None, None]:
@@ -50,5 +58,5 @@ class AutoLoader:
         return self._pipeline.iterate_weights()
 
     def close(self) -> None:
-        """Ends iterations that are under way. What was given stays."""
+        """Ends iterations that are under way. Tensors that they have yielded stay."""
         self._pipeline.close()

@@ -3,14 +3,17 @@
 import json
 import logging
 import os
+import pathlib
+import re
 import stat
 from collections import OrderedDict
 from ctypes import string_at
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple
 
 from tensorhold import _core
 from tensorhold._text import quoted
 from tensorhold.fastsafetensors._frames import TensorFrame
+from tensorhold.fastsafetensors._planner import join, selected
 from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, Device, DType
 
 if TYPE_CHECKING:
@@ -22,8 +25,12 @@ __all__ = [
     "SingleGroup",
     "TensorFrame",
     "get_device_numa_node",
+    "get_fs_type",
     "init_logger",
+    "is_debug",
     "is_gpu_found",
+    "resolve_runtime_lib_name",
+    "set_debug",
 ]
 
 HEADER_LIMIT = 100_000_000
@@ -41,6 +48,16 @@ class HeaderTooSmall(_core.FormatError):
 def init_logger(name: str) -> logging.Logger:
     """The logger of a module."""
     return logging.getLogger(name)
+
+
+def set_debug() -> None:
+    """Shows messages of all levels on the standard error output."""
+    logging.basicConfig(format="[%(levelname)s] %(message)s", level=logging.DEBUG, force=True)
+
+
+def is_debug(logger: logging.Logger) -> bool:
+    """Whether a logger passes debug messages on."""
+    return logger.isEnabledFor(logging.DEBUG)
 
 
 def is_gpu_found() -> bool:
@@ -64,6 +81,30 @@ def get_device_numa_node(device: Optional[int]) -> Optional[int]:
     return node if node >= 0 else None
 
 
+def get_fs_type(path: str, mounts_file: str = "/proc/mounts") -> str:
+    """The type of the file system that a path is on, by a table of mounts; empty where that is not known."""
+    place = pathlib.PurePath(os.path.realpath(path))
+    found, depth = "", 0
+    try:
+        with open(mounts_file) as mounts:
+            for fields in map(str.split, mounts):
+                if len(fields) < 3:
+                    continue
+                # The table writes special characters as octal numbers.
+                point = pathlib.PurePath(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[1]))
+                if len(point.parts) > depth and place.is_relative_to(point):
+                    found, depth = fields[2], len(point.parts)
+    except OSError:
+        return ""
+    return found
+
+
+def resolve_runtime_lib_name(framework: Optional["FrameworkOpBase[Any, Any]"] = None) -> str:
+    """The runtime library of the GPUs that a framework is built for; empty if there are none."""
+    platform = "" if framework is None else framework.get_cuda_ver().partition("-")[0]
+    return {"cuda": "libcudart.so", "hip": "libamdhip64.so"}.get(platform, "")
+
+
 class SingleGroup:
     """The group of a job of one process."""
 
@@ -82,7 +123,7 @@ class SafeTensorsMetadata:
         string: str,
         header_length: int,
         size_bytes: int,
-        framework: "FrameworkOpBase",
+        framework: "FrameworkOpBase[Any, Any]",
         src: str = "",
         keep_orig_dict: bool = False,
     ) -> None:
@@ -149,14 +190,14 @@ class SafeTensorsMetadata:
             )
 
     @classmethod
-    def from_buffer(cls, buf: int, buffer_len: int, filename: str, framework: "FrameworkOpBase") -> "SafeTensorsMetadata":
+    def from_buffer(cls, buf: int, buffer_len: int, filename: str, framework: "FrameworkOpBase[Any, Any]") -> "SafeTensorsMetadata":
         """Of the bytes of a file, at an address in host memory."""
         length = cls._header_bytes(lambda count: string_at(buf, min(buffer_len, count)), buffer_len, filename)
         return cls(cls._text(string_at(buf + 8, length), filename), 8 + length, buffer_len, framework, filename)
 
     @classmethod
     def from_fd(
-        cls, fd: int, filename: str, framework: "FrameworkOpBase", keep_orig_dict: bool = False
+        cls, fd: int, filename: str, framework: "FrameworkOpBase[Any, Any]", keep_orig_dict: bool = False
     ) -> "SafeTensorsMetadata":
         """Of an open file."""
         size = os.fstat(fd).st_size
@@ -170,7 +211,7 @@ class SafeTensorsMetadata:
         return cls(cls._text(header, filename), 8 + length, size, framework, filename, keep_orig_dict)
 
     @classmethod
-    def from_file(cls, filename: str, framework: "FrameworkOpBase") -> "SafeTensorsMetadata":
+    def from_file(cls, filename: str, framework: "FrameworkOpBase[Any, Any]") -> "SafeTensorsMetadata":
         """Of a file."""
         # A FIFO would wait for a writer, and a device has no end.
         fd = os.open(filename, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -215,19 +256,36 @@ class SafeTensorsMetadata:
     ) -> "Dict[str, TensorBase]":
         """Tensors over bytes that the caller has read: `gbuf`, an object with a buffer or `__dlpack__`, holds the file from `copy_start_offset` on.
         They share its memory and keep it, and `owner`."""
-        return self.framework.tensors_over(self, gbuf, device, copy_start_offset, dtype, owner)
+        return self._get_tensors(gbuf, device, copy_start_offset, dtype, owner=owner)
+
+    def _get_tensors(
+        self,
+        gbuf: Any,
+        device: Device,
+        copy_start_offset: int,
+        dtype: DType = DType.AUTO,
+        names: Optional[Set[str]] = None,
+        owner: Any = None,
+    ) -> "Dict[str, TensorBase]":
+        """The same for some of the tensors: the buffer need not hold the others."""
+        views = self.framework.iter_buffer_views(self, gbuf, device, copy_start_offset, names, owner=owner)
+        if views is None:
+            raise NotImplementedError(
+                f"take tensors from a buffer: {self.framework.get_name()} has no views of buffers; load the file, or use framework=\"pytorch\""
+            )
+        if dtype is DType.AUTO:
+            return dict(views)
+        tensors = {name: view.to(dtype=dtype) for name, view in views}
+        for name in tensors:
+            self.tensors[name].dtype = dtype
+        return tensors
 
     def select_byte_ranges(self, keep_tensor: Callable[[str], bool], merge_gap: int = 4096) -> List[Tuple[int, int]]:
         """Where in the file the tensors lie that the rule keeps: ranges in ascending order. Ranges that lie no more than `merge_gap` bytes apart are one."""
         ranges: List[Tuple[int, int]] = []
-        for name, frame in self.tensors.items():
+        for _, frame in selected(self, keep_tensor):
             start, end = (self.header_length + offset for offset in frame.data_offsets)
-            if start == end or not keep_tensor(name):
-                continue
-            if ranges and start - ranges[-1][1] <= merge_gap:
-                ranges[-1] = (ranges[-1][0], end)
-            else:
-                ranges.append((start, end))
+            join(ranges, start, end, merge_gap)
         return ranges
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""`LoaderConfig`: what `AutoLoader` reads from a file."""
+"""`LoaderConfig`: the options that `AutoLoader` reads from a file."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ DEFAULT_CONFIG_PATH = "fastsafetensors.json"
 
 @dataclass
 class LoaderConfig:
-    """Options of `AutoLoader`. What a file says besides is kept by its key, for the loader of that name."""
+    """Options of `AutoLoader`. Other objects of a file are kept by their keys: each holds the options of the loader of that name."""
 
     loader: str = "base"
     framework: str = "pytorch"
@@ -36,29 +36,51 @@ class LoaderConfig:
     device_memory_budget: Optional[int] = None
     _extensions: Dict[str, Any] = field(default_factory=dict)
 
+    # Objects whose options are those of the file itself.
+    _COMMON_GROUPS = {"parallel", "debug"}
+    # Options of all loaders: in the object of one loader they mean nothing.
+    _COMMON_FIELDS_FOR_EXTENSION = {"framework", "debug_log", "set_numa", "disable_cache"}
+
     def __post_init__(self) -> None:
         check_producers(self.max_concurrent_producers)
 
     @classmethod
     def from_dict(cls, data: Dict[str, Any]) -> "LoaderConfig":
-        """What a parsed file says."""
+        """The configuration of a parsed file. Options in the groups `parallel` and `debug` are options of the whole; the later of two wins. Unknown
+        options are dropped."""
         if not isinstance(data, dict):
             raise ValueError(f"read a configuration: got {kind(data)}, expected an object with the options; see LoaderConfig")
-        known = {option.name for option in fields(cls)} - {"_extensions"}
-        options = {key: value for key, value in data.items() if key in known}
-        rest = {key: value for key, value in data.items() if key not in known}
-        return cls(**options, _extensions=rest)
+        known = {option.name for option in fields(cls) if not option.name.startswith("_")}
+        options: Dict[str, Any] = {}
+        extensions: Dict[str, Dict[str, Any]] = {}
+        for key, value in data.items():
+            if not isinstance(value, dict):
+                found = {key: value}
+            elif key in cls._COMMON_GROUPS:
+                found = value
+            else:
+                extensions[key] = dict(value)
+                continue
+            for name, option in found.items():
+                if name in known:
+                    options[name] = option
+                else:
+                    logger.debug("configuration: ignoring the unknown option %r (%r)", name, key)
+        return cls(**options, _extensions=extensions)
 
     @classmethod
-    def from_file(cls, path: str) -> "LoaderConfig":
-        """What a JSON file says."""
+    def _from_json(cls, path: str) -> "LoaderConfig":
         with open(path, encoding="utf-8") as file:
             return cls.from_dict(json.load(file))
 
+    @classmethod
+    def from_file(cls, path: str) -> "LoaderConfig":
+        """The configuration of a JSON file."""
+        return cls._from_json(path)
+
     def get_extension_config(self, name: str) -> Dict[str, Any]:
-        """What the file says for the loader of that name."""
-        found = self._extensions.get(name, {})
-        return dict(found) if isinstance(found, dict) else {}
+        """The options of the loader of that name, without those that all loaders have."""
+        return {key: value for key, value in self._extensions.get(name, {}).items() if key not in self._COMMON_FIELDS_FOR_EXTENSION}
 
     def create_parallel_kwargs(self) -> Dict[str, Any]:
         """The options of `PipelineParallel`. Without `use_pipeline` nothing is read ahead."""
@@ -85,7 +107,7 @@ def load_config() -> LoaderConfig:
     named = _settings.config_path()
     if named is not None and not os.path.isfile(named):
         raise FileNotFoundError(f"read the configuration that {CONFIG_ENV_VAR} names: there is no file {named!r}; correct or unset the variable")
-    path = named or DEFAULT_CONFIG_PATH
+    path = DEFAULT_CONFIG_PATH if named is None else named
     if not os.path.isfile(path):
         return LoaderConfig()
     logger.debug("reading the configuration %s", path)

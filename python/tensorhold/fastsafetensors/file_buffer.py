@@ -1,11 +1,12 @@
 """`FilesBufferOnDevice`: the tensors of files that the ranks of a group have read between them."""
 
 import weakref
-from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
+from tensorhold import _core
 from tensorhold._text import kind, quoted
-from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, ProcessGroupBase, TensorBase
+from tensorhold.fastsafetensors.frameworks import TensorBase
+from tensorhold.fastsafetensors.frameworks._native import NativeOp
 from tensorhold.fastsafetensors.st_types import Device, DType
 from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
 
@@ -13,6 +14,12 @@ from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
 def _check_int(argument: str, value: Any) -> None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"argument {argument}: got {quoted(value)} of type {kind(value)}, expected an int; convert it with int()")
+
+
+class ClosedBufferError(_core.ClosedError, KeyError):
+    """The tensors of a buffer that has been closed are asked for."""
+
+    __str__ = Exception.__str__
 
 
 class FilesBufferOnDevice:
@@ -24,31 +31,42 @@ class FilesBufferOnDevice:
 
     def __init__(
         self,
-        rank_loaders: Mapping[int, Sequence[LazyTensorFactory]],
+        rank_loaders: Dict[int, List[LazyTensorFactory]],
         pg: Any,
-        framework: FrameworkOpBase,
+        framework: NativeOp,
         auto_mem_delete: bool = True,
         keep_tensor: Optional[Callable[[str], bool]] = None,
         borrowed_tensors: bool = False,
     ) -> None:
-        """Of files by rank. `auto_mem_delete` is for callers that pass it: memory goes with its tensors anyway."""
+        """Of files by rank. `auto_mem_delete` changes nothing: memory goes with its tensors anyway."""
         self.framework = framework
-        self.pg = pg if isinstance(pg, ProcessGroupBase) else framework.get_process_group(pg)
-        self.auto_mem_delete = auto_mem_delete
+        self.pg = framework.get_process_group(pg)
+        self.auto_mem_delete = auto_mem_delete and self.pg.size() > 1
         self.borrowed_tensors = borrowed_tensors
-        self.rank_loaders = {rank: list(files) for rank, files in rank_loaders.items()}
-        self.key_to_rank_lidx: "OrderedDict[str, Tuple[int, int]]" = OrderedDict()
+        self.rank_loaders = rank_loaders
+        self.key_to_rank_lidx: Dict[str, Tuple[int, int]] = {}
         self._borrowed: List["weakref.ref[Any]"] = []
         self._shared: Any = None
-        for rank, files in self.rank_loaders.items():
+        self._dtype = DType.AUTO
+        for rank, files in rank_loaders.items():
             for number, file in enumerate(files):
-                self._shared = file.shared
-                for name in file.tensors:
-                    if keep_tensor is None or keep_tensor(name):
-                        self.key_to_rank_lidx[name] = (rank, number)
+                for name in file.infos:
+                    if keep_tensor is not None and not keep_tensor(name):
+                        continue
+                    if name in self.key_to_rank_lidx:
+                        raise _core.FormatError(
+                            f"load files: tensor {quoted(name)} is in {self._file(name).path!r} and in {file.path!r}, and must be unique among files; "
+                            "leave one of them out"
+                        )
+                    self.key_to_rank_lidx[name] = (rank, number)
+
+    def _serve(self, shared: Any, dtype: DType) -> None:
+        """Takes the load that the tensors come from, and the type that they are converted to."""
+        self._shared = shared
+        self._dtype = dtype
 
     def close(self) -> None:
-        """Lets go of the tensors. Those that were returned stay; borrowed ones are emptied."""
+        """Gives up the tensors. Those that were returned stay; borrowed ones are emptied."""
         for borrowed in self._borrowed:
             tensor = borrowed()
             if tensor is not None:
@@ -56,15 +74,25 @@ class FilesBufferOnDevice:
         self._borrowed.clear()
         if self._shared is not None:
             self._shared.close()
+        self.rank_loaders = {}
 
-    def _file(self, tensor_name: str) -> LazyTensorFactory:
+    def _get_rank_lidx(self, tensor_name: str) -> Tuple[int, int]:
         found = self.key_to_rank_lidx.get(tensor_name)
         if found is None:
             raise ValueError(
                 f"find tensor {quoted(tensor_name)}: it was not found in the files, or is filtered out, among {len(self.key_to_rank_lidx)}; "
                 "key_to_rank_lidx has their names"
             )
-        return self.rank_loaders[found[0]][found[1]]
+        return found
+
+    def _file(self, tensor_name: str) -> LazyTensorFactory:
+        rank, number = self._get_rank_lidx(tensor_name)
+        files = self.rank_loaders.get(rank)
+        if files is None:
+            raise ClosedBufferError(
+                f"take tensor {quoted(tensor_name)}: the buffer has been closed; take the tensors that you need before, they stay valid"
+            )
+        return files[number]
 
     def get_filename(self, tensor_name: str) -> str:
         """The file that a tensor is from."""
@@ -72,11 +100,11 @@ class FilesBufferOnDevice:
 
     def get_shape(self, tensor_name: str) -> List[int]:
         """The shape in the header."""
-        return list(self._file(tensor_name).tensors[tensor_name].shape)
+        return list(self._file(tensor_name).infos[tensor_name].shape)
 
     def get_tensor(self, tensor_name: str, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO) -> Any:
         """The whole tensor, on every rank."""
-        if device is not None or dtype is not DType.AUTO or self.borrowed_tensors:
+        if device is not None or dtype is not DType.AUTO or self._dtype is not DType.AUTO or self.borrowed_tensors:
             return self.get_tensor_wrapped(tensor_name, device, dtype).get_raw()
         # What wraps a tensor takes longer to make than the tensor.
         self._file(tensor_name)
@@ -107,25 +135,29 @@ class FilesBufferOnDevice:
 
     def _check_dim(self, tensor_name: str, dim: int) -> None:
         shape = self.get_shape(tensor_name)
-        if dim >= len(shape):
+        if not 0 <= dim < len(shape):
             raise IndexError(f"cut tensor {quoted(tensor_name)}: got dimension {dim}, expected one of its {len(shape)}; count dimensions from 0")
 
     def get_multi_cols(
         self, tensor_names: Sequence[str], dim: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
     ) -> TensorBase:
-        """This rank's parts of several tensors, side by side along a dimension; wrapped."""
-        names = list(tensor_names)
+        """This rank's parts of several tensors, side by side along a dimension, file by file; wrapped."""
+        _check_int("dim", dim)
+        names = sorted(tensor_names, key=self._get_rank_lidx)
+        if not names:
+            raise IndexError("join tensors: got no names, expected one or more; name the tensors")
+        if dim < 0:
+            dim += len(self.get_shape(names[0]))
         for name in names:
-            self._file(name)
-            if dim < 0:
-                raise IndexError(f"join tensors: got dimension {dim}, expected 0 or more; count dimensions from 0")
             self._check_dim(name, dim)
         return self._given(self._shared.columns(names, dim), device, dtype)
 
     def push_tensor(
         self, tensor_name: str, dst_rank: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
     ) -> Any:
-        """The whole tensor on one rank; None on the others."""
+        """The whole tensor on one rank; None on the others. A job of one is given the tensor, whatever the rank."""
+        if self.pg.size() == 1:
+            return self.get_tensor(tensor_name, device, dtype)
         self._file(tensor_name)
         _check_int("dst_rank", dst_rank)
         if not 0 <= dst_rank < self.pg.size():
@@ -148,6 +180,8 @@ class FilesBufferOnDevice:
         wrapped = self.framework.take(native)
         if self.borrowed_tensors:
             self._borrowed.append(weakref.ref(wrapped.get_raw()))
+        if self._dtype is not DType.AUTO:
+            wrapped = wrapped.to(dtype=self._dtype)
         if device is None and dtype is DType.AUTO:
             return wrapped
         wanted = device if isinstance(device, Device) or device is None else Device.from_str(str(device))

@@ -6,65 +6,28 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
-from tensorhold import _arguments, _core
-from tensorhold._text import kind, quoted
-from tensorhold.fastsafetensors.allocation import device_pool
-from tensorhold.fastsafetensors.common import HeaderTooSmall
+from tensorhold import _core
+from tensorhold._text import quoted
+from tensorhold.fastsafetensors._headers import Infos, files_by_rank, files_of, read_headers
+from tensorhold.fastsafetensors.allocation import FILES, device_pool
+from tensorhold.fastsafetensors.common import SafeTensorsMetadata, TensorFrame
 from tensorhold.fastsafetensors.file_buffer import FilesBufferOnDevice
-from tensorhold.fastsafetensors.frameworks import TensorBase, get_framework_op, native_name
-from tensorhold.fastsafetensors.st_types import DType
+from tensorhold.fastsafetensors.frameworks import TensorBase, get_framework_op
+from tensorhold.fastsafetensors.frameworks._native import moves_of
+from tensorhold.fastsafetensors.st_types import Device, DType
 from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
 
 logger = logging.getLogger(__name__)
 
-Infos = List[_core.TensorInfo]
+MAX_THREADS = 1024
 
-
-def check_lengths(paths: Sequence[str]) -> None:
-    """Refuses files that are too short for a header, with fastsafetensors' word for it."""
-    for path in paths:
-        try:
-            size = os.stat(path).st_size
-        except OSError:
-            continue  # What opens it says why.
-        if size < 8 and os.path.isfile(path):
-            raise HeaderTooSmall(f"read header of {path!r}: HeaderTooSmall: got {size} bytes, expected at least 8; name a safetensors file")
-
-
-def files_of(argument: str, found: Any) -> List[str]:
-    """The paths of a list, of the argument that messages name."""
-    if isinstance(found, (str, bytes, os.PathLike)):
-        raise TypeError(f"argument {argument}: got {quoted(found)}, expected a list of paths; put the path in a list")
-    try:
-        paths = list(found)
-    except TypeError as error:
-        raise TypeError(f"argument {argument}: got {kind(found)}, expected a list of paths, each a str or an os.PathLike; name files") from error
-    return [_arguments.path(argument, path) for path in paths]
-
-
-def files_by_rank(argument: str, found: Any) -> List[Tuple[int, List[str]]]:
-    """The ranks of a dict, each with its paths, of the argument that messages name."""
-    if not callable(getattr(found, "items", None)):
-        raise TypeError(f"argument {argument}: got {kind(found)}, expected a dict from ranks to lists of paths; name the rank, as in {{0: [path]}}")
-    by_rank = []
-    for rank, paths in found.items():
-        if isinstance(rank, bool) or not hasattr(rank, "__index__"):
-            raise TypeError(f"argument {argument}: got the key {quoted(rank)} of type {kind(rank)}, expected a rank, an int; name the rank")
-        by_rank.append((int(rank), files_of(f"{argument}, files of rank {rank}", paths)))
-    return by_rank
-
-
-def read_headers(paths: Sequence[str], dtype: Optional[str] = None) -> Tuple[Infos, Dict[str, Dict[str, str]]]:
-    """The tensors of files, in the order of files and bytes, and each file's strings."""
-    if not paths:
-        return [], {}
-    check_lengths(paths)
-    return _core.inspect(list(paths), "cpu", dtype=dtype)
+_LOADED = (DType.F32, DType.F16, DType.BF16, DType.F8_E4M3, DType.F8_E5M2)
+"""Types that a load converts floats to, on the way."""
 
 
 class BaseSafeTensorsFileLoader:
-    """Loads files by rank onto a device. Where it is read from and how, tensorhold finds out by itself: `copier_type` and the options of copiers
-    change nothing of what is loaded."""
+    """Loads files by rank onto a device. tensorhold chooses by itself how it reads: `copier_type` and the options of copiers change nothing of what is
+    loaded."""
 
     def __init__(
         self,
@@ -78,23 +41,47 @@ class BaseSafeTensorsFileLoader:
     ) -> None:
         self.framework = get_framework_op(framework)
         self.pg = self.framework.get_process_group(pg)
-        self.device = self.framework.get_device(device, self.pg)
-        self.copier_type = copier_type
+        self.device: Device = device if isinstance(device, Device) else self.framework.get_device(device, self.pg)
         self.disable_cache = disable_cache
+        self._place = self.framework.place(self.device)
         self._threads: Optional[int] = kwargs.get("threads")
-        self._keep: Optional[Callable[[str], bool]] = None
+        self._tensor_filter: Optional[Callable[[str], bool]] = None
+        # The rank of each file, and its tensors.
         self._files: "OrderedDict[str, int]" = OrderedDict()
-        self._infos: "OrderedDict[str, _core.TensorInfo]" = OrderedDict()
-        self._metadata: Dict[str, Dict[str, str]] = {}
+        self._infos: "OrderedDict[str, Infos]" = OrderedDict()
+        self._by_name: Optional[Dict[str, _core.TensorInfo]] = None
+        self._metadata: Dict[str, SafeTensorsMetadata] = {}
         self.init_numa(set_numa)
 
     @classmethod
     def process_extension_config(cls, ext_config: Mapping[str, Any], **kwargs: Any) -> Dict[str, Any]:
-        """The options of the constructor, of what a configuration says for the loader."""
+        """The options of the constructor, from the loader's object in a configuration."""
         return dict(ext_config)
 
+    @property
+    def meta(self) -> Dict[str, Tuple[SafeTensorsMetadata, int]]:
+        """The header and the rank of each file. Headers are read when they are asked for."""
+        return {path: (self._metadata_of(path), rank) for path, rank in self._files.items()}
+
+    @property
+    def frames(self) -> Dict[str, TensorFrame]:
+        """The frames of all tensors by name."""
+        return {name: frame for path in self._files for name, frame in self._metadata_of(path).tensors.items()}
+
+    def _metadata_of(self, path: str) -> SafeTensorsMetadata:
+        found = self._metadata.get(path)
+        if found is None:
+            found = self._metadata[path] = SafeTensorsMetadata.from_file(path, self.framework)
+        return found
+
+    def _names(self) -> Dict[str, _core.TensorInfo]:
+        """All tensors by name; of a name in several files, the last."""
+        if self._by_name is None:
+            self._by_name = {info.name: info for infos in self._infos.values() for info in infos}
+        return self._by_name
+
     def init_numa(self, set_numa: bool = True) -> None:
-        """For callers that ask for it: staging memory is placed near the device anyway."""
+        """Does nothing: staging memory is placed near the device anyway."""
         logger.debug("set_numa=%s: staging memory is placed near the device, without binding threads", set_numa)
 
     def reset(self) -> None:
@@ -102,6 +89,7 @@ class BaseSafeTensorsFileLoader:
         self._files.clear()
         self._infos.clear()
         self._metadata.clear()
+        self._by_name = None
 
     def close(self) -> None:
         """Forgets the files. What was loaded stays."""
@@ -113,42 +101,27 @@ class BaseSafeTensorsFileLoader:
             raise ValueError(
                 f"set a tensor filter: it is for single-process groups, got one of {self.pg.size()} ranks; give each rank a group of its own, such as SingleGroup()"
             )
-        self._keep = keep_tensor
+        self._tensor_filter = keep_tensor
 
     def add_filenames(self, filenames: Mapping[int, Sequence[str]]) -> None:
         """Adds files, by the rank that reads them; the same on every rank. Reads the headers of all."""
-        size = self.pg.size()
-        added: "OrderedDict[str, int]" = OrderedDict()
-        for rank, paths in files_by_rank("filenames", filenames):
-            for path in paths:
-                if not 0 <= rank < size:
-                    # Kept for callers that name more ranks than there are: read by one that there is.
-                    logger.warning("add file %r: rank %s is not below %s; rank %s reads it", path, rank, size, rank % size)
-                added[path] = rank % size
-        for path in self._files:
-            added.pop(path, None)
-        infos, metadata = read_headers(list(added))
-        for info in infos:
-            there = self._infos.get(info.name)
-            if there is not None:
-                raise _core.FormatError(
-                    f"add files: tensor {quoted(info.name)} is in {there.file!r} and in {info.file!r}, expected in one file; leave one of them out"
-                )
-        for info in infos:
-            self._infos[info.name] = info
+        added = files_by_rank("filenames", filenames)
+        self._infos.update(read_headers(list(added)))
         self._files.update(added)
-        self._metadata.update(metadata)
+        self._by_name = None
+        for path in added:
+            self._metadata.pop(path, None)
 
     def get_keys(self) -> List[str]:
-        """The names of the tensors that a load gives."""
-        return [name for name in self._infos if self._keep is None or self._keep(name)]
+        """The names of the tensors of a load."""
+        keep = self._tensor_filter
+        return [name for name in self._names() if keep is None or keep(name)]
 
     def get_shape(self, tensor_name: str) -> List[int]:
-        """The shape in the header."""
-        info = self._infos[tensor_name]
-        if self._keep is not None and not self._keep(tensor_name):
+        """The shape in the header; of several files with the tensor, in the last."""
+        if self._tensor_filter is not None and not self._tensor_filter(tensor_name):
             raise ValueError(f"get the shape of tensor {quoted(tensor_name)}: it is filtered out; change the filter, or ask for another")
-        return list(info.shape)
+        return list(self._names()[tensor_name].shape)
 
     def copy_files_to_device(
         self,
@@ -158,27 +131,32 @@ class BaseSafeTensorsFileLoader:
         allow_inflight: bool = False,
         borrowed_tensors: bool = False,
     ) -> FilesBufferOnDevice:
-        """Loads this rank's files, and gives the tensors of all ranks. When it returns, bytes are there: nothing is in flight."""
-        name = None if dtype is DType.AUTO else dtype.value
-        keep = self._keep
-        wanted = [info for info in self._infos.values() if keep is None or keep(info.name)]
-        if name is not None and wanted:
-            kept = {info.name for info in wanted}
-            wanted = [info for info in read_headers(list(self._files), name)[0] if info.name in kept]
-        order = [(info, self._files[info.file]) for info in wanted]
-        own = self.pg.rank()
-        local = [path for path, rank in self._files.items() if rank == own]
+        """Loads this rank's files, and gives the tensors of all ranks. When it returns, all bytes are there: nothing is in flight."""
+        size = self.pg.size()
+        if borrowed_tensors and size != 1:
+            raise ValueError(f"borrowed_tensors requires a single-process loader group: got one of {size} ranks; leave it out, or give each rank SingleGroup()")
+        files = sorted(self._files.items())
+        for _, rank in files:
+            if not 0 <= rank < size:
+                raise KeyError(rank)
+        keep = self._tensor_filter
+        # Types that a load does not convert to or from are converted as tensors are asked for.
+        name = dtype.value if dtype in _LOADED else None
+        headers = self._infos if name is None else read_headers([path for path, _ in files], name)
+        factories: Dict[int, List[LazyTensorFactory]] = {rank: [] for rank in range(size)}
+        order: List[Tuple[_core.TensorInfo, int]] = []
+        for path, rank in files:
+            wanted = OrderedDict((info.name, info) for info in headers[path] if keep is None or keep(info.name))
+            order += [(info, rank) for info in wanted.values()]
+            factories[rank].append(LazyTensorFactory(path, wanted, rank, self._metadata_of))
+        buffer = FilesBufferOnDevice(factories, self.pg, self.framework, borrowed_tensors=borrowed_tensors)
         options: Dict[str, Any] = {"dtype": name, "threads": self._threads}
         if keep is not None:
             options["select"] = lambda info: keep(info.name)
-        shared = _core.share(self.pg.moves(), device_pool(native_name(self.device)), order, local, **options)
-        by_file: "OrderedDict[str, OrderedDict[str, _core.TensorInfo]]" = OrderedDict((path, OrderedDict()) for path in self._files)
-        for info in wanted:
-            by_file[info.file][info.name] = info
-        rank_loaders: Dict[int, List[LazyTensorFactory]] = {}
-        for path, rank in self._files.items():
-            rank_loaders.setdefault(rank, []).append(LazyTensorFactory(path, by_file[path], shared))
-        return FilesBufferOnDevice(rank_loaders, self.pg, self.framework, borrowed_tensors=borrowed_tensors)
+        local = [path for path, rank in files if rank == self.pg.rank()]
+        moves = moves_of(self.pg, self.framework, self.device)
+        buffer._serve(_core.share(moves, device_pool(self._place, FILES), order, local, **options), dtype)
+        return buffer
 
 
 class SafeTensorsFileLoader(BaseSafeTensorsFileLoader):
@@ -199,23 +177,29 @@ class SafeTensorsFileLoader(BaseSafeTensorsFileLoader):
         use_fgds: bool = False,
         **kwargs: Any,
     ) -> None:
-        if bbuf_size_kb <= 0 or max_threads <= 0:
-            raise ValueError(f"option bbuf_size_kb or max_threads: got {bbuf_size_kb} and {max_threads}, expected both to be positive; leave them out")
+        if bbuf_size_kb <= 0 or not 0 < max_threads <= MAX_THREADS:
+            raise ValueError(
+                f"options bbuf_size_kb and max_threads: got {bbuf_size_kb} and {max_threads}, expected both to be positive, and at most {MAX_THREADS} threads; "
+                "leave them out"
+            )
         if debug_log:
             logging.getLogger("tensorhold").setLevel(logging.DEBUG)
         if use_fgds:
             logger.info("use_fgds: files are read without FGDS, which tensorhold does not use")
         # The default stands for as many as the machine is good for.
-        threads = None if max_threads == 16 else min(max_threads, 1024)
-        copier = "nogds" if nogds else "gds"
-        super().__init__(pg, device, copier, set_numa, disable_cache, framework, threads=threads, **kwargs)
+        threads = None if max_threads == 16 else max_threads
+        copier = "nogds" if nogds else "fgds" if use_fgds else "gds"
+        place = get_framework_op(framework)
+        super().__init__(pg, place.get_device(device, pg), copier, set_numa, disable_cache, framework, threads=threads, **kwargs)
 
     @classmethod
     def process_extension_config(cls, ext_config: Mapping[str, Any], **kwargs: Any) -> Dict[str, Any]:
-        """`copier_type`, one of `gds`, `nogds` and `fgds`, becomes the options that say so."""
+        """The options of the constructor: `nogds` and `use_fgds` stand for `copier_type`."""
         options = dict(ext_config)
         copier = options.pop("copier_type", "gds")
-        return {**options, "nogds": copier == "nogds", "use_fgds": copier == "fgds"}
+        if copier == "fgds":
+            return {**options, "nogds": False, "use_fgds": True}
+        return {"use_fgds": False, **options, "nogds": copier != "gds"}
 
 
 class fastsafe_open:
@@ -242,8 +226,8 @@ class fastsafe_open:
         self.fb = self.loader.copy_files_to_device(max_copy_block_size=max_copy_block_size)
 
     def metadata(self) -> Dict[str, Dict[str, str]]:
-        """The strings in each file's header, by its path."""
-        return dict(self.loader._metadata)
+        """The strings in each file's header, by its path; `""` for a file whose header has none."""
+        return {path: metadata.metadata for path, (metadata, _) in self.loader.meta.items()}
 
     def keys(self) -> List[str]:
         """The names."""

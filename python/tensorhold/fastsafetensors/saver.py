@@ -1,6 +1,7 @@
 """Sharded sets of files: plans, and writing them by threads. A set appears when all of it has been written, or not at all."""
 
 import mmap
+import os
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from tensorhold import _arguments, _core
 from tensorhold import frameworks as exports
 from tensorhold._text import quoted
-from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, TensorBase, get_framework_op
+from tensorhold.fastsafetensors.frameworks import TensorBase, get_framework_op
 from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, DType
 
 KEY_SHARD_INDEX = "fst.shard.index"
@@ -54,7 +55,11 @@ class ShardPlan:
 
 _MAX_BYTES = (1 << 64) - 1
 
-Fill = Callable[[Sequence[Tuple[memoryview, WriteEntry]]], None]
+FillFn = Callable[[List[Tuple[memoryview, WriteEntry]]], None]
+"""Writes tensors: called once, with the memory that each goes to, the largest first."""
+
+ShardMetadataFn = Callable[[Sequence[WriteEntry]], Mapping[str, str]]
+"""The strings of a file, by its tensors."""
 
 
 def validate_shard_set(metas: Sequence[Any]) -> None:
@@ -67,26 +72,24 @@ def validate_shard_set(metas: Sequence[Any]) -> None:
 
 
 def plain_entry(name: str, tensor: Any, *, framework: str = "pytorch") -> WriteEntry:
-    """A tensor of the framework's, under that name."""
-    op = get_framework_op(framework)
+    """A tensor of the framework's, or one that is wrapped already, under that name."""
     with exports.exporting(name, tensor):
-        wrapped = _wrapped(op, name, tensor)
-        shape = wrapped.get_shape()
-        if wrapped.dtype is DType.F4 and shape:
-            # The format counts elements, frameworks pairs.
-            shape[-1] *= 2
-        return WriteEntry(name, wrapped.dtype, shape, wrapped.get_nbytes(), tensor)
+        wrapped = _wrapped(framework, name, tensor)
+        return WriteEntry(name, wrapped.dtype, wrapped.get_shape(), wrapped.get_nbytes(), tensor)
 
 
-def _wrapped(framework: FrameworkOpBase, name: str, tensor: Any) -> TensorBase:
+def _wrapped(framework: str, name: str, tensor: Any) -> TensorBase:
+    """The tensor, wrapped. Only what is not wrapped needs the framework."""
     if tensor is None:
         raise _core.TensorError(f"write tensor {quoted(name)}: the entry has no source; give one, or a fill that needs none")
     if isinstance(tensor, TensorBase):
         return tensor
-    wrong = framework.refusal(tensor)
+    op = get_framework_op(framework)
+    wrong = op.refusal(tensor)
     if wrong:
         raise _core.TensorError(f"save tensor {quoted(name)}: {wrong}")
-    return framework.wrap_tensor(tensor)
+    wrapped: TensorBase = op.wrap_tensor(tensor)
+    return wrapped
 
 
 def shard_paths(base: str, num_shards: int) -> List[str]:
@@ -138,7 +141,7 @@ def plan_shards(
     *,
     metadata: Optional[Mapping[str, str]] = None,
     shard0_metadata: Optional[Mapping[str, str]] = None,
-    shard_metadata: Optional[Callable[[Sequence[WriteEntry]], Mapping[str, str]]] = None,
+    shard_metadata: Optional[ShardMetadataFn] = None,
     header_align: int = 8,
 ) -> List[ShardPlan]:
     """Divides tensors among files of about the same size. `metadata` are strings of every file, `shard0_metadata` of the first, and
@@ -156,10 +159,12 @@ def plan_shards(
         raise ValueError(f"header_align must be a positive multiple of 8: got {header_align}; leave it out for 8")
 
     def strings_of(names: List[str]) -> Dict[str, str]:
-        return _strings("shard_metadata", shard_metadata([by_name[name] for name in names]) if shard_metadata else None)
+        return _strings("shard_metadata", shard_metadata(tuple(by_name[name] for name in names)) if shard_metadata else None)
 
+    # In a file, the largest tensors of a type are first, and types in the order of their sizes: so elements are aligned.
+    ordered = sorted(entries, key=lambda entry: -entry.nbytes)
     planned = _core.plan_shards(
-        [(entry.name, entry.dtype.value, list(entry.shape)) for entry in entries],
+        [(entry.name, entry.dtype.value, list(entry.shape)) for entry in ordered],
         paths,
         metadata=_strings("metadata", metadata),
         first_metadata=_strings("shard0_metadata", shard0_metadata),
@@ -177,13 +182,15 @@ def plan_shards(
     return plans
 
 
-def write_shards(plans: Sequence[ShardPlan], fill: Fill, *, min_free_bytes: int = 0, fsync: bool = False) -> List[str]:
-    """Writes planned files, and returns their paths. `fill` is called once, with all tensors and the memory that each goes to; the files have their names when
-    it has returned. Their folders have to be there, with room for them and `min_free_bytes` more."""
+def write_shards(plans: Sequence[ShardPlan], fill: FillFn, *, min_free_bytes: int = 0, fsync: bool = False) -> List[str]:
+    """Writes planned files, and returns their paths. `fill` is called once, with all tensors and the memory that each goes to, the largest first; the
+    files have their names when it has returned. Makes folders that are missing. There has to be room for the files and `min_free_bytes` more."""
     _check_room(min_free_bytes)
     for plan in plans:
         if plan._native is None:
             raise ValueError(f"write {plan.path!r}: the plan is not one of plan_shards(), expected what it made; plan it there")
+    for plan in plans:
+        os.makedirs(os.path.dirname(os.path.abspath(plan.path)), exist_ok=True)
     draft = _core._Draft([plan._native for plan in plans], min_free_bytes=min_free_bytes)
     maps: List[mmap.mmap] = []
     views: List[memoryview] = []
@@ -198,6 +205,7 @@ def write_shards(plans: Sequence[ShardPlan], fill: Fill, *, min_free_bytes: int 
                 start, end = plan.offsets[entry.name]
                 views.append(whole[start:end])
                 targets.append((views[-1], entry))
+        targets.sort(key=lambda target: -target[1].nbytes)
         fill(targets)
         del targets
         return [str(path) for path in draft.commit(synced=fsync)]
@@ -227,7 +235,7 @@ def _unmap(views: List[memoryview], maps: List[mmap.mmap]) -> None:
             pass
 
 
-def per_entry_fill(fn: Callable[[memoryview, WriteEntry], None], num_threads: int = 8) -> Fill:
+def per_entry_fill(fn: Callable[[memoryview, WriteEntry], None], num_threads: int = 8) -> FillFn:
     """A fill that calls `fn` for each tensor, from several threads, the largest first."""
     if num_threads <= 0:
         raise ValueError(f"num_threads must be positive: got {num_threads}; leave it out for 8")
@@ -247,13 +255,12 @@ def per_entry_fill(fn: Callable[[memoryview, WriteEntry], None], num_threads: in
     return fill
 
 
-def tensor_fill(num_threads: int = 8, *, framework: str = "pytorch") -> Fill:
+def tensor_fill(num_threads: int = 8, *, framework: str = "pytorch") -> FillFn:
     """A fill that copies each entry's source, a tensor of the framework's."""
-    op = get_framework_op(framework)
 
     def copy(view: memoryview, entry: WriteEntry) -> None:
         with exports.exporting(entry.name, entry.source):
-            source = _wrapped(op, entry.name, entry.source)
+            source = _wrapped(framework, entry.name, entry.source)
             if source.get_nbytes() != entry.nbytes:
                 raise _core.TensorError(
                     f"write tensor {quoted(entry.name)}: its source has {source.get_nbytes()} bytes, expected {entry.nbytes}; give the tensor that was planned"
@@ -268,13 +275,13 @@ def save_sharded(
     base: str,
     *,
     num_shards: int = 16,
-    fill: Optional[Fill] = None,
+    fill: Optional[FillFn] = None,
     framework: str = "pytorch",
     min_free_bytes: int = 0,
     fsync: bool = False,
     metadata: Optional[Mapping[str, str]] = None,
     shard0_metadata: Optional[Mapping[str, str]] = None,
-    shard_metadata: Optional[Callable[[Sequence[WriteEntry]], Mapping[str, str]]] = None,
+    shard_metadata: Optional[ShardMetadataFn] = None,
     header_align: int = 8,
 ) -> List[str]:
     """Plans and writes a set, and returns its paths. Without a fill, sources are copied."""
@@ -298,8 +305,8 @@ class ParallelSaver:
         num_shards: int = 16,
         framework: str = "pytorch",
         num_threads: int = 8,
-        shard_metadata: Optional[Callable[[Sequence[WriteEntry]], Mapping[str, str]]] = None,
-        fill: Optional[Fill] = None,
+        shard_metadata: Optional[ShardMetadataFn] = None,
+        fill: Optional[FillFn] = None,
         min_free_bytes: int = 0,
         fsync: bool = False,
     ) -> None:

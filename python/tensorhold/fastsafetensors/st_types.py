@@ -29,10 +29,10 @@ class DType(Enum):
     AUTO = "AUTO"
 
 
-_BITS = {"BOOL": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4}
+_BYTES = {"BOOL": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F4": 0.5}
 
 DTYPE_SIZES: Dict[DType, float] = {
-    dtype: _BITS.get(dtype.value, int(re.sub(r"\D", "", dtype.value) or 0)) / 8 for dtype in DType if dtype is not DType.AUTO
+    dtype: _BYTES.get(dtype.value) or int(re.sub(r"\D", "", dtype.value)) // 8 for dtype in DType if dtype is not DType.AUTO
 }
 """The size of an element in bytes; half a byte for F4."""
 

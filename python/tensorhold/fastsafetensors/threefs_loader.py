@@ -1,9 +1,13 @@
 """The loaders of 3FS, which tensorhold does not have: by their signatures, for what imports them."""
 
+import importlib
+import logging
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 from tensorhold.fastsafetensors.loader import BaseSafeTensorsFileLoader
 from tensorhold.fastsafetensors.parallel_loader import PipelineParallel
+
+logger = logging.getLogger(__name__)
 
 
 def _refused(mount_point: str) -> ImportError:
@@ -30,7 +34,17 @@ class ThreeFSLoader(BaseSafeTensorsFileLoader):
 
     @classmethod
     def process_extension_config(cls, ext_config: Mapping[str, Any], **kwargs: Any) -> Dict[str, Any]:
-        return dict(ext_config)
+        """The options of the constructor. A mount point that is not named is that of the first file, if the reader of 3FS is installed."""
+        options = dict(ext_config)
+        files = kwargs.get("hf_weights_files")
+        if files and not str(options.get("mount_point") or "").strip():
+            try:
+                reader: Any = importlib.import_module("fastsafetensor_3fs_reader")
+            except ImportError:
+                logger.debug("fastsafetensor_3fs_reader is not installed: the mount point is the default")
+            else:
+                options["mount_point"] = reader.extract_mount_point(files[0])
+        return options
 
 
 class ParallelThreeFSLoader(PipelineParallel):

@@ -27,6 +27,9 @@ from tensorhold.fastsafetensors import (  # noqa: E402
     live_allocation_bytes,
     live_allocation_count,
 )
+from tensorhold.fastsafetensors.frameworks import ProcessGroupBase, get_framework_op  # noqa: E402
+from tensorhold.fastsafetensors.parallel_loader import PipelineParallel  # noqa: E402
+from tensorhold.fastsafetensors.st_types import Device, DType  # noqa: E402
 from tensorhold.groups import TorchGroup, check_group  # noqa: E402
 
 RANK, SIZE, DEVICE, FOLDER = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4])
@@ -99,10 +102,12 @@ def mistakes(pg: Any) -> list[str]:
         calls: list[Callable[[], Any]] = [
             lambda: files.get_tensor("nothing"),
             lambda: files.fb.get_sharded("a.weight", 2) if pg.size() > 1 else files.fb.get_multi_cols(["a.weight"], 2),
-            lambda: files.fb.push_tensor("a.weight", pg.size()),
+            lambda: files.fb.push_tensor("a.weight", pg.size()) if pg.size() > 1 else files.get_tensor("nothing"),
             lambda: files.fb.get_multi_cols(["a.weight", "c.weight"], 0),
             lambda: list(files.fb.iter_local_tensors(["a.weight"])) if pg.size() > 1 else files.get_tensor(""),
             lambda: vllm(pg, device_memory_budget=1000),
+            lambda: vllm(pg, borrowed_tensors=True, accumulate_resident=False) if pg.size() > 1 else files.get_tensor("nothing"),
+            lambda: files.loader.copy_files_to_device(borrowed_tensors=True) if pg.size() > 1 else files.get_tensor("nothing"),
         ]
         told = []
         for call in calls:
@@ -124,6 +129,81 @@ def early(pg: Any) -> None:
     loader.close()
 
 
+class Minimal(ProcessGroupBase[Any]):
+    """A group with nothing but the methods of the abstract class."""
+
+    def __init__(self, group: ProcessGroupBase[Any]) -> None:
+        self.group = group
+
+    def size(self) -> int:
+        return self.group.size()
+
+    def rank(self) -> int:
+        return self.group.rank()
+
+    def broadcast(self, dst: Any, rank: int) -> None:
+        self.group.broadcast(dst, rank)
+
+    def scatter(self, dst: Any, scatter_list: list[Any], src: int) -> None:
+        self.group.scatter(dst, scatter_list, src)
+
+    def send(self, t: Any, dst_rank: int, tag: int) -> None:
+        self.group.send(t, dst_rank, tag)
+
+    def recv(self, t: Any, src_rank: int, tag: int) -> None:
+        self.group.recv(t, src_rank, tag)
+
+
+def moves(group: ProcessGroupBase[Any]) -> list[Any]:
+    """Tensors that the ranks of a group send one another, of which each is made of the rank that it comes from."""
+    op, place = get_framework_op("pytorch"), Device.from_str(PLACE)
+    size, own = group.size(), group.rank()
+
+    def of(rank: int) -> Any:
+        return op.wrap_tensor(torch.full((2, 3), float(rank), dtype=torch.bfloat16, device=PLACE).t())
+
+    sent = of(own)
+    group.broadcast(sent, size - 1)
+    part = op.get_empty_tensor([3, 2], DType.BF16, place)
+    group.scatter(part, [of(10 + rank) for rank in range(size)] if own == size - 1 else [], size - 1)
+    passed = op.get_empty_tensor([3, 2], DType.BF16, place)
+    if own == 0 and size > 1:
+        group.send(of(20), 1, 7)
+    if own == 1:
+        group.recv(passed, 0, 7)
+    return [sent.get_raw().tolist(), part.get_raw().tolist(), passed.get_raw().tolist() if own == 1 else None]
+
+
+def subgroup(layout: list[list[int]]) -> dict[str, Any]:
+    """The same calls on each group of a layout: on torch's group, on that of the framework layer, and on a minimal one."""
+    mine = next(ranks for ranks in layout if RANK in ranks)
+    groups = [distributed.new_group(ranks) for ranks in layout]
+    group = groups[layout.index(mine)]
+    other = groups[1 - layout.index(mine)]
+    op = get_framework_op("pytorch")
+    wrapped = op.get_process_group(group)
+    assert op.get_process_group(wrapped) is wrapped
+    try:
+        SafeTensorsFileLoader(other, PLACE)
+    except ValueError as error:
+        refused = str(error)
+    pipelines = []
+    for pg, loader_pg in ((wrapped, group), (group, wrapped), (Minimal(wrapped), Minimal(wrapped))):
+        loader = PipelineParallel(pg, SafeTensorsFileLoader(loader_pg, PLACE), FILES, use_tqdm_on_load=False)
+        pipelines.append([digest(name, tensor) for name, tensor in loader.iterate_weights()])
+        loader.close()
+    found = {
+        "rank": group.rank(),
+        "size": group.size(),
+        "refused": refused,
+        "pipelines": [*pipelines, vllm(wrapped), sglang(group), sglang(wrapped)],
+        "parts": [parts(group), parts(wrapped), parts(Minimal(wrapped))],
+        "moves": [moves(wrapped), moves(Minimal(wrapped))],
+    }
+    distributed.barrier()
+    return found
+
+
 def main() -> None:
     distributed.init_process_group(
         "nccl" if DEVICE == "cuda" else "gloo", init_method=f"file://{FOLDER / 'meet'}", rank=RANK, world_size=SIZE
@@ -135,7 +215,7 @@ def main() -> None:
         "vllm": [vllm(pg, queue_size=queue_size) for queue_size in (0, 2)],
         "small batches": vllm(pg, max_batch_bytes=100),
         "budget": vllm(pg, device_memory_budget=64 << 20, accumulate_resident=False),
-        "borrowed": vllm(pg, borrowed_tensors=True, accumulate_resident=False),
+        "borrowed": vllm(pg, borrowed_tensors=True, accumulate_resident=False, all_local=True),
         "all local": vllm(pg, all_local=True),
         "sglang": sglang(pg),
         "parts": parts(pg),
@@ -143,6 +223,8 @@ def main() -> None:
     }
     check_group(TorchGroup(pg), PLACE)
     early(pg)
+    if SIZE == 4:
+        found["subgroups"] = [subgroup(layout) for layout in ([[0, 3], [1, 2]], [[0, 1], [2, 3]], [[0, 1, 2], [3]])]
     gc.collect()
     found["left"] = [live_allocation_count(), live_allocation_bytes()]
     (FOLDER / f"found-{RANK}.json").write_text(json.dumps(found))

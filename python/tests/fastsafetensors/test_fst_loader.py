@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ import tensorhold.fastsafetensors as fst
 from tensorhold.fastsafetensors import SafeTensorsFileLoader, SafeTensorsMetadata, SingleGroup, fastsafe_open
 from tensorhold.fastsafetensors.common import HeaderTooSmall
 from tensorhold.fastsafetensors.frameworks import get_framework_op
+from tensorhold.fastsafetensors.frameworks._torch import dtype_convert
 from tensorhold.fastsafetensors.st_types import Device, DType
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8, "BOOL": torch.bool}
@@ -123,8 +124,9 @@ def test_without_a_group_parts_are_the_whole(loader: SafeTensorsFileLoader, plac
     assert [name for name, _ in fb.iter_local_tensors(["b.ids", "a.norm"])] == ["b.ids", "a.norm"]
     with pytest.raises(ValueError):
         fb.get_multi_cols(["a.weight", "c.weight"], 0)
-    with pytest.raises(ValueError):
-        fb.push_tensor("b.ids", 1)
+    # Whatever the rank: there is no other.
+    for rank in (1, -1):
+        assert_same(fb.push_tensor("b.ids", rank), tensors["b.ids"], place)
     fb.close()
 
 
@@ -138,16 +140,21 @@ def test_types_and_devices_can_be_asked_for_with_a_tensor(loader: SafeTensorsFil
     fb.close()
 
 
-def test_floats_are_converted_on_their_way_to_larger_types_too(loader: SafeTensorsFileLoader) -> None:
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.F32, DType.F64, DType.I32, DType.U8], ids=lambda dtype: dtype.value)
+def test_all_tensors_of_a_load_are_converted_to_its_type(loader: SafeTensorsFileLoader, dtype: DType) -> None:
     plain = loader.copy_files_to_device()
-    for dtype, real in ((DType.BF16, torch.bfloat16), (DType.F32, torch.float32)):
-        fb = loader.copy_files_to_device(dtype=dtype)
-        for name in ("a.weight", "b.weight", "a.norm"):
-            assert torch.equal(fb.get_tensor(name), plain.get_tensor(name).to(real)), name
-        assert fb.get_tensor("b.ids").dtype == torch.int64
-        fb.close()
-    with pytest.raises(ValueError, match="dtype"):
-        loader.copy_files_to_device(dtype=DType.I32)
+    fb = loader.copy_files_to_device(dtype=dtype)
+    for name in ("a.weight", "b.weight", "a.norm", "a.scalar", "b.ids", "b.empty", "c.bytes", "c.mask"):
+        expected = plain.get_tensor(name).to(dtype_convert[dtype])
+        assert torch.equal(fb.get_tensor(name), expected), name
+        wrapped = fb.get_tensor_wrapped(name)
+        assert (wrapped.dtype, wrapped.get_raw().dtype) == (dtype, expected.dtype)
+        assert torch.equal(fb.push_tensor(name, 0), expected), name
+        del wrapped
+    joined = fb.get_multi_cols(["a.weight", "c.weight"], 1).get_raw()
+    assert joined.dtype == dtype_convert[dtype]
+    del joined
+    fb.close()
     plain.close()
 
 
@@ -221,8 +228,24 @@ def test_closing_twice_is_fine(loader: SafeTensorsFileLoader) -> None:
     fb = loader.copy_files_to_device()
     for close in (fb.close, fb.close, loader.close, loader.close):
         close()
-    with pytest.raises(ValueError, match="closed"):
-        fb.get_tensor("a.norm")
+    assert fb.rank_loaders == {}
+    reads: list[Callable[[], object]] = [
+        lambda: fb.get_tensor("a.norm"),
+        lambda: fb.get_tensor_wrapped("a.norm"),
+        lambda: fb.get_shape("a.norm"),
+        lambda: fb.get_filename("a.norm"),
+        lambda: fb.get_sharded("a.norm", 0),
+        lambda: fb.push_tensor("a.norm", 0),
+        lambda: fb.get_multi_cols(["a.norm"], 0),
+        lambda: fb.as_dict({"a.norm": 0}),
+        lambda: list(fb.iter_local_tensors(["a.norm"])),
+    ]
+    for read in reads:
+        for kind in (KeyError, ValueError):
+            with pytest.raises(kind, match="closed"):
+                read()
+    with pytest.raises(ValueError, match="not found"):
+        fb.get_tensor("nothing")
 
 
 def test_a_loader_without_files_loads_nothing(place: str) -> None:
@@ -245,6 +268,10 @@ def test_options_that_cannot_be_followed_are_refused(files: list[str]) -> None:
         SafeTensorsFileLoader(None, max_threads=0)
     with pytest.raises(ValueError, match="Unknown device type"):
         SafeTensorsFileLoader(None, "xpu")
+    with pytest.raises(ValueError, match="1024"):
+        SafeTensorsFileLoader(None, max_threads=1025)
+    with pytest.raises(RuntimeError, match="argument device"):
+        SafeTensorsFileLoader(None, "gpu")
     with pytest.raises(ValueError, match="framework"):
         SafeTensorsFileLoader(None, framework="numpy")
     with pytest.raises(ImportError, match="paddle"):
@@ -271,16 +298,57 @@ def test_damaged_files_are_refused_when_they_are_added(tmp_path: pathlib.Path, p
     assert loader.get_keys() == []
 
 
-def test_a_name_in_two_files_is_refused(tmp_path: pathlib.Path) -> None:
-    files = [str(write(tmp_path / f"{n}.safetensors", {"t": spec("F32", (2,), n)})) for n in range(2)]
+def test_a_name_in_two_files_is_refused_by_a_load(tmp_path: pathlib.Path) -> None:
+    files = [str(write(tmp_path / f"{n}.safetensors", {"t": spec("F32", (2 + n,), n), f"u{n}": spec("F32", (1,))})) for n in range(2)]
     loader = SafeTensorsFileLoader(None)
-    with pytest.raises(ValueError, match="'?t'?"):
-        loader.add_filenames({0: files})
-    loader.add_filenames({0: files[:1]})
-    with pytest.raises(ValueError, match="leave one"):
-        loader.add_filenames({0: files[1:]})
+    loader.add_filenames({0: files})
+    assert (loader.get_keys(), loader.get_shape("t")) == (["t", "u0", "u1"], [3])
+    with pytest.raises(ValueError, match="must be unique among files"):
+        loader.copy_files_to_device()
+    loader.reset()
     loader.add_filenames({0: [files[0], files[0]]})
-    assert loader.get_keys() == ["t"]
+    assert (loader.get_keys(), loader.get_shape("t")) == (["t", "u0"], [2])
+    loader.copy_files_to_device().close()
+
+
+def test_files_are_added_round_robin_and_loaded_by_rank_and_path(tmp_path: pathlib.Path) -> None:
+    one, two = (str(write(tmp_path / f"{n}.safetensors", {f"t{n}": spec("F32", (2,))}, {"n": str(n)})) for n in (1, 2))
+    loader = SafeTensorsFileLoader(None)
+    loader.add_filenames({0: [two, one]})
+    assert (loader.get_keys(), list(loader.meta), list(loader.frames)) == (["t2", "t1"], [two, one], ["t2", "t1"])
+    assert {path: (found.metadata, rank) for path, (found, rank) in loader.meta.items()} == {two: ({"n": "2"}, 0), one: ({"n": "1"}, 0)}
+    assert loader.frames["t1"].shape == [2]
+    fb = loader.copy_files_to_device()
+    assert fb.key_to_rank_lidx == {"t1": (0, 0), "t2": (0, 1)}
+    assert [file.metadata.src for file in fb.rank_loaders[0]] == [one, two]
+    fb.close()
+
+
+def test_a_rank_outside_the_group_is_a_key_error_of_the_load(files: list[str]) -> None:
+    for rank in (3, -1):
+        loader = SafeTensorsFileLoader(None)
+        loader.add_filenames({0: files[:1], rank: files[1:]})
+        with pytest.raises(KeyError, match=str(rank)):
+            loader.copy_files_to_device()
+
+
+def test_memory_is_counted_while_loads_hold_it(place: str, files: list[str]) -> None:
+    op = get_framework_op("pytorch")
+    assert op.get_mem_used() == 0
+    loader = SafeTensorsFileLoader(None, place)
+    loader.add_filenames({0: files})
+    fb = loader.copy_files_to_device()
+    assert op.get_mem_used() >= 100_003
+    view = fb.get_tensor("c.bytes")[5:]
+    fb.close()
+    loader.close()
+    assert op.get_mem_used() >= 100_003
+    del view
+    assert op.get_mem_used() == 0
+    buffer = op.alloc_tensor_memory(128, Device.from_str(place))
+    assert (op.get_mem_used(), buffer.get_length(), buffer.get_base_address() != 0) == (128, 128, True)
+    op.free_tensor_memory(buffer, Device.from_str(place))
+    assert op.get_mem_used() == 0
 
 
 class TestHeaders:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from drop_in import all_goes_back, files, place, shards, tensors  # noqa: F401
 from support import Spec, raw, spec, write
 
+import tensorhold
 from tensorhold.fastsafetensors import (
     AutoLoader,
     BudgetInfeasibleError,
@@ -22,6 +24,7 @@ from tensorhold.fastsafetensors import (
     live_allocation_count,
 )
 from tensorhold.fastsafetensors.config import CONFIG_ENV_VAR
+from tensorhold.fastsafetensors.frameworks import get_framework_op
 from tensorhold.fastsafetensors.parallel_loader import PipelineParallel
 
 MIB = 1 << 20
@@ -105,10 +108,6 @@ def test_filters_choose_what_is_read(place: str, files: list[str], expected: lis
 
 
 def test_a_filter_is_not_for_groups_but_for_ranks_that_read_all(files: list[str]) -> None:
-    class Two(SingleGroup):
-        def size(self) -> int:
-            return 2
-
     with pytest.raises(ValueError, match="single-process"):
         ParallelLoader(Two(), files, tensor_filter=lambda name: True)
     loader = ParallelLoader(Two(), files, use_tqdm_on_load=False, tensor_filter=lambda name: name == "a.norm", all_local=True)
@@ -173,7 +172,31 @@ def test_an_iteration_that_is_closed_early_frees_its_batches_and_ends_its_thread
     assert (live_allocation_count(), live_allocation_bytes()) == (0, 0)
 
 
-def test_closing_early_is_told_where_that_is_asked_for(
+@pytest.mark.parametrize(("setting", "prints"), [("true", True), ("True", True), ("1", False), ("", False), (None, False)])
+def test_a_pipeline_prints_its_steps_if_that_is_set(
+    files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str | None, prints: bool
+) -> None:
+    if setting is None:
+        monkeypatch.delenv("FASTSAFETENSORS_DEBUG", raising=False)
+    else:
+        monkeypatch.setenv("FASTSAFETENSORS_DEBUG", setting)
+    loader = parallel(files, max_batch_bytes=500)
+    assert (loader.print_log, loader.log_prefix) == (prints, "PG0")
+    given(loader)
+    lines = capsys.readouterr().out.splitlines()
+    if not prints:
+        assert lines == []
+        return
+    assert all(re.fullmatch(r"\[PG0\] \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} - .+", line) for line in lines)
+    steps = [line.partition(" - ")[2] for line in lines]
+    assert steps[0] == "Starting ParallelLoader iterate_weights"
+    for step in ("copy_files_to_device took ", "tensor key len: ", "get_tensor took ", "fb.close took ", "summary: "):
+        assert any(line.startswith("Batch 0: " + step) or line.startswith("Batch 0 " + step) for line in steps), step
+    assert "Completed ParallelLoader iterate_weights, processed " in steps[-1]
+    assert "closed early" not in "".join(steps)
+
+
+def test_a_trace_says_how_far_an_iteration_was_when_it_was_closed(
     files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FASTSAFETENSORS_DEBUG", "true")
@@ -183,8 +206,10 @@ def test_closing_early_is_told_where_that_is_asked_for(
     iteration.close()
     assert "iterate_weights closed early: 0 of " in capsys.readouterr().out
     loader.close()
-    assert given(parallel(files)) != []
-    assert "closed early" not in capsys.readouterr().out
+    loader = parallel([files[0] + ".missing"])
+    with pytest.raises(FileNotFoundError):
+        next(loader.iterate_weights())
+    assert "Consumer error: " in capsys.readouterr().out
 
 
 def test_closing_a_loader_ends_its_iterations(files: list[str]) -> None:
@@ -203,6 +228,67 @@ def test_a_loader_can_be_iterated_again(files: list[str], expected: list[tuple[s
     for _ in range(2):
         assert [(name, raw(tensor)) for name, tensor in loader.iterate_weights()] == expected
     loader.close()
+
+
+def test_a_name_in_several_files_is_yielded_for_each_of_them(place: str, tmp_path: pathlib.Path) -> None:
+    kinds = [{"t": spec("F32", (2,), n), f"u{n}": spec("F32", (300,), n)} for n in range(3)]
+    files = [str(write(tmp_path / f"{n}.safetensors", tensors)) for n, tensors in enumerate(kinds)]
+    order = [0, 1, 0, 2, 2]
+    wanted = [(name, tensor.data) for number in order for name, tensor in kinds[number].items()]
+    named = [files[number] for number in order]
+    for options in ({}, {"max_batch_bytes": 8}, {"device_memory_budget": 64 * MIB}, {"device_memory_budget": 64 * MIB, "accumulate_resident": False}):
+        assert given(parallel(named, place, **options)) == wanted
+    # Without names in common, files are read as one load.
+    assert dict(given(parallel(named, place))) == dict(wanted)
+
+
+def test_files_that_are_damaged_are_no_files_in_common(tmp_path: pathlib.Path) -> None:
+    good = str(write(tmp_path / "good.safetensors", {"t": spec("F32", (2,))}))
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(bytes(20))
+    with pytest.raises(tensorhold.FormatError, match="bad.safetensors"):
+        given(parallel([good, str(bad), good]))
+
+
+def test_memory_is_counted_until_a_batch_is_past(place: str, files: list[str]) -> None:
+    op = get_framework_op("pytorch")
+    loader = parallel(files, place)
+    weights = loader.iterate_weights()
+    kept = [next(weights)[1]]
+    assert op.get_mem_used() > 0
+    kept += [tensor for _, tensor in weights]
+    # The consumer's tensors are no memory of the loader's.
+    assert op.get_mem_used() == 0
+    weights = loader.iterate_weights()
+    kept.append(next(weights)[1])
+    weights.close()
+    assert op.get_mem_used() == 0
+    loader.close()
+
+
+class Two(SingleGroup):
+    def size(self) -> int:
+        return 2
+
+
+def test_borrowed_tensors_are_not_for_groups(files: list[str]) -> None:
+    alone = SafeTensorsFileLoader(None)
+    for pg, loader in ((Two(), alone), (None, SafeTensorsFileLoader(Two()))):
+        with pytest.raises(ValueError, match="single-process loader group"):
+            PipelineParallel(pg, loader, files, accumulate_resident=False, borrowed_tensors=True)
+    with pytest.raises(ValueError, match="single-process loader group"):
+        ParallelLoader(Two(), files, accumulate_resident=False, borrowed_tensors=True)
+    with pytest.raises(ValueError, match="single-process loader group"):
+        SafeTensorsFileLoader(Two()).copy_files_to_device(borrowed_tensors=True)
+    loader = ParallelLoader(Two(), files, use_tqdm_on_load=False, all_local=True, accumulate_resident=False, borrowed_tensors=True)
+    assert (loader.need_clone, len(list(loader.iterate_weights()))) == (False, 9)
+
+
+def test_a_pipeline_and_its_loader_are_of_the_same_group(files: list[str]) -> None:
+    loader = PipelineParallel(Two(), SafeTensorsFileLoader(None), files, use_tqdm_on_load=False)
+    assert loader.weight_files_batches == [files[:2], files[2:]]
+    with pytest.raises(ValueError, match="2 ranks with a loader of 1"):
+        next(loader.iterate_weights())
 
 
 def test_borrowed_tensors_are_emptied_with_their_batch(place: str, files: list[str], tensors: dict[str, Spec]) -> None:
@@ -229,6 +315,71 @@ def test_no_more_is_read_at_once_than_the_largest_file(place: str, large: tuple[
 
 
 class TestBudgets:
+    @pytest.mark.parametrize(
+        ("budget", "options", "fitted"),
+        [
+            (100 * MIB, {}, 3),
+            (21 * MIB, {}, 3),
+            (20 * MIB, {}, 3),
+            (18 * MIB, {}, 2),
+            (14 * MIB, {}, 0),
+            (13 * MIB, {}, -1),
+            (13 * MIB, {"queue_size": -1}, -1),
+            (12 * MIB, {"accumulate_resident": False}, 3),
+            (11 * MIB, {"accumulate_resident": False}, 2),
+            (6 * MIB, {"accumulate_resident": False}, 0),
+            (6 * MIB, {"accumulate_resident": False, "borrowed_tensors": True}, 1),
+            (4 * MIB, {"accumulate_resident": False}, -1),
+            (2 * MIB, {"accumulate_resident": False, "borrowed_tensors": True}, -1),
+            (10.5 * MIB, {"resident_tensor": lambda name: name.startswith("0")}, 0),
+        ],
+    )
+    def test_the_queue_is_as_deep_as_the_budget_allows(
+        self, place: str, large: tuple[list[str], dict[str, int]], budget: float, options: dict[str, object], fitted: int
+    ) -> None:
+        files, sizes = large
+        loader = parallel(files, place, device_memory_budget=budget, **{"queue_size": 3, **options})
+        assert loader.queue_size == fitted
+        found = {}
+        for name, tensor in loader.iterate_weights():
+            found[name] = tensor.numel()
+            del tensor
+        assert found == sizes
+        loader.close()
+
+    @pytest.mark.parametrize(
+        ("budget", "options"),
+        [
+            (0, {}),
+            (-1, {}),
+            (11 * MIB, {}),
+            (4 * MIB - 1, {"accumulate_resident": False}),
+            (2 * MIB - 1, {"accumulate_resident": False, "borrowed_tensors": True}),
+            (7 * MIB, {"resident_tensor": lambda name: name.startswith("0")}),
+        ],
+    )
+    def test_a_pipeline_that_fits_no_budget_is_not_made(
+        self, large: tuple[list[str], dict[str, int]], budget: int, options: dict[str, object]
+    ) -> None:
+        with pytest.raises(BudgetInfeasibleError, match="already fully serial"):
+            parallel(large[0], device_memory_budget=budget, queue_size=3, **options)
+        assert (live_allocation_count(), live_allocation_bytes()) == (0, 0)
+
+    def test_limits_read_headers_when_a_pipeline_is_made(self, files: list[str]) -> None:
+        for options in ({"max_batch_bytes": 500}, {"device_memory_budget": MIB}):
+            with pytest.raises(FileNotFoundError):
+                parallel([files[0] + ".missing"], **options)
+
+    def test_parts_of_files_are_listed(self, large: tuple[list[str], dict[str, int]]) -> None:
+        files, sizes = large
+        assert parallel(files).weight_files_batches == [[file] for file in files]
+        loader = parallel(files, max_batch_bytes=2 * MIB, use_chunk_budget_as_allocation_size=True)
+        parts = [part for batch in loader.weight_files_batches for part in batch]
+        assert [part[0] for part in parts] == [files[0]] * 2 + [files[1]] * 3
+        assert [set().union(*(part[1] for part in parts))] == [set(sizes)]
+        assert sum(end - start for part in parts for start, end in part[2]) == sum(sizes.values())
+        assert {part[3] for part in parts} == {2 * MIB}
+
     def test_what_is_not_kept_needs_no_more_than_the_budget(self, place: str, large: tuple[list[str], dict[str, int]]) -> None:
         files, sizes = large
         budget, peak = 8 * MIB, 0
@@ -286,12 +437,13 @@ class TestAutoLoader:
     def test_options_come_from_the_configuration(
         self, place: str, files: list[str], expected: list[tuple[str, bytes]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for config in ({}, {"use_pipeline": True, "queue_size": 2, "use_tqdm_on_load": False, "max_batch_bytes": 500}, {"base": {"copier_type": "nogds"}}):
+        for config in ({}, {"use_pipeline": True, "queue_size": 2, "use_tqdm_on_load": False, "max_batch_bytes": 500}, {"base": {"copier_type": "nogds", "framework": "paddle", "debug_log": False}},
+            {"parallel": {"use_pipeline": True, "queue_size": 1, "unknown": 3}, "debug": {"set_numa": False}, "max_threads": 2}):
             path = tmp_path / "config.json"
             path.write_text(json.dumps(config))
             monkeypatch.setenv(CONFIG_ENV_VAR, str(path))
             loader = AutoLoader(SingleGroup(), files, device=place)
-            assert loader.config.queue_size == config.get("queue_size", 0)
+            assert loader.config.queue_size == {**config, **config.get("parallel", {})}.get("queue_size", 0)
             with contextlib.closing(loader.iterate_weights()) as weights:
                 assert [(name, raw(tensor)) for name, tensor in weights] == expected
             loader.close()

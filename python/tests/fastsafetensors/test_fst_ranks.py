@@ -54,12 +54,27 @@ def test_engines_get_the_same_bytes_on_every_rank(place: str, size: int, files: 
     for rank, found in enumerate(run_ranks(size, "cpu" if place == "cpu" else "cuda", tmp_path, files)):
         for given in (*found["vllm"], found["small batches"], found["budget"], found["borrowed"], found["all local"], found["sglang"]):
             assert given == expected, f"rank {rank}"
-        heights = [len(part) for part in torch.arange(12).chunk(size)]
-        widths = [len(part) for part in torch.arange(6).chunk(size)] + [0] * size
-        assert found["parts"] == {"a.weight": [heights[rank], 8], "b.weight": [8, 4, widths[rank]], "a.scalar": []}
+        assert found["parts"] == parts_of(rank, size)
         alone = "ValueError" if size == 1 else "RuntimeError"
-        assert found["mistakes"] == ["ValueError", "IndexError", "ValueError", "TensorError", alone, "BudgetInfeasibleError"]
+        assert found["mistakes"] == ["ValueError", "IndexError", "ValueError", "TensorError", alone, "BudgetInfeasibleError", "ValueError", "ValueError"]
         assert found["left"] == [0, 0]
+        for of in found.get("subgroups", []):
+            assert of["pipelines"] == [expected] * 6, f"rank {rank}"
+            assert of["parts"] == [parts_of(of["rank"], of["size"])] * 3, f"rank {rank}"
+            assert of["moves"] == [moves_of(of["rank"], of["size"])] * 2, f"rank {rank}"
+            assert "outside the group" in of["refused"]
+
+
+def parts_of(rank: int, size: int) -> dict[str, list[int]]:
+    """The shapes of a rank's parts."""
+    heights = [len(part) for part in torch.arange(12).chunk(size)]
+    widths = [len(part) for part in torch.arange(6).chunk(size)] + [0] * size
+    return {"a.weight": [heights[rank], 8], "b.weight": [8, 4, widths[rank]], "a.scalar": []}
+
+
+def moves_of(rank: int, size: int) -> list[Any]:
+    """What a rank has of broadcast, scatter and receive."""
+    return [[[float(value)] * 2] * 3 if value is not None else None for value in (size - 1, 10 + rank, 20 if rank == 1 else None)]
 
 
 class ThreadGroup:

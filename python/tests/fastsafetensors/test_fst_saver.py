@@ -199,8 +199,53 @@ def test_a_failure_leaves_no_file(tmp_path: pathlib.Path) -> None:
         saver.save_sharded([entry], str(tmp_path / "set"), num_shards=1)
     assert os.listdir(tmp_path) == ["set-00001-of-00001.safetensors"]
     assert (tmp_path / "set-00001-of-00001.safetensors").read_bytes() == b"older"
-    with pytest.raises(FileNotFoundError):
-        ParallelSaver(num_shards=1).save(some(), str(tmp_path / "missing" / "set"))
+
+
+def test_folders_that_are_missing_are_made(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="AUTO"):
+        saver.save_sharded([WriteEntry("t", DType.AUTO, [1], 1)], str(tmp_path / "new" / "set"), num_shards=1)
+    assert os.listdir(tmp_path) == []
+    paths = ParallelSaver(num_shards=1).save(some(), str(tmp_path / "new" / "folder" / "set"))
+    assert paths == [str(tmp_path / "new" / "folder" / "set-00001-of-00001.safetensors")]
+
+
+def test_a_fill_is_given_the_largest_tensors_first(tmp_path: pathlib.Path) -> None:
+    sizes: list[int] = []
+    entries = [WriteEntry(f"t{n}", DType.U8, [n], n) for n in (3, 9, 0, 5, 7)]
+    saver.save_sharded(entries, str(tmp_path / "set"), num_shards=2, fill=lambda work: sizes.extend(entry.nbytes for _, entry in work))
+    assert sizes == [9, 7, 5, 3, 0]
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_tensors_that_are_wrapped_already_need_no_framework(num_shards: int, tmp_path: pathlib.Path) -> None:
+    op = get_framework_op("pytorch")
+    tensors = {name: op.wrap_tensor(tensor) for name, tensor in some().items()}
+    parallel = ParallelSaver(num_shards=num_shards, framework="unknown")
+    with fastsafe_open(parallel.save(tensors, str(tmp_path / "set"))) as opened:
+        assert all(raw(opened.get_tensor(name)) == raw(tensor.get_raw()) for name, tensor in tensors.items())
+    with pytest.raises(ValueError, match="Unknown framework name"):
+        parallel.save(some(), str(tmp_path / "other"))
+
+
+def test_a_tensor_with_only_what_a_save_calls_is_saved_without_a_framework(tmp_path: pathlib.Path) -> None:
+    script = """
+import sys
+from tensorhold.fastsafetensors import ParallelSaver
+from tensorhold.fastsafetensors.frameworks import TensorBase
+from tensorhold.fastsafetensors.st_types import Device, DType
+
+class Text(TensorBase):
+    def get_shape(self): return [5]
+    def get_nbytes(self): return 5
+    def copy_to_buffer(self, buf): buf[:] = b"hello"
+
+paths = ParallelSaver(num_shards=2).save({"w": Text(Device(), DType.U8)}, sys.argv[1])
+with open(paths[0], "rb") as file:
+    assert file.read().endswith(b"hello")
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "set")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_entries_of_f4_have_the_formats_shape() -> None:

@@ -1,6 +1,7 @@
 """Paddle, for jobs of one process."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
 
 try:
     import paddle
@@ -9,8 +10,10 @@ except ImportError as error:
     raise ImportError(f"could not import paddle: {error}; install paddlepaddle, or use framework=\"pytorch\"") from error
 
 from tensorhold import _core
-from tensorhold.fastsafetensors.frameworks import FrameworkOpBase, ProcessGroupBase, SingleProcess, TensorBase
-from tensorhold.fastsafetensors.st_types import Device, DeviceType, DType
+from tensorhold.fastsafetensors.allocation import held_bytes
+from tensorhold.fastsafetensors.frameworks import ProcessGroupBase, TensorBase
+from tensorhold.fastsafetensors.frameworks._native import DeviceBuffer, NativeOp
+from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, Device, DeviceType, DType
 
 _NAMES = {
     DType.BOOL: "bool",
@@ -38,12 +41,11 @@ def paddle_dtype(dtype: DType) -> Any:
     return found
 
 
+@dataclass
 class PaddleTensor(TensorBase):
     """A tensor of Paddle's."""
 
-    def __init__(self, device: Device, dtype: DType, real_tensor: Any) -> None:
-        super().__init__(device, dtype)
-        self.real_tensor = real_tensor
+    real_tensor: Any
 
     def _like(self, real: Any) -> "PaddleTensor":
         return PaddleTensor(self.device, self.dtype, real)
@@ -58,7 +60,8 @@ class PaddleTensor(TensorBase):
         return int(self.real_tensor.numel()) * int(self.real_tensor.element_size())
 
     def copy_to_buffer(self, buf: Any) -> None:
-        memoryview(buf).cast("B")[:] = self.real_tensor.contiguous().cpu().numpy().tobytes()
+        data = self.real_tensor.contiguous().cpu().numpy().tobytes()
+        memoryview(buf).cast("B")[: len(data)] = data
 
     def contiguous(self) -> "PaddleTensor":
         return self._like(self.real_tensor.contiguous())
@@ -85,23 +88,52 @@ class PaddleTensor(TensorBase):
     def __getitem__(self, _val: Any) -> "PaddleTensor":
         return self._like(self.real_tensor[_val])
 
-    def reshape(self, shape: Sequence[int]) -> "PaddleTensor":
+    def reshape(self, shape: List[int]) -> "PaddleTensor":
         return self._like(self.real_tensor.reshape(list(shape)))
 
     def data_ptr(self) -> int:
         return int(self.real_tensor.data_ptr())
 
-    def __repr__(self) -> str:
-        return f"PaddleTensor(device={self.device}, dtype={self.dtype}, real_tensor={self.real_tensor!r})"
+
+class SingleProcess(ProcessGroupBase[PaddleTensor]):
+    """A job of one: there is nothing to move."""
+
+    def size(self) -> int:
+        return 1
+
+    def rank(self) -> int:
+        return 0
+
+    def broadcast(self, dst: PaddleTensor, rank: int) -> None:
+        pass
+
+    def scatter(self, dst: PaddleTensor, scatter_list: List[PaddleTensor], src: int) -> None:
+        pass
+
+    def send(self, t: PaddleTensor, dst_rank: int, tag: int) -> None:
+        pass
+
+    def recv(self, t: PaddleTensor, src_rank: int, tag: int) -> None:
+        pass
 
 
-class PaddleOp(FrameworkOpBase):
+def paddle_place(device: Device) -> Any:
+    """What Paddle calls a device."""
+    return paddle.CPUPlace() if device.type is DeviceType.CPU else paddle.CUDAPlace(device.index or 0)
+
+
+class PaddleOp(NativeOp):
     """Paddle."""
+
+    def __init__(self) -> None:
+        self._allocated = 0
 
     def get_name(self) -> str:
         return "paddle"
 
-    def get_process_group(self, pg: Optional[Any]) -> ProcessGroupBase:
+    def get_process_group(self, pg: Optional[Any]) -> ProcessGroupBase[Any]:
+        if isinstance(pg, ProcessGroupBase):
+            return pg
         if pg is not None and pg.size() > 1:
             raise ValueError(
                 f"use a process group: got one of {pg.size()} ranks with Paddle, expected a job of one; "
@@ -109,9 +141,48 @@ class PaddleOp(FrameworkOpBase):
             )
         return SingleProcess()
 
-    def get_device(self, device: Any, pg: ProcessGroupBase) -> Device:
+    def get_device(self, device: Any, pg: Any) -> Device:
         found = Device.from_str(str(device))
         return found if found.type is DeviceType.CPU else Device(found.type, found.index or 0)
+
+    def set_device(self, device: Device) -> None:
+        paddle.set_device(device.as_str())
+
+    def place(self, device: Device) -> str:
+        return "cpu" if device.type is DeviceType.CPU else f"cuda:{device.index or 0}"
+
+    def alloc_tensor_memory(self, length: int, dev: Device) -> DeviceBuffer:
+        memory = paddle.empty([length], dtype="uint8").to(paddle_place(dev))
+        self._allocated += length
+        return DeviceBuffer(memory, int(memory.data_ptr()), length)
+
+    def free_tensor_memory(self, gbuf: Any, dev: Device) -> None:
+        self._allocated -= gbuf.get_length()
+        gbuf.memory = None
+
+    def get_empty_tensor(self, shape: List[int], dtype: DType, device: Device) -> PaddleTensor:
+        return PaddleTensor(device, dtype, paddle.empty(shape, dtype=paddle_dtype(dtype)).to(paddle_place(device)))
+
+    def concat_tensors(self, tensors: List[PaddleTensor], dim: int) -> PaddleTensor:
+        return tensors[0]._like(paddle.concat([tensor.real_tensor for tensor in tensors], axis=dim))
+
+    def copy_tensor(self, dst: PaddleTensor, src: PaddleTensor) -> None:
+        paddle.assign(src.real_tensor, output=dst.real_tensor)
+
+    def get_dtype_size(self, dtype: DType) -> float:
+        return float(DTYPE_SIZES[dtype])
+
+    def get_device_ptr_align(self) -> int:
+        return 16
+
+    def as_workaround_dtype(self, dtype: DType) -> DType:
+        return DType.I8 if dtype in (DType.F8_E5M2, DType.F8_E4M3) else dtype
+
+    def from_dlpack(self, dl_tensor: Any, device: Device, dtype: DType) -> PaddleTensor:
+        return PaddleTensor(device, dtype, paddle.utils.dlpack.from_dlpack(dl_tensor))
+
+    def get_cuda_ver(self) -> str:
+        return f"cuda-{paddle.version.cuda()}" if paddle.device.is_compiled_with_cuda() else "0.0"
 
     def take(self, tensor: Any) -> PaddleTensor:
         device, dtype = Device.from_str(tensor.device), DType(tensor.dtype)
@@ -143,11 +214,6 @@ class PaddleOp(FrameworkOpBase):
     def move_out(self, tensor: Any) -> None:
         tensor.get_tensor()._share_data_with(tensor.clone().get_tensor())
 
-    def tensors_over(
-        self, metadata: Any, gbuf: Any, device: Device, copy_start_offset: int, dtype: DType, owner: Any
-    ) -> Dict[str, TensorBase]:
-        raise NotImplementedError("take tensors from a buffer: Paddle has none of these; load the file, or use framework=\"pytorch\"")
-
     def is_equal(self, wrapped: TensorBase, real: Any) -> bool:
         return bool(paddle.equal_all(wrapped.get_raw(), real))
 
@@ -155,7 +221,7 @@ class PaddleOp(FrameworkOpBase):
         return self.wrap_tensor(paddle.randn(list(s))).to(device, dtype)
 
     def get_mem_used(self) -> int:
-        return int(paddle.device.cuda.memory_allocated()) if paddle.device.is_compiled_with_cuda() else 0
+        return self._allocated + held_bytes()
 
     def support_fp8(self) -> bool:
         return hasattr(paddle, "float8_e4m3fn")
