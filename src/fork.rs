@@ -60,7 +60,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::loader::in_child;
+    use crate::test_support::fork::in_child;
 
     #[test]
     fn a_child_neither_uses_nor_drops_a_value() {

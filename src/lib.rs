@@ -103,6 +103,10 @@ struct Allocator;
 #[doc = include_str!("../docs/batches.md")]
 struct BatchesAndParts;
 
-// For what the unit tests share with the integration tests.
+// The unit tests share the support code of the integration tests, which names the crate.
 #[cfg(test)]
 extern crate self as tensorhold;
+
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod test_support;

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
     use crate::device::host::HostStream;
     use crate::error::Result;
-    use crate::loader::in_child;
+    use crate::test_support::fork::in_child;
 
     fn taken(idle: &IdleStreams) -> usize {
         std::iter::from_fn(|| idle.take()).count()

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::descriptor_cache::{CachedFile, DescriptorCache, FileLease, Opened, WhenFull, is_full};
 use super::{Engine, FileSource, Read, Uring, buffer_at};
 use crate::error::Error;
-use crate::loader::in_child;
+use crate::test_support::fork::in_child;
 
 /// A folder with `count` files, each of which holds its number, and their sources.
 fn files(cache: &'static DescriptorCache, count: usize) -> (TempDir, Vec<FileSource>) {

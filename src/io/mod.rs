@@ -19,6 +19,7 @@ pub(crate) mod descriptor_cache;
 #[cfg(test)]
 mod descriptor_cache_tests;
 mod direct;
+mod engines;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod file;
@@ -37,6 +38,7 @@ use serde::Serialize;
 pub(crate) use buffered::Buffered;
 pub(crate) use descriptor_cache::{CachedFile, DescriptorCache, FileLease, OpenFile, WhenFull};
 pub(crate) use direct::Direct;
+pub(crate) use engines::Engines;
 pub(crate) use file::FileSource;
 pub(crate) use file_system::{FileSystem, is_in_memory};
 pub(crate) use uring::Uring;

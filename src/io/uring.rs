@@ -301,7 +301,7 @@ mod tests {
 
     use super::*;
     use crate::io::buffer_at;
-    use crate::loader::in_child;
+    use crate::test_support::fork::in_child;
 
     fn pipe() -> (Arc<OpenFile>, io::PipeWriter) {
         let (reader, writer) = io::pipe().unwrap();

@@ -1,16 +1,16 @@
-//! How far a load is, told to the caller, who may stop it.
+//! The progress of a load, reported to the caller, who may cancel it.
 
 use std::ops::ControlFlow;
 
-/// How far a load is. Sizes in bytes.
+/// The progress of a load. Sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Bytes of tensors that have arrived so far, counted as they are loaded.
+    /// Bytes of tensors that have arrived, counted in their loaded types.
     pub done_bytes: u64,
-    /// Bytes of tensors in all.
+    /// Bytes of all tensors.
     pub total_bytes: u64,
-    /// Tensors to load in all.
+    /// Number of tensors to load.
     pub tensors: usize,
 }
 

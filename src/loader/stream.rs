@@ -1,4 +1,4 @@
-//! [`TensorStream`]: tensors as their bytes land.
+//! [`TensorStream`]: tensors in the order in which their bytes arrive.
 
 use std::iter::FusedIterator;
 use std::sync::Arc;
@@ -8,107 +8,116 @@ use std::time::{Duration, Instant};
 
 use tensorhold_allocator::Reserved;
 
-use super::beside::is_own;
+use super::execute::ReservedLoad;
+use super::parallel::is_current;
 use super::progress::Callback;
-use super::run::Run;
-use super::work::Control;
 use crate::error::{Error, Result};
 use crate::fork::OfProcess;
+use crate::loader::pipeline::LoadControl;
 use crate::tensor::Tensor;
 use crate::weights::Weights;
 
-/// A load under way, and the tensors that have landed; see [`Loader::stream`](crate::Loader::stream).
+/// A load in progress, and the tensors that have arrived; see [`Loader::stream`](crate::Loader::stream).
 ///
-/// An iterator over the tensors, each given once: as they land or, after [`in_file_order`](Self::in_file_order), in the
-/// order of their bytes. An error is the last item. Dropping the stream stops the load and waits for its reads; what
-/// has been given stays. If the progress callback panics, so does the call that waits for the load's end. The callback cannot wait for its own
-/// load: asked there, the stream stops it and ends. In a forked child, the stream gives an error and ends, and its drop does nothing.
+/// An iterator that returns each tensor once: as it arrives or, after [`in_file_order`](Self::in_file_order),
+/// in the order of the bytes in the files. An error is the last item. Dropping the stream stops the load and
+/// waits for its reads; returned tensors stay. If the progress callback panics, so does the call that waits
+/// for the end of the load. The callback cannot wait for its own load: a call of `next` there stops the load
+/// and ends the stream. In a forked child, the stream returns an error and ends, and its drop does nothing.
 ///
-/// A file that changes during the load may be found out after tensors of it have been given: an engine that serves
-/// what it was given waits for [`finish`](Self::finish) before it trusts it.
+/// A change of a file during the load may be detected after tensors of it have been returned. A server that
+/// uses them should wait for [`finish`](Self::finish) before it trusts them.
 #[derive(Debug)]
 pub struct TensorStream {
-    /// `None` once given.
+    /// `None` once returned.
     tensors: Vec<Option<Tensor>>,
-    /// `None` once it has been waited for.
-    running: Option<OfProcess<Running>>,
+    /// `None` once the thread has been joined.
+    running: Option<OfProcess<StreamThread>>,
     weights: Option<Weights>,
     order: Option<FileOrder>,
 }
 
-/// The load's thread, and what it shares with the stream.
+/// The thread of the load, and the state that it shares with the stream.
 #[derive(Debug)]
-struct Running {
+struct StreamThread {
     /// Numbers of tensors that have landed.
     landed: Receiver<usize>,
-    control: Arc<Control>,
+    control: Arc<LoadControl>,
     thread: JoinHandle<Result<Weights>>,
 }
 
-/// How far a stream is that gives tensors in the order of their bytes.
+/// The position of a stream in file order.
 #[derive(Debug)]
 struct FileOrder {
-    /// Of the tensors before this one, all have been given.
+    /// All tensors before this one have been returned.
     next: usize,
-    /// By tensor: whether it has landed and waits to be given.
+    /// By tensor: whether it has landed.
     landed: Vec<bool>,
 }
 
 impl TensorStream {
-    /// Begins the load, which takes the callback.
-    pub(super) fn start(run: Run, mut reserved: Reserved, callback: &mut Option<Callback>) -> Result<Self> {
+    /// Starts the load, and takes the callback.
+    ///
+    /// # Errors
+    /// When the tensors cannot be built, which leaves the callback in place, or no thread can be started.
+    pub(super) fn start(
+        load: ReservedLoad,
+        mut reserved: Reserved,
+        callback: &mut Option<Callback>,
+    ) -> Result<Self> {
         let (sender, landed) = mpsc::channel();
-        let (bases, control) = (reserved.bases(), Arc::clone(&run.control));
-        let ready = match run.make(&mut reserved).ready() {
+        let (bases, control) = (reserved.bases(), Arc::clone(&load.control));
+        let ready = match load.build_tensors(&mut reserved).ready() {
             Ok(ready) => ready,
-            Err(error) => return Err(run.failed(reserved, error)),
+            Err(error) => return Err(load.failed(reserved, error)),
         };
         let tensors = ready.tensors.iter().cloned().map(Some).collect();
         let mut callback = callback.take();
-        let load = move || run.stream(reserved, &bases, ready, callback.as_mut(), sender);
+        let fill = move || load.stream(reserved, &bases, ready, callback.as_mut(), sender);
         let thread = thread::Builder::new().name("tensorhold-load".into());
-        let thread = thread.spawn(load).map_err(|source| Error::Thread { source })?;
-        let running = Some(OfProcess::new(Running { landed, control, thread }));
+        let thread = thread.spawn(fill).map_err(|source| Error::Thread { source })?;
+        let running = Some(OfProcess::new(StreamThread { landed, control, thread }));
         Ok(Self { tensors, running, weights: None, order: None })
     }
 
-    /// Gives the tensors that have not been given yet in the order of their bytes, file by file.
+    /// Returns the remaining tensors in the order of their bytes, file by file.
     pub fn in_file_order(mut self) -> Self {
         let landed = || vec![false; self.tensors.len()];
         self.order.get_or_insert_with(|| FileOrder { next: 0, landed: landed() });
         self
     }
 
-    /// Waits for the rest, and returns all tensors.
+    /// Waits for the end of the load, and returns all tensors.
     ///
     /// # Errors
-    /// What stopped the load, unless the stream has given that error already; that it was cancelled, if the load's own callback asks; that it is the
-    /// parent's, in a child that was forked before it had ended.
+    /// The error that stopped the load, unless the stream has returned it already. [`Error::Cancelled`], if
+    /// the load's own callback calls this. [`Error::Forked`], in a child that was forked before the load
+    /// ended.
     pub fn finish(mut self) -> Result<Weights> {
-        // The weights own the tensors; these would count as others' handles.
+        // These handles would count as other owners of the weights' tensors.
         self.tensors.clear();
         self.join()?;
         self.weights.take().ok_or(Error::Cancelled { done_bytes: 0, total_bytes: 0 })
     }
 
-    /// Waits for the load to end.
+    /// Waits for the end of the load.
     fn join(&mut self) -> Result<()> {
         let Some(running) = &self.running else { return Ok(()) };
-        if let Some(running) = running.get().filter(|running| is_own(&running.thread)) {
+        if let Some(running) = running.get().filter(|running| is_current(&running.thread)) {
             running.control.stop();
             return Ok(());
         }
-        let Some(Running { thread, .. }) = self.running.take().and_then(OfProcess::into_inner) else {
+        let Some(StreamThread { thread, .. }) = self.running.take().and_then(OfProcess::into_inner) else {
             return Err(Error::Forked { operation: "wait for a stream of tensors" });
         };
         match thread.join() {
             Ok(Ok(weights)) => self.weights = Some(weights),
             Ok(Err(error)) => {
-                // I4: the last owners of what did not arrive.
+                // I4: these are the last owners of tensors that have not arrived.
                 self.tensors.clear();
                 return Err(error);
             }
-            // The callback panicked: so does its caller.
+            // A panic of the callback propagates to the caller.
             Err(panic) => {
                 self.tensors.clear();
                 std::panic::resume_unwind(panic)
@@ -117,27 +126,27 @@ impl TensorStream {
         Ok(())
     }
 
-    /// What [`next`](Iterator::next) gives, if that is there within so long; `None` if it is not, and then a later call gives it. For callers that look
-    /// at other things while they wait.
-    pub fn next_within(&mut self, patience: Duration) -> Option<Option<Result<Tensor>>> {
-        // What is later than the clock can say is never.
-        match self.next_landed(Instant::now().checked_add(patience)) {
+    /// Waits up to `timeout` for the item of [`next`](Iterator::next); `None` if it does not arrive in time,
+    /// and a later call returns it. For callers that do other work while they wait.
+    pub fn next_within(&mut self, timeout: Duration) -> Option<Option<Result<Tensor>>> {
+        // A deadline beyond the range of the clock is none.
+        match self.next_landed(Instant::now().checked_add(timeout)) {
             Err(RecvTimeoutError::Timeout) => None,
             landed => Some(self.give(landed.ok())),
         }
     }
 
-    /// The next tensor that has landed; an error when there are no more, or none until then.
-    fn next_landed(&mut self, until: Option<Instant>) -> Result<usize, RecvTimeoutError> {
+    /// The next tensor that has landed. An error if there are no more, or none by the deadline.
+    fn next_landed(&mut self, deadline: Option<Instant>) -> Result<usize, RecvTimeoutError> {
         let running = self.running.as_ref().and_then(OfProcess::get);
-        let running = running.filter(|running| !is_own(&running.thread));
-        let Running { landed, .. } = running.ok_or(RecvTimeoutError::Disconnected)?;
-        let receive = || match until {
-            Some(until) => landed.recv_timeout(until.saturating_duration_since(Instant::now())),
+        let running = running.filter(|running| !is_current(&running.thread));
+        let StreamThread { landed, .. } = running.ok_or(RecvTimeoutError::Disconnected)?;
+        let receive = || match deadline {
+            Some(deadline) => landed.recv_timeout(deadline.saturating_duration_since(Instant::now())),
             None => landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         let Some(order) = &mut self.order else { return receive() };
-        // Over what was given before the order was asked for.
+        // Skips tensors that were returned before.
         while self.tensors.get(order.next).ok_or(RecvTimeoutError::Disconnected)?.is_none() {
             order.next += 1;
         }
@@ -150,11 +159,11 @@ impl TensorStream {
         Ok(order.next)
     }
 
-    /// A tensor that has landed, or how the load ended.
+    /// Returns a tensor that has landed, or the error that ended the load.
     fn give(&mut self, landed: Option<usize>) -> Option<Result<Tensor>> {
         let Some(number) = landed else { return self.join().err().map(Err) };
         let tensor = self.tensors.get_mut(number)?.take()?;
-        // SAFETY: I3: its jobs have landed, and it is given for the first time.
+        // SAFETY: I3: its jobs have landed, and it is returned for the first time.
         unsafe { tensor.landed() };
         Some(Ok(tensor))
     }
@@ -173,10 +182,12 @@ impl FusedIterator for TensorStream {}
 
 impl Drop for TensorStream {
     fn drop(&mut self) {
-        if let Some(Running { control, thread, .. }) = self.running.take().and_then(OfProcess::into_inner) {
+        if let Some(StreamThread { control, thread, .. }) =
+            self.running.take().and_then(OfProcess::into_inner)
+        {
             control.stop();
-            if !is_own(&thread) {
-                // Its memory is back when this returns, but for what was given.
+            if !is_current(&thread) {
+                // All memory is freed when this returns, except that of returned tensors.
                 let _ = thread.join();
             }
         }

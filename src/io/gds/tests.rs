@@ -17,7 +17,7 @@ use crate::device::Device;
 use crate::io::conformance::{Targets, conforms_on};
 use crate::io::descriptor_cache::{CachedFile, DescriptorCache};
 use crate::io::{Completion, Engine, FileSource, Queue, Read, WhenFull, buffer_at};
-use crate::loader::in_child;
+use crate::test_support::fork::in_child;
 
 const BLOCK: u64 = 4096;
 
