@@ -64,6 +64,11 @@ class _safe_open_handle(safe_open):
         f.fileno  # noqa: B018
         super().__init__(f.name, framework, device, backend=backend, **options)
 
+    def __reduce__(self) -> "tuple[Any, ...]":
+        # The file itself cannot be pickled.
+        reopen, (_, *arguments) = super().__reduce__()
+        return reopen, (safe_open, *arguments)
+
 
 class _Closed:
     """What is asked after a close."""
@@ -122,7 +127,7 @@ class _missing:
         pass
 
     def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+        self, of: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
     ) -> None:
         if not isinstance(error, _core.FileError) or not isinstance(self.filename, (str, os.PathLike)):
             return

@@ -4,7 +4,7 @@ import operator
 
 from tensorhold._core import TensorError, TensorIndexError
 from tensorhold._text import kind
-from tensorhold.opened import Slice
+from tensorhold.slices import Slice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

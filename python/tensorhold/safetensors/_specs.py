@@ -1,6 +1,7 @@
 """`serialize`, `serialize_file` and `deserialize`: files of tensors that are given by the addresses of their bytes."""
 
 import operator
+import sys
 
 from tensorhold import _arguments, _core, frameworks
 from tensorhold._text import kind, quoted
@@ -134,9 +135,9 @@ def _bytes(name: str, spec: TensorSpec) -> "Any":
     """The tensor's bytes as an array that exports DLPack."""
     if spec._kept is not None:
         return spec._kept
-    if not spec._data_ptr and spec._data_len:
+    if spec._data_len and not spec._data_ptr or spec._data_len > sys.maxsize:
         raise _core.TensorError(
-            f"save tensor {quoted(name)}: got the address 0 for {spec._data_len} bytes, expected that of the tensor's bytes; pass its data_ptr"
+            f"save tensor {quoted(name)}: got {spec._data_len} bytes at the address {spec._data_ptr}, expected the tensor's bytes in memory; pass their address and length"
         )
     import ctypes
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _types() -> "dict[str, Any]":
-    found = frameworks.Numpy()
+    converter = frameworks.Numpy()
     types: dict[str, Any] = {
         "F64": np.float64,
         "F32": np.float32,
@@ -43,9 +43,9 @@ def _types() -> "dict[str, Any]":
         "BOOL": bool,
         "C64": np.complex64,
     }
-    for dtype, (name, _) in found.VIEWED.items():
-        if hasattr(found.ml_dtypes, name):
-            types[dtype] = getattr(found.ml_dtypes, name)
+    for dtype, (name, _) in converter.VIEWED.items():
+        if hasattr(converter.ml_dtypes, name):
+            types[dtype] = getattr(converter.ml_dtypes, name)
     return types
 
 

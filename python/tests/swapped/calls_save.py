@@ -211,6 +211,7 @@ CALLS.update({
     "serialize of None as spec": lambda p, f, o: p.root.serialize({"t": None}),
     "serialize of a name that is a number": lambda p, f, o: p.root.serialize({1: p.root.TensorSpec(dtype="float32", shape=[0], data_ptr=8, data_len=0)}),
     "serialize of too few bytes": lambda p, f, o: serialized(p, data_len=92),
+    "serialize of more bytes than there can be": lambda p, f, o: serialized(p, data_len=(1 << 64) - 1),
     "serialize of too large a shape": lambda p, f, o: serialized(p, shape=[4, 7]),
     "serialize of a shape that overflows": lambda p, f, o: serialized(p, shape=[1 << 62, 1 << 62]),
     "serialize of another type of that size": lambda p, f, o: serialized(p, dtype="int32"),

@@ -16,11 +16,21 @@ MISSING_MODULES = {
 NATIVE = ("tensorhold",)
 BOTH = ("tensorhold", "tensorhold.safetensors")
 
+# Indexes that NumPy takes, and safetensors for NumPy refuses or takes for others.
+OF_NUMPY = [
+    "10:", "10:10", ":20", "20:30", "-2:", ":-2", "-20:", "::-1", ":, :20", ":, 5:", "None", "None, 1", "1, None", ":, None", "..., None", "True", "False",
+    "True, 1", "[0]", "[0, 2, 2]", "[-1, 1]", "[[0, 1], [2, 3]]", "[True] * 10", ":, [1, 3]", "[0, 1], [2, 3]", "2:5, [0, 1]", "1, [0, 1]", "([0, 1],)",
+    "(0, 1),", "a tensor of integers", "a tensor of booleans", "a mask of all", "an array of integers", "an array of booleans", "an array, 1", "a range",
+]  # fmt: skip
+
+# Indexes that NumPy refuses with an IndexError of its own.
+NOT_OF_NUMPY = ["[10]", "[True] * 3", "[None]", "['a']", "[1.5]", "a mask that is too short"]
+
 
 class Difference(NamedTuple):
     reason: str
     calls: tuple[str, ...]
-    """Patterns of the calls' names; `?` stands for one character, also for a bracket."""
+    """Names of calls, or patterns of them."""
     packages: tuple[str, ...] = BOTH
 
 
@@ -55,7 +65,8 @@ DIFFERENCES = [
     Difference("a folder is a checkpoint; one without weights is a FormatError, not an OSError", ("a folder as filename",)),
     Difference("tensors are on the CPU or on CUDA devices: another device is a SafetensorError", ("device 'mps'", "device 'xpu:0'", "device 'npu'")),
     Difference("an open checkpoint has a length, names that `in` finds, and tensors by index", ("len", "in", "an index")),
-    Difference("an empty range is empty, not a SystemError", ("?5:2? for numpy",)),
+    Difference("a range that goes back is empty, not a SystemError", ("[5:2] for numpy",)),
+    Difference("text as an index for torch is an IndexError, as it is for NumPy, not a TypeError", ("['a'] for torch", "[b'a'] for torch")),
     Difference(
         "arrays with gaps are written row by row; safetensors writes the bytes that lie at their first element",
         ("numpy.save* of a transposed array", "numpy.save* of a column"),
@@ -66,6 +77,25 @@ DIFFERENCES = [
     Difference("a new file has the permissions that the umask leaves, not those of a temporary file", ("the permissions of a new file",)),
     Difference("tensors that are not contiguous can be looked at for shared memory", ("_find_shared_tensors of a transposed view", "_remove_duplicate_names of a transposed view")),
     Difference("the caller's metadata is not changed", ("save_model's argument metadata afterwards",)),
+    Difference("without a framework, tensors are torch's", ("no framework",), NATIVE),
+    Difference("without a backend, tensorhold chooses, as for any option that is None", ("backend None",), NATIVE),
+    Difference(
+        "of an argument that takes several types, a value of another type is an OptionError",
+        ("bytes as filename of safe_open", "None as filename", "a number as filename", "an open file as filename", "framework None", "framework 3"),
+        NATIVE,
+    ),
+    Difference("a path below a file is a FileError, which is an OSError", ("a path below a file",), NATIVE),
+    Difference("slices have a class of their own", ("get_slice's class",), NATIVE),
+    Difference("a slice cannot be read after the checkpoint is closed", ("a slice for * after the end of with",), NATIVE),
+    Difference(
+        "slices for NumPy take what NumPy takes, and raise what NumPy raises",
+        (
+            *(f"[{index}] for numpy" for index in [*OF_NUMPY, *NOT_OF_NUMPY]), "scalar[None] for numpy", "empty[...] for numpy", "empty[:] for numpy",
+            "empty[0:0] for numpy", "empty[:, 1] for numpy", "empty[:, 1:2] for numpy", "empty[[]] for numpy", "none[:] for numpy", "none[[]] for numpy",
+            "a[1, [0, 2]] for numpy",
+        ),
+        NATIVE,
+    ),
 ]  # fmt: skip
 
 
@@ -75,7 +105,7 @@ def wanted(package: str, calls: Iterable[str]) -> dict[str, str]:
     for difference in DIFFERENCES:
         if package in difference.packages:
             for pattern in difference.calls:
-                matching = [call for call in calls if fnmatchcase(call, pattern)]
+                matching = [call for call in calls if call == pattern or fnmatchcase(call, pattern)]
                 assert matching, f"no call is named {pattern!r}"
                 found.update(dict.fromkeys(matching, difference.reason))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import pickle
 import sys
 from typing import Any
 
@@ -76,3 +77,15 @@ def test_errors_have_the_same_text(call: str, theirs: Package, files: pathlib.Pa
     expected = outcome(CALLS[call], theirs, files, tmp_path / "theirs")
     found = outcome(CALLS[call], package("tensorhold.safetensors"), files, tmp_path / "ours")
     assert str(found.error) == str(expected.error)
+
+
+def test_open_files_go_through_pickle(files: pathlib.Path) -> None:
+    ours = package("tensorhold.safetensors").root
+    path = files / "few.safetensors"
+    with open(path, "rb") as file, ours._safe_open_handle(file, "np") as handle, ours.safe_open(path, "np", backend="pread") as opened:
+        for found in (handle, opened):
+            again = pickle.loads(pickle.dumps(found))
+            assert isinstance(again, ours.safe_open)
+            assert (again.get_tensor("b") == found.get_tensor("b")).all()
+    with pytest.raises(TypeError, match="pickle a TensorSpec"):
+        pickle.dumps(ours.TensorSpec(dtype="int8", shape=[1], data_ptr=8, data_len=1))
