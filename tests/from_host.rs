@@ -4,8 +4,8 @@ mod support;
 
 use std::path::Path;
 
-use support::devices;
-use tensorhold::{DType, Device, Error, Tensor, TensorInfo};
+use support::{assert_all_back, devices, pool_for};
+use tensorhold::{DType, Error, Tensor, TensorInfo};
 
 fn info(dtype: DType, shape: &[usize]) -> TensorInfo {
     TensorInfo::new("t", dtype, shape, Path::new("of.safetensors")).unwrap()
@@ -15,6 +15,7 @@ fn info(dtype: DType, shape: &[usize]) -> TensorInfo {
 fn bytes_become_a_tensor_on_any_device() {
     let bytes: Vec<u8> = (0..=250).cycle().take(9_000_000).collect();
     for device in devices() {
+        let pool = pool_for(&device);
         for (dtype, shape) in [
             (DType::U8, &[9_000_000][..]),
             (DType::F32, &[3, 5]),
@@ -24,7 +25,7 @@ fn bytes_become_a_tensor_on_any_device() {
         ] {
             let info = info(dtype, shape);
             let bytes = &bytes[..info.nbytes as usize];
-            let tensor = Tensor::from_host(info.clone(), &device, bytes).unwrap();
+            let tensor = Tensor::from_host(info.clone(), &device, &pool, bytes).unwrap();
             assert_eq!((tensor.info(), tensor.device().name()), (&info, device.name()));
             assert!(tensor.to_host().unwrap() == bytes);
         }
@@ -33,14 +34,19 @@ fn bytes_become_a_tensor_on_any_device() {
 
 #[test]
 fn bytes_that_are_too_few_or_too_many_are_refused() {
+    let [host, other] = devices();
+    let pool = pool_for(&host);
     for length in [0, 59, 61] {
-        let refused = Tensor::from_host(info(DType::F32, &[3, 5]), &Device::host(), &vec![0; length]);
+        let refused = Tensor::from_host(info(DType::F32, &[3, 5]), &host, &pool, &vec![0; length]);
         let message = refused.unwrap_err().to_string();
         assert!(message.contains("60") && message.contains(&length.to_string()), "{message}");
     }
     let mut wrong = info(DType::F32, &[3, 5]);
     wrong.nbytes = 8;
-    assert!(matches!(Tensor::from_host(wrong, &Device::host(), &[0; 8]), Err(Error::Tensor { .. })));
+    assert!(matches!(Tensor::from_host(wrong, &host, &pool, &[0; 8]), Err(Error::Tensor { .. })));
+    let elsewhere = Tensor::from_host(info(DType::U8, &[1]), &other, &pool, &[7]).unwrap_err().to_string();
+    assert!(elsewhere.contains("memory"), "{elsewhere}");
+    assert_all_back(&pool);
 }
 
 #[test]

@@ -3,18 +3,21 @@
 //! Pickles may be made by hand: [`restore`] checks all that it is given, as the functions that callers use do.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
-use tensorhold::{LeftOut, Tensor, TensorInfo};
+use tensorhold::allocator::RegionParts;
+use tensorhold::{Device, LeftOut, Pool, Tensor, TensorInfo};
 
 use crate::device;
 use crate::errors::{self, Kind, raise};
 use crate::info::{self, PyCut, PyInfo};
 use crate::interrupt::PyProgress;
 use crate::pool::PyStats;
+use crate::process::Process;
 use crate::report::{PyChoice, PyClosed, PyHeld, PyLeftOut, PyReport};
 use crate::tensor::PyTensor;
 
@@ -52,6 +55,24 @@ fn info_of(py: Python<'_>, (name, dtype, shape, file): InfoState<'_>) -> PyResul
     TensorInfo::new(name, dtype, shape, file).map_err(|error| raise(py, error))
 }
 
+/// The pools of tensors that have been unpickled, one for each device: a pool has a thread, and a pickle may have many tensors.
+static POOLS: Mutex<Vec<(Process, String, Pool)>> = Mutex::new(Vec::new());
+
+/// The pool of a device. Memory goes back tensor by tensor where the device can do so.
+fn pool_of(py: Python<'_>, device: &Device) -> PyResult<Pool> {
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    // A forked child has pools of its own.
+    pools.retain(|(process, ..)| process.is_current());
+    let name = device::name(device);
+    if let Some((.., pool)) = pools.iter().find(|(_, of, _)| of == name) {
+        return Ok(pool.clone());
+    }
+    let builder = Pool::builder(device.memory()).region_parts(RegionParts::Auto).name("unpickled tensors");
+    let pool = builder.build().map_err(|error| raise(py, error.into()))?;
+    pools.push((Process::current(), name.to_owned(), pool.clone()));
+    Ok(pool)
+}
+
 /// Makes an object of a class from the state that its pickle has.
 #[pyfunction]
 pub(crate) fn restore<'py>(
@@ -63,7 +84,8 @@ pub(crate) fn restore<'py>(
         "Tensor" => {
             let (info, on, bytes): (InfoState<'_>, Bound<'_, PyAny>, Bound<'_, PyBytes>) = state.extract()?;
             let (info, on, bytes) = (info_of(py, info)?, device::open(py, Some(&on))?, bytes.as_bytes());
-            let made = py.detach(|| Tensor::from_host(info, &on, bytes));
+            let pool = pool_of(py, &on)?;
+            let made = py.detach(|| Tensor::from_host(info, &on, &pool, bytes));
             PyTensor::new(made.map_err(|error| raise(py, error))?).into_bound_py_any(py)
         }
         "TensorInfo" => PyInfo(info_of(py, state.extract()?)?).into_bound_py_any(py),

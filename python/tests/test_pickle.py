@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import Spec, import_for, raw, spec, write
+from support import Spec, import_for, python, raw, spec, write
 
 import tensorhold
 from tensorhold import _core
@@ -61,6 +61,33 @@ def test_a_restored_tensor_is_taken_by_frameworks(checkpoint: pathlib.Path, fram
     with tensorhold.load(checkpoint, device) as weights:
         made = pickle.loads(pickle.dumps(weights["matrix"]))
         assert raw(made.to(framework)) == weights["matrix"].to_host()
+
+
+def test_many_tensors_are_restored_without_a_thread_for_each(tmp_path: pathlib.Path) -> None:
+    tensors = {f"t{n}": spec("F32", (n % 5,), n) for n in range(2000)}
+    pickled = pickle.dumps(dict(tensorhold.load(write(tmp_path / "t.safetensors", tensors))))
+    pickle.loads(pickled)
+    threads = len(os.listdir("/proc/self/task"))
+    made = pickle.loads(pickled)
+    assert len(os.listdir("/proc/self/task")) <= threads + 1
+    assert {name: tensor.to_host() for name, tensor in made.items()} == {name: tensor.data for name, tensor in tensors.items()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_unpickles_tensors(checkpoint: pathlib.Path) -> None:
+    script = """
+import os, pickle, sys, tensorhold
+tensor = tensorhold.load(sys.argv[1])["matrix"]
+pickled = pickle.dumps(tensor)
+kept = pickle.loads(pickled)
+child = os.fork()
+if not child:
+    made = pickle.loads(pickle.dumps(kept))
+    os._exit(0 if made.to_host() == tensor.to_host() else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert pickle.loads(pickled).to_host() == kept.to_host()
+"""
+    python(script, str(checkpoint))
 
 
 def test_a_tensor_of_a_device_that_is_missing_names_it(checkpoint: pathlib.Path) -> None:

@@ -52,15 +52,14 @@ impl TensorInfo {
 }
 
 impl Tensor {
-    /// A tensor with these bytes, in memory of its own on a device: its elements, row by row and little endian.
+    /// A tensor with these bytes, its elements row by row and little endian, in a pool over the device's memory.
     ///
     /// # Errors
-    /// When the bytes are not as many as type and shape take, and when the device has no memory for them or fails to copy them.
-    pub fn from_host(info: TensorInfo, device: &Device, bytes: &[u8]) -> Result<Self> {
+    /// When the bytes are not as many as type and shape take, the pool has no room for them or is over other memory, and when the device fails to copy them.
+    pub fn from_host(info: TensorInfo, device: &Device, pool: &Pool, bytes: &[u8]) -> Result<Self> {
         info.check("make a tensor")?;
         // Before memory is placed: the length of the bytes is the only one that is known to be possible.
         info.check_bytes(bytes.len())?;
-        let pool = Pool::builder(device.memory()).name(format!("tensor on {device}")).build()?;
         let fragment = pool.place(Arc::clone(&info.name), Request::new(info.nbytes, ALIGNMENT))?;
         let mut tensor =
             Self::new(fragment, Arc::new(Description { info, device: Arc::new(device.clone()) }))?;
