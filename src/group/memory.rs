@@ -267,21 +267,7 @@ impl Place {
     /// A tensor with these bytes, which are as long as its info says.
     pub(super) fn upload(&self, info: TensorInfo, bytes: Vec<u8>) -> Result<Tensor> {
         let mut tensor = self.blank(info)?;
-        let device = Arc::clone(&self.device);
-        if tensor.nbytes() != bytes.len() as u64 {
-            let got = format!("{} bytes", bytes.len());
-            return Err(tensor.view().error("fill", got, tensor.nbytes(), "report this as a bug"));
-        }
-        let Some(mut target) = tensor.get_mut() else { return Ok(tensor) };
-        if device.is_host_accessible() {
-            target.as_bytes_mut()?.copy_from_slice(&bytes);
-            return Ok(tensor);
-        }
-        device.run(bytes, |stream, bytes| {
-            // SAFETY: Q1, Y1: the target is the device's memory, and as long as the bytes, as was checked. I1: `run` keeps the bytes until the copy has ended; the
-            // target's only owner is borrowed mutably, and its pool synchronizes it before it is used again (Q3).
-            unsafe { stream.copy_to_device(target.as_mut_ptr(), bytes.as_ptr(), bytes.len() as u64) }
-        })?;
+        tensor.fill(bytes.into())?;
         Ok(tensor)
     }
 }

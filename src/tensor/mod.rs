@@ -14,6 +14,7 @@
 
 #[cfg(feature = "dlpack")]
 mod dlpack;
+mod from_host;
 #[cfg(feature = "cuda-external")]
 mod lend;
 mod owned;

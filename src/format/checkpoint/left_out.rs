@@ -15,6 +15,13 @@ pub struct LeftOut {
     pub why: String,
 }
 
+impl LeftOut {
+    /// A file that is left out for that reason.
+    pub fn new(path: impl Into<PathBuf>, why: impl Into<String>) -> Self {
+        Self { path: path.into(), why: why.into() }
+    }
+}
+
 /// Serializes a path, which need not be UTF-8.
 pub(crate) fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
