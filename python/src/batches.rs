@@ -11,6 +11,7 @@ use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
 use crate::interrupt::Failure;
 use crate::options::Asked;
+use crate::pickle;
 use crate::pool::PyPool;
 use crate::process::Process;
 use crate::stream::PATIENCE;
@@ -101,6 +102,10 @@ pub(crate) fn batches(
 
 #[pymethods]
 impl PyBatches {
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse("a load in batches", "it belongs to this process; begin another in the other process")
+    }
+
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
     }

@@ -5,6 +5,7 @@ use tensorhold::{DType, Tensor};
 
 use crate::arguments;
 use crate::open::PyOpen;
+use crate::pickle;
 use crate::tensor::{PyHandover, PyTensor, capsule};
 
 /// What Python makes of a tensor: `from_capsule`, of a capsule of the old structure, where the tensor's type is one of `plain`, else `convert`.
@@ -64,5 +65,12 @@ impl PyGetter {
     fn __call__<'py>(&self, py: Python<'py>, name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let name = arguments::name(name)?;
         self.conversion.hand_over(py, self.open.get().read(py, &name)?)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse(
+            "what a safe_open reads with",
+            "its files are open in this process; pickle the safe_open itself",
+        )
     }
 }

@@ -59,8 +59,9 @@ pub(crate) fn name(device: &Device) -> &str {
     }
 }
 
-/// The name of the device that is named, without a look at whether it is there.
-pub(crate) fn spelled(py: Python<'_>, named: &Bound<'_, PyAny>) -> PyResult<String> {
+/// The name of the device that is named, without a look at whether it is there; that of the CPU where none is named.
+pub(crate) fn spelled(py: Python<'_>, named: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
+    let Some(named) = named else { return Ok("cpu".into()) };
     Ok(match parse(py, named)? {
         DeviceKind::Pinned => "pinned".into(),
         DeviceKind::Cuda(ordinal) => format!("cuda:{ordinal}"),

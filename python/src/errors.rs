@@ -109,6 +109,9 @@ fn make(py: Python<'_>) -> PyResult<Vec<Py<PyType>>> {
             None => {
                 // `KeyError` would show the message quoted, and `OSError` with a number.
                 attributes.set_item("__str__", built_in.getattr("__str__")?)?;
+                // `BaseException` leaves out what `OSError` keeps elsewhere.
+                attributes
+                    .set_item("__reduce__", py.import("tensorhold._pickle")?.getattr("reduce_error")?)?;
                 for name in ["operation", "path"] {
                     attributes.set_item(name, py.None())?;
                 }

@@ -20,6 +20,7 @@ use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
 use crate::interrupt::Failure;
 use crate::options::Asked;
+use crate::pickle;
 use crate::pool::PyPool;
 use crate::process::Process;
 use crate::stream::PATIENCE;
@@ -33,6 +34,13 @@ struct PyPayload {
 
 #[pymethods]
 impl PyPayload {
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse(
+            "a payload of a process group",
+            "its bytes belong to a call in this process; send a copy",
+        )
+    }
+
     #[getter]
     fn nbytes(&self) -> u64 {
         self.tensor.nbytes()
@@ -304,6 +312,10 @@ impl PyShared {
 
 #[pymethods]
 impl PyShared {
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse("a checkpoint that ranks share", "it belongs to this process; open it in the other")
+    }
+
     /// What a tensor is, whole.
     fn info(&self, py: Python<'_>, name: &str) -> PyResult<Option<PyInfo>> {
         self.with(py, |shared| Ok(shared.info(name).cloned().map(PyInfo)))
@@ -391,6 +403,13 @@ fn next_or_interrupted(batches: &mut Batches, failure: &Failure) -> Option<Resul
 
 #[pymethods]
 impl PyRelay {
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse(
+            "a relay of tensors between ranks",
+            "it belongs to this process; begin another in the other process",
+        )
+    }
+
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
     }

@@ -9,6 +9,7 @@ use tensorhold::{Cut, DType, Loader, TensorInfo};
 
 use crate::arguments::{self, Whole, wrong_type};
 use crate::errors::{self, Kind};
+use crate::pickle::{self, Reduced};
 
 /// A tensor as it is on its device; in a rule, as its file has it.
 #[pyclass(name = "TensorInfo", module = "tensorhold", frozen)]
@@ -43,6 +44,10 @@ impl PyInfo {
         self.0.file.as_os_str()
     }
 
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(py, "TensorInfo", pickle::info_state(py, &self.0)?)
+    }
+
     fn __repr__(&self) -> String {
         let TensorInfo { name, dtype, shape, nbytes, .. } = &self.0;
         format!("TensorInfo({name:?}, {dtype}, {shape:?}, {nbytes} bytes)")
@@ -52,7 +57,27 @@ impl PyInfo {
 /// A part of a tensor along one dimension.
 #[pyclass(name = "Cut", module = "tensorhold", frozen, from_py_object)]
 #[derive(Clone)]
-pub(crate) struct PyCut(pub(crate) Cut);
+pub(crate) struct PyCut {
+    cut: Cut,
+    /// The function that makes it, and its arguments.
+    made_by: (&'static str, [usize; 3]),
+}
+
+impl PyCut {
+    /// The cut that a pickle has.
+    pub(crate) fn restored(
+        py: Python<'_>,
+        (function, dim, first, second): (String, usize, usize, usize),
+    ) -> PyResult<Self> {
+        let numbers = [dim, first, second];
+        match &*function {
+            "narrow" => Ok(Self { cut: Cut::narrow(dim, first, second), made_by: ("narrow", numbers) }),
+            "shard" => Ok(Self { cut: Cut::shard(dim, first, second), made_by: ("shard", numbers) }),
+            "chunk" => Ok(Self { cut: Cut::chunk(dim, first, second), made_by: ("chunk", numbers) }),
+            _ => Err(pickle::damaged(py, "Cut")),
+        }
+    }
+}
 
 #[pymethods]
 impl PyCut {
@@ -61,25 +86,30 @@ impl PyCut {
     fn narrow(dim: &Bound<'_, PyAny>, start: &Bound<'_, PyAny>, length: &Bound<'_, PyAny>) -> PyResult<Self> {
         let [dim, start, length] =
             numbers("Cut.narrow", [("dim", dim), ("start", start), ("length", length)])?;
-        Ok(Self(Cut::narrow(dim, start, length)))
+        Ok(Self { cut: Cut::narrow(dim, start, length), made_by: ("narrow", [dim, start, length]) })
     }
 
     /// Part `rank` of `world` parts of the same length.
     #[staticmethod]
     fn shard(dim: &Bound<'_, PyAny>, rank: &Bound<'_, PyAny>, world: &Bound<'_, PyAny>) -> PyResult<Self> {
         let [dim, rank, world] = numbers("Cut.shard", [("dim", dim), ("rank", rank), ("world", world)])?;
-        Ok(Self(Cut::shard(dim, rank, world)))
+        Ok(Self { cut: Cut::shard(dim, rank, world), made_by: ("shard", [dim, rank, world]) })
     }
 
     /// Part `rank` of `world` parts as torch's `chunk` makes them: the last ones may be shorter.
     #[staticmethod]
     fn chunk(dim: &Bound<'_, PyAny>, rank: &Bound<'_, PyAny>, world: &Bound<'_, PyAny>) -> PyResult<Self> {
         let [dim, rank, world] = numbers("Cut.chunk", [("dim", dim), ("rank", rank), ("world", world)])?;
-        Ok(Self(Cut::chunk(dim, rank, world)))
+        Ok(Self { cut: Cut::chunk(dim, rank, world), made_by: ("chunk", [dim, rank, world]) })
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let (function, [dim, first, second]) = self.made_by;
+        pickle::reduce(py, "Cut", (function, dim, first, second))
     }
 
     fn __repr__(&self) -> String {
-        format!("{:?}", self.0)
+        format!("{:?}", self.cut)
     }
 }
 
@@ -102,14 +132,14 @@ pub(crate) fn cuts(subject: &str, found: &Bound<'_, PyAny>) -> PyResult<Vec<Cut>
         return Ok(Vec::new());
     }
     if let Ok(cut) = found.cast::<PyCut>() {
-        return Ok(vec![cut.get().0]);
+        return Ok(vec![cut.get().cut]);
     }
     let several = found.try_iter().map_err(|_| wrong_type(subject, found, EXPECTED))?;
     several
         .map(|cut| {
             let cut = cut?;
             let found = cut.cast::<PyCut>().map_err(|_| wrong_type(subject, &cut, EXPECTED))?;
-            Ok(found.get().0)
+            Ok(found.get().cut)
         })
         .collect()
 }

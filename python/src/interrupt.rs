@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use tensorhold::Progress;
 
 use crate::options::Missing;
+use crate::pickle::{self, Reduced};
 
 /// How often Python is asked at most: often enough for a hand on the keyboard, and rarely enough to wait for the interpreter.
 const EVERY: Duration = Duration::from_millis(20);
@@ -79,6 +80,24 @@ pub(crate) struct PyProgress {
     done_bytes: u64,
     total_bytes: u64,
     tensors: usize,
+}
+
+impl PyProgress {
+    /// That which a pickle has.
+    pub(crate) fn restored((done_bytes, total_bytes, tensors): (u64, u64, usize)) -> Self {
+        Self { done_bytes, total_bytes, tensors }
+    }
+}
+
+#[pymethods]
+impl PyProgress {
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(py, "Progress", (self.done_bytes, self.total_bytes, self.tensors))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Progress({} of {} bytes, {} tensors)", self.done_bytes, self.total_bytes, self.tensors)
+    }
 }
 
 /// Answers a load's progress callback.

@@ -19,8 +19,11 @@ mod errors;
 mod group;
 mod info;
 mod interrupt;
+mod json;
+mod mapping;
 mod open;
 mod options;
+mod pickle;
 mod pool;
 mod process;
 mod report;
@@ -53,6 +56,8 @@ mod _core {
     use crate::options::Asked;
     #[pymodule_export]
     use crate::options::path_list;
+    #[pymodule_export]
+    use crate::pickle::restore;
     #[pymodule_export]
     use crate::pool::{PyPool, PyStats};
     use crate::process::Process;
@@ -158,9 +163,10 @@ mod _core {
         tensorhold::foreign_format(start, file_len)
     }
 
-    /// The name of the device that is named, if there is such a name.
+    /// The name of the device that is named, if there is such a name; of the CPU for None.
     #[pyfunction]
-    fn device_name(py: Python<'_>, named: &Bound<'_, PyAny>) -> PyResult<String> {
+    #[pyo3(signature = (named))]
+    fn device_name(py: Python<'_>, named: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
         device::spelled(py, named)
     }
 }

@@ -19,6 +19,7 @@ use crate::convert::{Conversion, PyGetter};
 use crate::errors::{self, Kind, raise};
 use crate::info::{self, PyInfo};
 use crate::interrupt::Failure;
+use crate::pickle;
 use crate::process::Process;
 use crate::report::{self, PyLeftOut};
 use crate::stream::PyStream;
@@ -365,6 +366,13 @@ impl PyOpen {
             drop(checkpoint);
             self.end_walk_if_closed();
         });
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse(
+            "what a safe_open reads with",
+            "its files are open in this process; pickle the safe_open itself",
+        )
     }
 
     fn __len__(&self, py: Python<'_>) -> PyResult<usize> {

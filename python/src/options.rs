@@ -296,14 +296,15 @@ pub(crate) fn path_list(py: Python<'_>, subject: &str, paths: &Bound<'_, PyAny>)
 
 fn backend(named: &Bound<'_, PyAny>) -> PyResult<Backend> {
     let name = text("option backend", named, "the name of a backend, a str")?;
-    if name == "auto" {
+    // Those of `safetensors`, which are hints here: how files are read does not change what is read.
+    if ["auto", "mmap", "pread"].contains(&&*name) {
         return Ok(Backend::Auto);
     }
     let kind = BackendKind::ALL.into_iter().find(|kind| kind.name() == name);
     kind.map(Backend::Require).ok_or_else(|| {
         let known = BackendKind::ALL.map(BackendKind::name).join(", ");
         let message =
-            format!("option backend: got {}, expected auto, {known}; leave it out for auto", Quoted(name));
+            format!("option backend: got {}, expected auto, {known}, or mmap or pread for auto; leave it out for auto", Quoted(name));
         errors::new(named.py(), Kind::Option, message)
     })
 }

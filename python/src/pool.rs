@@ -7,20 +7,43 @@ use tensorhold::{Device, Pool};
 use crate::arguments::{self, Whole};
 use crate::device;
 use crate::errors::raise;
+use crate::pickle::{self, Reduced};
 use crate::process::Process;
 
 /// A pool's numbers at one moment, in bytes but for `fragments` and `regions`.
 #[pyclass(name = "Stats", module = "tensorhold", frozen)]
-pub(crate) struct PyStats(Stats);
+pub(crate) struct PyStats(Numbers);
 
 macro_rules! stats {
     ($($field:ident: $type:ty,)*) => {
+        /// The same numbers as [`Stats`], which only a pool makes.
+        struct Numbers {
+            $($field: $type,)*
+        }
+
+        impl From<Stats> for PyStats {
+            fn from(stats: Stats) -> Self {
+                Self(Numbers { $($field: stats.$field,)* })
+            }
+        }
+
+        impl PyStats {
+            /// Those that a pickle has.
+            pub(crate) fn restored(($($field,)*): ($($type,)*)) -> Self {
+                Self(Numbers { $($field,)* })
+            }
+        }
+
         #[pymethods]
         impl PyStats {
             $(#[getter]
             fn $field(&self) -> $type {
                 self.0.$field
             })*
+
+            fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+                pickle::reduce(py, "Stats", ($(self.0.$field,)*))
+            }
 
             fn __repr__(&self) -> String {
                 let fields = [$((stringify!($field), self.0.$field as u64)),*];
@@ -41,12 +64,6 @@ stats! {
     lost_bytes: u64,
     fragments: usize,
     regions: usize,
-}
-
-impl From<Stats> for PyStats {
-    fn from(stats: Stats) -> Self {
-        Self(stats)
-    }
 }
 
 /// Memory of a device that several loads share, with its limit and statistics.
@@ -140,6 +157,10 @@ impl PyPool {
         self.check(py, "trim a pool")?;
         py.detach(|| self.pool.trim());
         Ok(())
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse("a Pool", "it is memory of this process; make another in the process that needs one")
     }
 
     fn __repr__(&self) -> String {

@@ -11,6 +11,7 @@ use tensorhold::save::{self, Draft, Durability, Entry, PlanOptions, ShardPlan};
 use crate::errors::{self, Kind, raise};
 use crate::info;
 use crate::interrupt::Failure;
+use crate::pickle;
 
 /// A file that is to be written: its header, and where each tensor goes.
 #[pyclass(name = "_ShardPlan", module = "tensorhold._core", frozen)]
@@ -20,6 +21,10 @@ pub(crate) struct PyShardPlan {
 
 #[pymethods]
 impl PyShardPlan {
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse("a ShardPlan", "it is made for this process; call plan_shards() in the other")
+    }
+
     #[getter]
     fn path(&self) -> PathBuf {
         self.plan.path().into()
@@ -123,6 +128,13 @@ impl PyDraft {
 
 #[pymethods]
 impl PyDraft {
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse(
+            "a save that is not committed",
+            "its files belong to this process; commit or close it here",
+        )
+    }
+
     #[new]
     #[pyo3(signature = (plans, *, min_free_bytes=0))]
     fn new(py: Python<'_>, plans: Vec<PyRef<'_, PyShardPlan>>, min_free_bytes: u64) -> PyResult<Self> {

@@ -9,6 +9,7 @@ use tensorhold::TensorStream;
 
 use crate::errors::{self, Kind, raise};
 use crate::interrupt::Failure;
+use crate::pickle;
 use crate::process::Process;
 use crate::tensor::PyTensor;
 use crate::weights::PyWeights;
@@ -117,6 +118,11 @@ impl PyStream {
             py.detach(|| drop(stream));
         }
         Ok(())
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        let reason = "it is a load of this process; pickle the tensors that it gave, or begin a stream in the other process";
+        pickle::refuse("a Stream", reason)
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {

@@ -20,6 +20,7 @@ use crate::arguments::{flag, wrong_type};
 use crate::device;
 use crate::errors::raise;
 use crate::info::{self, PyInfo};
+use crate::pickle::{self, Reduced};
 use crate::process::Process;
 
 /// A tensor that keeps its own bytes alive, and nothing else's.
@@ -160,6 +161,12 @@ impl PyTensor {
         length.ok_or_else(|| pyo3::exceptions::PyTypeError::new_err("a scalar has no length"))
     }
 
+    /// A copy of the bytes with what they are, for a tensor on the same device.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let info = pickle::info_state(py, self.tensor.info())?;
+        pickle::reduce(py, "Tensor", (info, self.device(), self.to_host(py)?))
+    }
+
     fn __copy__(&self) -> Self {
         Self::new(self.tensor.clone())
     }
@@ -232,6 +239,13 @@ impl PyHandover {
             ExportAbi::Legacy => capsule(py, tensor.into_legacy_dlpack()),
             ExportAbi::Versioned => capsule(py, tensor.into_dlpack()),
         }
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        pickle::refuse(
+            "a tensor that is on its way to a framework",
+            "it can be taken once; pickle the framework's tensor",
+        )
     }
 
     fn __dlpack_device__(&self, py: Python<'_>) -> PyResult<(u32, i32)> {

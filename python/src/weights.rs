@@ -11,13 +11,15 @@ use crate::arguments;
 use crate::convert::Conversion;
 use crate::errors::{self, Kind, raise};
 use crate::info::PyInfo;
+use crate::mapping;
+use crate::pickle;
 use crate::pool::PyStats;
 use crate::process::Process;
 use crate::report::{PyClosed, PyReport};
 use crate::tensor::PyTensor;
 
 /// The loaded tensors of a checkpoint, by name, file by file in the order of their bytes.
-#[pyclass(name = "Weights", module = "tensorhold", frozen)]
+#[pyclass(name = "Weights", module = "tensorhold", frozen, mapping)]
 pub(crate) struct PyWeights {
     /// `None` once they have been closed. Locked for moments, and never while Python is called.
     weights: RwLock<Option<Weights>>,
@@ -33,6 +35,10 @@ impl PyWeights {
     fn with<T>(&self, py: Python<'_>, look: impl FnOnce(&Weights) -> T) -> PyResult<T> {
         let found = self.weights.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(look);
         found.ok_or_else(|| closed(py))
+    }
+
+    fn names(&self, py: Python<'_>) -> PyResult<Vec<Arc<str>>> {
+        self.with(py, |weights| weights.iter().map(|tensor| Arc::clone(&tensor.info().name)).collect())
     }
 
     fn take(&self, py: Python<'_>) -> PyResult<Weights> {
@@ -62,11 +68,35 @@ fn closed(py: Python<'_>) -> PyErr {
 #[pymethods]
 impl PyWeights {
     /// The names, file by file in the order of their bytes.
-    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let names = |weights: &Weights| -> Vec<Arc<str>> {
-            weights.iter().map(|tensor| Arc::clone(&tensor.info().name)).collect()
-        };
-        PyList::new(py, self.with(py, names)?.iter().map(|name| &**name))
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let names = self.names(py)?;
+        mapping::names(py, &names.iter().map(|name| &**name).collect::<Vec<_>>())
+    }
+
+    /// Pairs of name and tensor, in the same order.
+    fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().with(slf.py(), |_| ())?;
+        mapping::items(slf.as_any())
+    }
+
+    /// The tensors, in the same order.
+    fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().with(slf.py(), |_| ())?;
+        mapping::values(slf.as_any())
+    }
+
+    /// An owner of a tensor, or `default` where there is none of that name.
+    #[pyo3(signature = (key, default=None, /))]
+    fn get<'py>(
+        slf: &Bound<'py, Self>,
+        key: &Bound<'py, PyAny>,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        match slf.get().__contains__(py, key)? {
+            true => slf.get_item(key),
+            false => Ok(default.unwrap_or_else(|| py.None().into_bound(py))),
+        }
     }
 
     /// What a tensor is.
@@ -125,7 +155,7 @@ impl PyWeights {
 
     /// How the load went.
     fn report(&self, py: Python<'_>) -> PyResult<PyReport> {
-        self.with(py, |weights| PyReport(weights.report().clone()))
+        self.with(py, |weights| PyReport::new(weights.report()))
     }
 
     /// The numbers of the pool that the tensors are in.
@@ -197,7 +227,7 @@ impl PyWeights {
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(self.keys(py)?.try_iter()?.into_any())
+        Ok(PyList::new(py, self.names(py)?.iter().map(|name| &**name))?.try_iter()?.into_any())
     }
 
     fn __getitem__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<PyTensor> {
@@ -220,6 +250,11 @@ impl PyWeights {
             self.close(py)?;
         }
         Ok(())
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        let reason = "they own memory of this process; pickle dict(weights), whose tensors are copied, or load them in the other process";
+        pickle::refuse("Weights", reason)
     }
 
     fn __repr__(&self) -> String {

@@ -7,6 +7,8 @@
 Names are those of `safetensors` where it has them. No framework is imported before it is asked for.
 """
 
+from collections.abc import Mapping
+
 from tensorhold._core import (
     AccessError,
     CancelledError,
@@ -44,6 +46,9 @@ from tensorhold._core import (
 )
 from tensorhold.api import install_as_fastsafetensors, load, load_file, save_file, stream
 from tensorhold.opened import safe_open
+
+Mapping.register(Weights)
+Mapping.register(Report)
 
 SafetensorError = Error
 """The name that `safetensors` has for what goes wrong."""

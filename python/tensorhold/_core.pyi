@@ -1,12 +1,13 @@
 """What the compiled module has. `tensorhold` exports it under its own name: import from there."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from types import TracebackType
-from typing import Any, final
+from typing import Any, TypeVar, final, overload
 
 from typing_extensions import Buffer, Self, Unpack
 
+from tensorhold._mapping import Names
 from tensorhold.types import Device, DType, Options, Path, Paths
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "path_list",
     "plan_shards",
     "relay",
+    "restore",
     "save_file",
     "serialize",
     "shard_paths",
@@ -65,6 +67,8 @@ __all__ = [
     "stream",
     "validate_shard_set",
 ]
+
+_T = TypeVar("_T")
 
 __version__: str
 
@@ -250,7 +254,7 @@ class LeftOut:
     def why(self) -> str: ...
 
 @final
-class Report:
+class Report(Mapping[str, Any]):
     """How a load went: sizes in bytes, times in seconds. Its values can be had by name, too: `report["bytes"]`."""
 
     @property
@@ -290,7 +294,11 @@ class Report:
     @property
     def gigabytes_per_second(self) -> float: ...
     def as_dict(self) -> dict[str, Any]: ...
-    def keys(self) -> list[str]: ...
+    def keys(self) -> Names: ...  # type: ignore[override]
+    def items(self) -> ItemsView[str, Any]: ...
+    def values(self) -> ValuesView[Any]: ...
+    def get(self, key: str, default: Any = None, /) -> Any: ...
+    def __contains__(self, key: object, /) -> bool: ...
     def __getitem__(self, key: str, /) -> Any: ...
     def __iter__(self) -> Iterator[str]: ...
     def __len__(self) -> int: ...
@@ -345,10 +353,17 @@ class Pool:
         """Gives back what is free, and waits until that is done."""
 
 @final
-class Weights:
+class Weights(Mapping[str, Tensor]):
     """The loaded tensors of a checkpoint, by name, file by file in the order of their bytes."""
 
-    def keys(self) -> list[str]: ...
+    def keys(self) -> Names:  # type: ignore[override]
+        """The names, file by file in the order of their bytes: a list, with the set operations of a dict's keys."""
+    def items(self) -> ItemsView[str, Tensor]: ...
+    def values(self) -> ValuesView[Tensor]: ...
+    @overload
+    def get(self, key: str, /) -> Tensor | None: ...
+    @overload
+    def get(self, key: str, default: _T, /) -> Tensor | _T: ...
     def info(self, name: str) -> TensorInfo: ...
     def infos(self) -> list[TensorInfo]: ...
     def tensor(self, name: str) -> Tensor: ...
@@ -452,7 +467,7 @@ class _Getter:
 def open(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> _Open: ...
 def load(paths: Paths, device: Device | None = None, **options: Unpack[Options]) -> Weights: ...
 def stream(
-    paths: Paths, device: Device | None = None, *, in_file_order: bool = False, **options: Unpack[Options]
+    paths: Paths, device: Device | None = None, *, in_file_order: bool | None = False, **options: Unpack[Options]
 ) -> Stream: ...
 def inspect(
     paths: Paths, device: Device | None = None, **options: Unpack[Options]
@@ -478,13 +493,16 @@ def deserialize(data: Buffer) -> list[tuple[str, dict[str, Any]]]:
 def cuda_count() -> int:
     """How many CUDA devices there are; 0 without a driver."""
 
+def restore(kind: str, state: tuple[Any, ...]) -> Any:
+    """Makes an object of a class from the state that its pickle has."""
+
 def path_list(subject: str, paths: Paths) -> list[Any]:
     """One path, or several, of the argument that messages call `subject`."""
 
 def foreign_format(start: bytes, file_len: int) -> str | None:
     """What a file is that is no safetensors file, by its first bytes and its length, as a message says it."""
 
-def device_name(named: Device) -> str:
+def device_name(named: Device | None) -> str:
     """The full name of a device, without a look at whether it is there."""
 
 # What the drop-in for fastsafetensors, and process groups, are made of.

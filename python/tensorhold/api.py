@@ -1,12 +1,14 @@
 """The functions that load: `load`, `load_file` and `stream`.
 
+A `device` or an option that is None counts as not given.
+
 Options, of these and of `safe_open`:
 
 - `variant`: of a folder, the weights of this variant, such as `fp16` for `model.fp16.safetensors`; those without a variant if it is left out;
 - `select`: names, or a rule from a `TensorInfo` to whether it is wanted, asked before any tensor's bytes are read;
 - `dtype`: the type that floats are converted to on their way, or a rule from a `TensorInfo` to a type or None;
 - `cuts`: a dict from names to a `Cut` or several, or a rule from a `TensorInfo` to them;
-- `backend`: how files are read: `auto`, `buffered`, `direct`, `io-uring` or `gds`;
+- `backend`: how files are read: `auto`, `buffered`, `direct`, `io-uring` or `gds`; `mmap` and `pread`, which `safetensors` has, mean the same as `auto`;
 - `memory_budget`: how many bytes of the device's memory the load may take;
 - `threads`: how many threads read; `staging_bytes`: how much pinned memory they use;
 - `pool`: the memory that tensors are placed in, a `Pool`; a pool of their own if it is left out;
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from tensorhold.types import Device, LoadOptions, Options, Path, Paths
 
 
-def load(paths: "Paths", device: "Device" = "cpu", **options: "Unpack[LoadOptions]") -> "Weights":
+def load(paths: "Paths", device: "Device | None" = "cpu", **options: "Unpack[LoadOptions]") -> "Weights":
     """Loads a checkpoint: a folder, an index, a file, or several of these.
 
     When it returns, each tensor is readable on any stream and from any thread.
@@ -39,7 +41,7 @@ def load(paths: "Paths", device: "Device" = "cpu", **options: "Unpack[LoadOption
 
 
 def stream(
-    paths: "Paths", device: "Device" = "cpu", *, in_file_order: bool = False, **options: "Unpack[LoadOptions]"
+    paths: "Paths", device: "Device | None" = "cpu", *, in_file_order: "bool | None" = False, **options: "Unpack[LoadOptions]"
 ) -> "Stream":
     """Begins to load a checkpoint, and gives each tensor as its bytes land.
 
@@ -53,7 +55,7 @@ def stream(
 
 
 def load_file(
-    filename: "Paths", device: "Device" = "cpu", framework: str = "pt", **options: "Unpack[LoadOptions]"
+    filename: "Paths", device: "Device | None" = "cpu", framework: str = "pt", **options: "Unpack[LoadOptions]"
 ) -> "dict[str, Any]":
     """Loads a checkpoint into a dict of the framework's tensors: `pt`, `np`, `jax` or `cupy`.
 
@@ -68,9 +70,15 @@ def load_file(
 
 
 def save_file(
-    tensors: "Mapping[str, Any]", filename: "Path", metadata: "Mapping[str, str] | None" = None, *, synced: bool = False
+    tensors: "Mapping[str, Any]",
+    filename: "Path",
+    metadata: "Mapping[str, str] | None" = None,
+    *,
+    synced: "bool | None" = False,
 ) -> None:
     """Writes a safetensors file of tensors of torch, NumPy, JAX, CuPy or tensorhold, by their names.
+
+    `metadata` are the strings of its header. An empty dict is written as such, and is not the same as None.
 
     The file is there as a whole or not at all: it gets its name when all has been written, and with `synced` when that is on the disk. Tensors that are on
     a device, or have gaps, are copied to host memory first. Tensors that share memory are each written in full.
@@ -84,7 +92,7 @@ def save_file(
     path = _arguments.path("filename", filename)
     strings = _arguments.strings("metadata", metadata)
     items = [frameworks.item(name, tensor) for name, tensor in _arguments.named("tensors", tensors, "tensors")]
-    _core.save_file(path, items, strings, _arguments.flag("synced", synced))
+    _core.save_file(path, items, strings, _arguments.flag("synced", synced) if synced is not None else False)
 
 
 def install_as_fastsafetensors() -> None:

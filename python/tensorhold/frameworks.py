@@ -37,8 +37,8 @@ class Converter:
         """Imports the framework."""
         raise NotImplementedError
 
-    def prepare(self, device: "Device") -> "Device":
-        """The device by its full name, if the framework can use it; asked before anything is loaded."""
+    def prepare(self, device: "Device | None") -> "Device":
+        """The device by its full name, if the framework can use it; the CPU for None. Asked before anything is loaded."""
         return device_name(device)
 
     def plain(self) -> "tuple[Callable[[Any], Any] | None, list[str]]":
@@ -48,6 +48,10 @@ class Converter:
     def convert(self, tensor: "Tensor | _Handover") -> "Any":
         """A tensor of the framework's, of any type that it has."""
         raise NotImplementedError
+
+    def index(self, tensor: "Any", index: "Any") -> "Any":
+        """The part of a tensor of the framework's at an index."""
+        return tensor[index]
 
     def lacks(self, tensor: "Tensor | _Handover", view: str) -> TensorError:
         """The error for a type that the framework does not have."""
@@ -83,7 +87,7 @@ class Torch(Converter):
         # What from_dlpack() does with a capsule, without the way there.
         self.from_capsule = getattr(torch._C, "_from_dlpack", torch.utils.dlpack.from_dlpack)
 
-    def prepare(self, device: "Device") -> "Device":
+    def prepare(self, device: "Device | None") -> "Device":
         if str(device) == "cuda" and self.torch.cuda.is_available():
             return f"cuda:{self.torch.cuda.current_device()}"
         device = device_name(device)
@@ -140,7 +144,7 @@ class Numpy(Converter):
             ml_dtypes = None
         self.ml_dtypes = ml_dtypes
 
-    def prepare(self, device: "Device") -> "Device":
+    def prepare(self, device: "Device | None") -> "Device":
         device = device_name(device)
         if device.startswith("cuda"):
             raise FrameworkError(
@@ -159,6 +163,10 @@ class Numpy(Converter):
                 error.args = (f"{error.args[0]}; with the package ml_dtypes there is such a type",)
             raise error
         return self.numpy.from_dlpack(tensor.view(integers)).view(dtype)
+
+    def index(self, tensor: "Any", index: "Any") -> "Any":
+        # A single element, which NumPy gives as a scalar, is an array without dimensions, as a scalar of a file is.
+        return self.numpy.asarray(tensor[index])
 
 
 class Jax(Converter):
@@ -181,7 +189,7 @@ class Jax(Converter):
 
         self.jax = jax
 
-    def prepare(self, device: "Device") -> "Device":
+    def prepare(self, device: "Device | None") -> "Device":
         device = device_name(device)
         if device.startswith("cuda:"):
             try:
@@ -223,7 +231,7 @@ class Cupy(Converter):
 
         self.cupy = cupy
 
-    def prepare(self, device: "Device") -> "Device":
+    def prepare(self, device: "Device | None") -> "Device":
         device = device_name(device)
         if not device.startswith("cuda:"):
             raise FrameworkError(f"load to device {device!r} for cupy: its arrays are in CUDA memory; load to \"cuda:0\", or for numpy")

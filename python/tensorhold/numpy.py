@@ -14,6 +14,6 @@ if TYPE_CHECKING:
     from tensorhold.types import Device, LoadOptions, Paths
 
 
-def load_file(filename: "Paths", device: "Device" = "cpu", **options: "Unpack[LoadOptions]") -> "dict[str, Any]":
+def load_file(filename: "Paths", device: "Device | None" = "cpu", **options: "Unpack[LoadOptions]") -> "dict[str, Any]":
     """Loads a checkpoint into a dict of numpy's tensors, which own their memory."""
     return api.load_file(filename, device, "np", **options)

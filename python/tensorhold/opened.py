@@ -1,7 +1,9 @@
 """`safe_open`: a checkpoint that is open, read tensor by tensor, in parts, or as its bytes land."""
 
-from tensorhold import _core
-from tensorhold._text import quoted
+import os
+
+from tensorhold import _core, _pickle
+from tensorhold.slices import Slice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,10 +25,12 @@ class safe_open:
 
     Tensors own their memory, and stay when it is closed. A walk in the order of `keys()` reads ahead; what is asked for in another order is read by itself.
     Options are those of `tensorhold.load`, but for `progress`.
+
+    It can be pickled while it is open: where it is unpickled, as in a worker of a DataLoader, the checkpoint is opened again with the same arguments.
     """
 
     def __init__(
-        self, filename: "Paths", framework: str = "pt", device: "Device" = "cpu", **options: "Unpack[LoadOptions]"
+        self, filename: "Paths", framework: str = "pt", device: "Device | None" = "cpu", **options: "Unpack[LoadOptions]"
     ) -> None:
         from tensorhold import frameworks
 
@@ -36,7 +40,12 @@ class safe_open:
             )
         passed: "Options" = {**options, "progress": None}
         self._converter = frameworks.find(framework)
-        self._open = _core.open(_core.path_list("argument filename", filename), self._converter.prepare(device), **passed)
+        paths = [os.fspath(path) for path in _core.path_list("argument filename", filename)]
+        device = self._converter.prepare(device)
+        self._open = _core.open(paths, device, **passed)
+        # As they mean the same in another working directory.
+        paths = [path if os.path.isabs(path) else os.path.join(os.getcwd(), path) for path in paths]
+        self._arguments = paths, framework, device, {name: value for name, value in options.items() if value is not None}
         from_capsule, plain = self._converter.plain()
         self._get = self._open.getter(from_capsule, plain, self._converter.convert)
 
@@ -75,6 +84,10 @@ class safe_open:
         """A tensor of the framework's, that owns its memory."""
         return self._get(name)
 
+    def get_tensors(self) -> "dict[str, Any]":
+        """All tensors, as a dict of the framework's: the same as `load()`."""
+        return self.load()
+
     def __getitem__(self, name: str) -> "Any":
         return self.get_tensor(name)
 
@@ -110,6 +123,12 @@ class safe_open:
         """Closes the files. Tensors stay."""
         self._open.close()
 
+    def __reduce__(self) -> "tuple[Any, ...]":
+        if self.closed:
+            raise _core.ClosedError("pickle safe_open: the checkpoint has been closed; open it again")
+        _pickle.check_options(self._arguments[-1])
+        return _pickle.reopen, (type(self), *self._arguments)
+
     def __enter__(self) -> "Self":
         return self
 
@@ -123,80 +142,3 @@ class safe_open:
 
     def __repr__(self) -> str:
         return "safe_open(closed)" if self.closed else f"safe_open({len(self)} tensors of {len(self.files())} files)"
-
-
-class Slice:
-    """A tensor that is not read yet; indexed, it reads a part.
-
-    Indexes are integers, slices and `...`, as NumPy has them. Of slices with a step, all between the first and the last element is read, and the framework's
-    own slice makes the steps.
-    """
-
-    def __init__(self, opened: "_core._Open", converter: "Any", info: _core.TensorInfo) -> None:
-        self._open = opened
-        self._converter = converter
-        self._info = info
-
-    def get_shape(self) -> "list[int]":
-        return list(self._info.shape)
-
-    def get_dtype(self) -> str:
-        """As the format spells it."""
-        return self._info.dtype
-
-    def __getitem__(self, index: "Any") -> "Any":
-        cuts, stays, steps = [], [], []
-        for dim, (part, length) in enumerate(zip(self._indexes(index), self._info.shape)):
-            if isinstance(part, slice):
-                start, stop, step = part.indices(length)
-                if step < 0:
-                    raise self._error(f"step {step}", "a positive one", "turn the part round when you have it")
-                if step != 1 and self._info.dtype == "F4" and dim == len(self._info.shape) - 1:
-                    raise self._error(f"step {step} between values that share a byte", "1", "make the steps when you have unpacked the part")
-                count = max(0, stop - start)
-                steps.append(slice(None, None, step))
-                stays.append(dim)
-            else:
-                start, count = part + length if part < 0 else part, 1
-                if not 0 <= start < length:
-                    raise _core.TensorIndexError(
-                        f"slice of tensor {quoted(self._info.name)}: got index {part}, expected one within the {length} of dimension {dim}; "
-                        "see get_shape()"
-                    )
-            if (start, count) != (0, length):
-                cuts.append(_core.Cut.narrow(dim, min(start, length), count))
-        part = self._converter.convert(self._open.hand_over_part(self._info.name, cuts))
-        if len(stays) != len(self._info.shape):
-            # What the framework calls them: that of F4 counts pairs.
-            part = part.reshape([part.shape[dim] for dim in stays])
-        if any(steps_.step != 1 for steps_ in steps):
-            part = part[tuple(steps)]
-        return part
-
-    def _indexes(self, index: "Any") -> "list[slice | int]":
-        """An index or slice for each dimension."""
-        indexes = list(index) if isinstance(index, tuple) else [index]
-        dims = len(self._info.shape)
-        dots = [at for at, part in enumerate(indexes) if part is Ellipsis]
-        if len(dots) > 1 or len(indexes) - len(dots) > dims:
-            raise _core.TensorIndexError(
-                f"slice of tensor {quoted(self._info.name)}: got {len(indexes)} indexes, expected one for each of its {dims} dimensions at most, "
-                "and ... once; see get_shape()"
-            )
-        at = dots[0] if dots else len(indexes)
-        missing = dims - (len(indexes) - len(dots))
-        indexes[at : at + len(dots)] = [slice(None)] * missing
-        return [part if isinstance(part, slice) else self._number(part) for part in indexes]
-
-    def _number(self, part: "Any") -> int:
-        if not isinstance(part, bool) and hasattr(part, "__index__"):
-            try:
-                return int(part.__index__())
-            except TypeError:
-                pass
-        raise self._error(
-            f"an index of {type(part).__name__}", "integers, slices and ...", "index what get_tensor() gives by other things"
-        )
-
-    def _error(self, got: str, expected: str, remedy: str) -> _core.TensorError:
-        return _core.TensorError(f"slice of tensor {quoted(self._info.name)}: got {got}, expected {expected}; {remedy}")

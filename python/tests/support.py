@@ -74,7 +74,9 @@ def raw(tensor: Any) -> bytes:
 
         if not tensor.numel():
             return b""
-        return bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        # One element may have any stride, and is contiguous for torch.
+        dense = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        return bytes(dense.view(torch.uint8).numpy().tobytes())
     if kind == "cupy":
         return bytes(tensor.get().tobytes())
     import numpy

@@ -277,7 +277,7 @@ def test_a_device_that_is_not_there(checkpoint: pathlib.Path) -> None:
     [
         ({"dtype": "F99"}, tensorhold.OptionError, "option dtype: got 'F99'|F99"),
         ({"dtype": "I32"}, tensorhold.Error, "dtype"),
-        ({"backend": "mmap"}, tensorhold.OptionError, "option backend: got \"mmap\""),
+        ({"backend": "tape"}, tensorhold.OptionError, "option backend: got \"tape\""),
         ({"threads": 0}, tensorhold.OptionError, "threads"),
         ({"threads": "two"}, TypeError, "option threads: got \"two\" \\(str\\), expected a whole number"),
         ({"staging_bytes": -1}, tensorhold.OptionError, "option staging_bytes: got -1, expected 131072 to"),
@@ -334,7 +334,7 @@ def test_a_name_with_control_characters_is_quoted(tmp_path: pathlib.Path) -> Non
 
 def test_the_same_file_loads_after_each_failure(checkpoint: pathlib.Path, few: dict[str, Spec], device: str) -> None:
     pool = tensorhold.Pool(device)
-    for options in ({"backend": "mmap"}, {"select": ["none"]}, {"memory_budget": 5}, {"progress": lambda p: False}):
+    for options in ({"backend": "tape"}, {"select": ["none"]}, {"memory_budget": 5}, {"progress": lambda p: False}):
         with pytest.raises(tensorhold.Error):
             tensorhold.load(checkpoint, device, pool=pool, **options)
         with tensorhold.load(checkpoint, device, pool=pool) as weights:

@@ -38,7 +38,7 @@ def test_a_folder_an_index_and_files_are_checkpoints(tmp_path: pathlib.Path, dev
 def test_weights_say_what_they_are(checkpoint: pathlib.Path, few: dict[str, Spec], device: str) -> None:
     weights = tensorhold.load(checkpoint, device)
     assert weights.keys() == list(weights) == list(few) and len(weights) == len(few)
-    assert "matrix" in weights and "matrixx" not in weights and 3 not in weights
+    assert "matrix" in weights and "matrixx" not in weights and 3 not in weights  # type: ignore[comparison-overlap]
     info = weights.info("matrix")
     assert (info.name, info.dtype, info.shape, info.nbytes, info.file) == ("matrix", "F32", (3, 5), 60, str(checkpoint))
     tensor = weights["matrix"]

@@ -34,7 +34,9 @@ pool = Pool("cuda:0", limit_bytes=1 << 34, parts=None, name="weights")
 with tensorhold.load("llama/", 0, select=wanted, cuts=cut, progress=tell, pool=pool, backend="auto", threads=4) as weights:
     assert_type(weights, tensorhold.Weights)
     assert_type(weights["a"], tensorhold.Tensor)
-    assert_type(weights.keys(), "list[str]")
+    names: list[str] = weights.keys()
+    assert_type(weights.get("a"), "tensorhold.Tensor | None")
+    assert_type({**weights}, "dict[str, tensorhold.Tensor]")
     assert_type(weights.report().times, "dict[str, Any]")
     assert_type(weights["a"].shape, "tuple[int, ...]")
     closed = weights.close()
@@ -49,6 +51,7 @@ with tensorhold.safe_open("llama/", framework="np", cuts={"a": [Cut.narrow(0, 1,
     assert_type(f, tensorhold.safe_open)
     assert_type(f.metadata(), "dict[str, str] | None")
     assert_type(f.get_slice("a").get_shape(), "list[int]")
+    assert_type(f.get_tensors(), "dict[str, Any]")
 
 tensorhold.save_file(loaded, Path("saved.safetensors"), {"format": "pt"}, synced=True)
 
