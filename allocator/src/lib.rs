@@ -44,57 +44,39 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
-mod bases;
-mod builder;
+mod backing;
 mod bytes;
-mod cgroup;
-mod closing;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod core;
 mod error;
 pub mod events;
-mod fence;
 mod fork;
 mod fragment;
-mod growth;
-mod host;
-mod layout;
 mod machine;
 mod memory;
 pub mod offsets;
-mod parts;
-mod pending;
 mod pool;
 mod quoted;
-mod reaper;
+mod reclaim;
 pub mod replay;
-mod retire;
-mod reuse;
-mod seat;
-mod shard;
-mod shared;
-mod stats;
-mod stream_use;
+mod stream;
 mod sync;
-mod uses;
-mod whole;
 
-pub use bases::Bases;
-pub use builder::{PoolBuilder, RegionParts};
+pub use backing::Bases;
 pub use bytes::Bytes;
-pub use closing::{Closed, Held, StillHeld};
+pub use core::shard::Sharding;
 pub use error::{Error, Result};
-pub use fence::{Fence, OrderedStream};
 pub use fork::Process;
-pub use fragment::{Fragment, FragmentView, FragmentViewMut};
-pub use host::HostMemory;
-pub use memory::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
+pub use fragment::{Fragment, FragmentView, FragmentViewMut, StreamUse, StreamUseMut};
+pub use memory::{HostMemory, Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 pub use offsets::Request;
-pub use pool::{Placed, Pool, Reserved};
+pub use pool::{
+    Closed, FragmentSnapshot, Held, Placed, Pool, PoolBuilder, RegionParts, RegionSnapshot, Reserved,
+    Snapshot, Stats, StillHeld,
+};
 pub use quoted::{Brief, Quoted};
-pub use shard::Sharding;
-pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
-pub use stream_use::{StreamUse, StreamUseMut};
+pub use stream::{Fence, OrderedStream};
 
 // Offsets and lengths are u64 and go in and out of pointers.
 const _: () = assert!(size_of::<usize>() == 8, "tensorhold needs a 64-bit target");

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Event, EventLog, Header, Part, VERSION};
+use crate::core::pool_core::{BatchRegions, Block, Books, Entry, Home, Shared};
 use crate::offsets::{Placement, Request};
-use crate::shared::{BatchRegions, Block, Books, Entry, Home, Shared};
 
 /// Records what happens in the pool that it is given to; [`recorder`](super::recorder) makes one.
 #[derive(Debug)]

@@ -3,15 +3,15 @@
 use std::mem;
 use std::sync::Arc;
 
+use crate::core::pool_core::{Block, Books, Entry, Home, Shared};
 use crate::error::{Error, Result};
-use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::MemoryError;
 use crate::offsets::Request;
-use crate::pending::Pending;
-use crate::shared::{Block, Books, Entry, Home, Shared};
+use crate::reclaim::pending::Pending;
+use crate::stream::OrderedStream;
+use crate::stream::uses::{Recorded, Uses};
 use crate::sync::MutexGuard;
-use crate::uses::{Recorded, Uses};
 
 /// A range that waited for fences, taken out of the books to be used again. If it is not, it waits again: also where a stream panics.
 struct Taken<'a> {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::mem;
 use std::sync::{Arc, PoisonError};
 
-use crate::fence::Fence;
+use crate::stream::Fence;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard, OnceLock};
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::backing::Backing;
 use crate::error::{Error, Result};
-use crate::parts::Backing;
 
 /// First addresses of the regions of a batch's layout, by region; a placement's offset counts from there.
 ///

@@ -4,10 +4,10 @@ use std::fmt;
 use std::mem;
 
 use crate::error::{Error, Result};
-use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
 use crate::memory::MemoryError;
-use crate::uses::Access;
+use crate::stream::OrderedStream;
+use crate::stream::uses::Access;
 
 impl Fragment {
     /// Uses the range on a stream: what is enqueued there until the guard ends is waited for before the range is used again or given

@@ -12,12 +12,12 @@ use std::process;
 use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 
+use crate::core::pool_core::Shared;
 use crate::error::Result;
 use crate::memory::MemoryId;
-use crate::shared::Shared;
+use crate::stream::uses::Uses;
 use crate::sync::acquire;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use crate::uses::Uses;
 
 /// What the fragments of one range share. Made by the pool, freed by whoever gives the range back (R1).
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 
 use smallvec::SmallVec;
 
-use crate::shard::Local;
-use crate::shared::{Books, Entry, Shared};
+use crate::core::pool_core::{Books, Entry, Shared};
+use crate::core::shard::Local;
 use crate::sync::MutexGuard;
 
 /// All that a pool knows.

@@ -4,15 +4,15 @@ use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use crate::core::pool_core::{BatchRegions, Options, Shared};
+use crate::core::shard::Sharding;
 use crate::error::{Error, Result};
 use crate::events::Recorder;
 use crate::fork::Process;
 use crate::memory::Memory;
 use crate::offsets::Policy;
 use crate::pool::Pool;
-use crate::reaper;
-use crate::shard::Sharding;
-use crate::shared::{BatchRegions, Options, Shared};
+use crate::reclaim::reaper;
 
 const DEFAULT_REGION_BYTES: u64 = 64 << 20;
 const DEFAULT_GRANULE: u64 = 256;

@@ -3,11 +3,11 @@
 //! Linux hands out addresses for more memory than there is, by default for somewhat more and with `vm.overcommit_memory` 1 for any amount, and ends a
 //! process that then touches it: a request that can never be met has to be refused before.
 
+mod cgroup;
+
 use std::path::Path;
 
 use rustix::system::sysinfo;
-
-use crate::cgroup;
 
 /// Bytes of memory that all processes here can have together: what is built in and swap space, or less where the process is in a
 /// control group with a limit, or in one below such. Both can change while a process runs.

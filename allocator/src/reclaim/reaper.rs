@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{io, mem};
 
-use crate::shared::{Books, Entry, Region, Shared};
+use crate::core::pool_core::{Books, Entry, Region, Shared};
 use crate::sync::atomic::Ordering;
 
 /// How soon a range is free after its fences have passed, when no one waits for it (a fence tells no one that it has passed), and how

@@ -12,7 +12,7 @@
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use crate::fragment::Record;
+use crate::fragment::owned::Record;
 use crate::sync::Parker;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 

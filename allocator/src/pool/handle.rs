@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::bases::Bases;
+use crate::backing::Bases;
+use crate::backing::{self, Backing};
+use crate::core::pool_core::{BatchRegions, Block, Fences, Shared};
 use crate::error::{Error, Result};
-use crate::fence::OrderedStream;
 use crate::fragment::Fragment;
-use crate::layout;
 use crate::memory::Memory;
 use crate::offsets::{Key, Layout, Placement, RegionShape, Request, lay_out};
-use crate::parts::{self, Backing};
-use crate::shared::{BatchRegions, Block, Fences, Shared};
-use crate::stats::{Snapshot, Stats};
+use crate::pool::layout_check as layout;
+use crate::pool::stats::{Snapshot, Stats};
+use crate::stream::OrderedStream;
+use crate::stream::uses::Uses;
 use crate::sync::atomic::Ordering;
-use crate::uses::Uses;
 
 /// A pool of regions over one [`Memory`].
 ///
@@ -244,7 +244,7 @@ impl Pool {
             let request = Request::new(shape.size, shape.align);
             let (mut books, block) = match &in_parts {
                 Some((unit, fragments)) => {
-                    let parts = parts::cut(fragments[region].iter().copied(), *unit);
+                    let parts = backing::cut(fragments[region].iter().copied(), *unit);
                     // A size below 2^63, rounded up to a power of two of at most that, does not overflow.
                     let bytes = shape.size.next_multiple_of(*unit);
                     shared.take_parts(&reserved.label, request, bytes, &parts)?

@@ -9,20 +9,20 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use slab::Slab;
 
+use crate::backing::Backing;
+use crate::core::retire_queue::RetireQueue;
+use crate::core::shard::{Shard, Sharding};
+use crate::core::thread_slot::{Crowd, Seat};
 use crate::error::{Error, Result};
 use crate::events::Recorder;
 use crate::fork::Process;
-use crate::fragment::{Fragment, Record};
+use crate::fragment::owned::{Fragment, Record};
 use crate::memory::{Memory, MemoryId, RawRegion};
 use crate::offsets::{Allocation, Key, Policy, Request, Space, align_up};
-use crate::parts::Backing;
-use crate::pending::Dropped;
-use crate::retire::RetireQueue;
-use crate::seat::{Crowd, Seat};
-use crate::shard::{Shard, Sharding};
+use crate::reclaim::pending::Dropped;
+use crate::stream::uses::Recorded;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, Parker};
-use crate::uses::Recorded;
 
 /// How a pool grows and shrinks; see the builder's methods.
 #[derive(Debug, Clone, Copy)]

@@ -26,16 +26,16 @@ use std::sync::{Arc, PoisonError, TryLockError};
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::core::pool_core::{Block, Books, Entry, Home, Shared};
+use crate::core::retire_queue::RetireQueue;
+use crate::core::thread_slot::Seat;
 use crate::error::{Error, Result};
 use crate::memory::RawRegion;
 use crate::offsets::{Allocation, Key, Request, Space};
-use crate::pending::Fate;
-use crate::retire::RetireQueue;
-use crate::seat::Seat;
-use crate::shared::{Block, Books, Entry, Home, Shared};
+use crate::reclaim::pending::Fate;
+use crate::stream::uses::Recorded;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
-use crate::uses::Recorded;
 
 /// As many as there are; a thread that no other meets uses one.
 const SHARDS: u8 = if cfg!(loom) { 2 } else { 16 };
@@ -82,7 +82,7 @@ pub(crate) struct Local {
     pub(crate) live: u64,
     /// What the pool's high water has of `live`: as much, or a little more.
     counted: u64,
-    /// Ranges whose memory is to be synchronized, and their bytes, as [`Dropped`](crate::pending::Dropped) has for the books.
+    /// Ranges whose memory is to be synchronized, and their bytes, as [`Dropped`](crate::reclaim::pending::Dropped) has for the books.
     exposed: Vec<Entry>,
     pub(crate) exposed_bytes: u64,
     /// As [`Books::spent`].

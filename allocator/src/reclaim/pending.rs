@@ -11,11 +11,11 @@
 use std::mem;
 use std::ptr::NonNull;
 
-use crate::fragment::Record;
+use crate::core::pool_core::{Books, Entry, Home, Shared};
+use crate::fragment::owned::Record;
 use crate::memory::MemoryError;
 use crate::offsets::Request;
-use crate::shared::{Books, Entry, Home, Shared};
-use crate::uses::Recorded;
+use crate::stream::uses::Recorded;
 
 /// What has been dropped.
 #[derive(Debug, Default)]

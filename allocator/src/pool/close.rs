@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::bytes::Bytes;
+use crate::core::locked_pool::Whole;
+use crate::core::pool_core::{Books, Fences, Shared};
 use crate::pool::Pool;
-use crate::shared::{Books, Fences, Shared};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
-use crate::whole::Whole;
 
 /// What closing found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]

@@ -4,12 +4,12 @@ use std::cell::Cell;
 use std::mem;
 use std::sync::{Arc, PoisonError};
 
+use crate::backing::{Backing, Part};
+use crate::core::pool_core::{Block, Books, Fences, Region, Shared};
 use crate::error::{Error, Result};
-use crate::layout::MOST_BYTES;
 use crate::memory::{MemoryError, RawRegion};
 use crate::offsets::{Request, Space};
-use crate::parts::{Backing, Part};
-use crate::shared::{Block, Books, Fences, Region, Shared};
+use crate::pool::layout_check::MOST_BYTES;
 use crate::sync::MutexGuard;
 
 /// A placement that is looking for its block.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shard::Span;
-use crate::shared::{Home, Shared};
-use crate::whole::Whole;
+use crate::core::locked_pool::Whole;
+use crate::core::pool_core::{Home, Shared};
+use crate::core::shard::Span;
 
 /// A pool's numbers at one moment. All sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -1,0 +1,4 @@
+//! How dropped ranges become free, and empty regions go back to their memory.
+
+pub(crate) mod pending;
+pub(crate) mod reaper;
