@@ -45,6 +45,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
 mod backing;
+mod books;
 mod bytes;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -65,7 +66,7 @@ mod sync;
 
 pub use backing::Bases;
 pub use bytes::Bytes;
-pub use core::shard::Sharding;
+pub use core::Sharding;
 pub use error::{Error, Result};
 pub use fork::Process;
 pub use fragment::{Fragment, FragmentView, FragmentViewMut, StreamUse, StreamUseMut};

@@ -5,7 +5,7 @@ use std::mem;
 use std::ptr::NonNull;
 use std::sync::{Arc, PoisonError};
 
-use super::cut::Part;
+use super::cut::RegionPart;
 use crate::fork::Process;
 use crate::memory::{Memory, MemoryError, RawRegion};
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -15,7 +15,7 @@ pub(crate) struct Backing {
     memory: Arc<dyn Memory>,
     base: NonNull<u8>,
     /// Ascending.
-    parts: Vec<Part>,
+    parts: Vec<RegionPart>,
     state: Mutex<State>,
     moved: Condvar,
     process: Process,
@@ -78,7 +78,7 @@ impl Drop for Uncommitted<'_> {
 
 impl Backing {
     /// A range that was just reserved, whose parts lie within it.
-    pub(crate) fn new(memory: Arc<dyn Memory>, range: RawRegion, parts: Vec<Part>) -> Self {
+    pub(crate) fn new(memory: Arc<dyn Memory>, range: RawRegion, parts: Vec<RegionPart>) -> Self {
         let count = parts.len();
         let state = State {
             users: vec![1; count],
@@ -100,7 +100,7 @@ impl Backing {
     }
 
     fn raw(&self, index: usize) -> RawRegion {
-        let Part { offset, bytes } = self.parts[index];
+        let RegionPart { offset, bytes } = self.parts[index];
         // SAFETY: M1, V1: the parts lie within the range that was reserved.
         RawRegion { base: unsafe { self.base.add(offset as usize) }, bytes }
     }
@@ -258,7 +258,7 @@ impl Backing {
 
     /// Bytes from the start to the end of the last part.
     pub(crate) fn len(&self) -> u64 {
-        self.parts.last().map_or(0, Part::end)
+        self.parts.last().map_or(0, RegionPart::end)
     }
 
     /// Bytes of the parts that there is memory behind.

@@ -2,12 +2,12 @@
 
 /// A part of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct RegionPart {
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
 }
 
-impl Part {
+impl RegionPart {
     /// Where it ends.
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.bytes
@@ -19,8 +19,8 @@ const SHARED_BYTES: u64 = 32 << 20;
 
 /// Cuts the units that a region's fragments touch into parts, ascending. The fragments are offsets and lengths (more than 0); they ascend, do
 /// not overlap, and rounding up their ends to units does not overflow. Units that no fragment touches are in no part.
-pub(crate) fn cut(fragments: impl IntoIterator<Item = (u64, u64)>, unit: u64) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
+pub(crate) fn cut(fragments: impl IntoIterator<Item = (u64, u64)>, unit: u64) -> Vec<RegionPart> {
+    let mut parts: Vec<RegionPart> = Vec::new();
     // The last part is shared: units that follow it can be added.
     let mut open = false;
     let longest = (SHARED_BYTES / unit).max(1) * unit;
@@ -31,7 +31,7 @@ pub(crate) fn cut(fragments: impl IntoIterator<Item = (u64, u64)>, unit: u64) ->
         let alone = (offset.next_multiple_of(unit), end / unit * unit);
         if alone.0 < alone.1 {
             share(&mut parts, open, first, alone.0, longest);
-            parts.push(Part { offset: alone.0, bytes: alone.1 - alone.0 });
+            parts.push(RegionPart { offset: alone.0, bytes: alone.1 - alone.0 });
             open = share(&mut parts, false, alone.1, last, longest);
         } else {
             open = share(&mut parts, open, first, last, longest);
@@ -41,8 +41,8 @@ pub(crate) fn cut(fragments: impl IntoIterator<Item = (u64, u64)>, unit: u64) ->
 }
 
 /// Adds what no part covers yet of `from..to` to the last part, if that is `open` and ends there, or to new ones. Whether the last part is shared.
-fn share(parts: &mut Vec<Part>, open: bool, from: u64, to: u64, longest: u64) -> bool {
-    let covered = parts.last().map_or(0, Part::end);
+fn share(parts: &mut Vec<RegionPart>, open: bool, from: u64, to: u64, longest: u64) -> bool {
+    let covered = parts.last().map_or(0, RegionPart::end);
     let mut at = from.max(covered);
     if at >= to {
         return open;
@@ -54,7 +54,7 @@ fn share(parts: &mut Vec<Part>, open: bool, from: u64, to: u64, longest: u64) ->
     }
     while at < to {
         let bytes = longest.min(to - at);
-        parts.push(Part { offset: at, bytes });
+        parts.push(RegionPart { offset: at, bytes });
         at += bytes;
     }
     true
@@ -68,7 +68,7 @@ mod tests {
 
     const UNIT: u64 = 2 << 20;
 
-    fn ends(parts: &[Part]) -> Vec<(u64, u64)> {
+    fn ends(parts: &[RegionPart]) -> Vec<(u64, u64)> {
         parts.iter().map(|part| (part.offset / UNIT, part.end() / UNIT)).collect()
     }
 

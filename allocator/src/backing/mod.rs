@@ -29,4 +29,4 @@ mod cut;
 
 pub use bases::Bases;
 pub(crate) use commit::Backing;
-pub(crate) use cut::{Part, cut};
+pub(crate) use cut::{RegionPart, cut};

@@ -1,4 +1,4 @@
-//! The retire queue: where the last drop of a range leaves it to be given back.
+//! [`RetireQueue`]: where the last drop of a range leaves its record.
 //!
 //! Any number of threads push; whoever holds the lock of the books that the queue belongs to takes everything at once. The list is
 //! intrusive (a record carries its own `next`), so a push allocates nothing, and since single nodes are never popped there is
@@ -12,38 +12,39 @@
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use crate::fragment::owned::Record;
+use super::record::Record;
 use crate::sync::Parker;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 
+/// A queue of records of the pool `P`.
 #[derive(Debug)]
-pub(crate) struct RetireQueue {
-    head: AtomicPtr<Record>,
+pub(crate) struct RetireQueue<P> {
+    head: AtomicPtr<Record<P>>,
 }
 
 /// The head of an empty queue while the reaper sleeps. No record has this address.
-fn asleep() -> *mut Record {
+fn asleep<P>() -> *mut Record<P> {
     ptr::without_provenance_mut(1)
 }
 
-impl Default for RetireQueue {
+impl<P> Default for RetireQueue<P> {
     fn default() -> Self {
         Self { head: AtomicPtr::new(asleep()) }
     }
 }
 
-impl RetireQueue {
+impl<P> RetireQueue<P> {
     /// Pushes a record. Returns the reaper if it sleeps: the caller wakes it.
     ///
-    /// The pool, with this queue, may be gone while this still returns (R3). So the reaper comes by its address: a reference would have
+    /// The pool, with this queue, may be gone before this returns (R3). So the reaper comes by its address: a reference would have
     /// to be valid until the end. That to the queue need not, since the queue is nothing but an atomic.
     ///
     /// # Safety
     /// `record` is live, is in no queue, and belongs to the caller, who gives it up: after this call only whoever takes it off
     /// the queue may touch it (R1). `reaper` is valid for as long as it is not given up.
-    pub(crate) unsafe fn push(
+    pub(super) unsafe fn push(
         &self,
-        record: NonNull<Record>,
+        record: NonNull<Record<P>>,
         reaper: *const Arc<Parker>,
     ) -> Option<Arc<Parker>> {
         let mut head = self.head.load(Ordering::Relaxed);
@@ -67,7 +68,7 @@ impl RetireQueue {
     }
 
     /// Takes all that has been pushed, newest first. Under the lock of the books, so that no two take at once.
-    pub(crate) fn take_all(&self) -> Retired {
+    pub(crate) fn take_all(&self) -> Retired<P> {
         let head = self.head.load(Ordering::Relaxed);
         // A mark stays: the next push is to wake the reaper.
         let empty = head.is_null() || head == asleep();
@@ -85,18 +86,18 @@ impl RetireQueue {
 
 /// Records taken from the queue. They belong to whoever iterates.
 #[derive(Debug)]
-pub(crate) struct Retired {
-    next: *mut Record,
+pub(crate) struct Retired<P> {
+    next: *mut Record<P>,
 }
 
-impl Iterator for Retired {
-    type Item = Record;
+impl<P> Iterator for Retired<P> {
+    type Item = Record<P>;
 
-    fn next(&mut self) -> Option<Record> {
+    fn next(&mut self) -> Option<Record<P>> {
         if self.next.is_null() {
             return None;
         }
-        // SAFETY: records are made by `Box::into_raw`; R1: this one was retired, so no fragment points to it, and
+        // SAFETY: records are made by `Box::leak`; R1: this one was retired, so no fragment points to it, and
         // `take_all` gave it to this iterator alone.
         let record = *unsafe { Box::from_raw(self.next) };
         self.next = record.next.load(Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read as _, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Ledger;
+use super::ledger::Ledger;
 use super::{Header, Timed, VERSION};
 use crate::Quoted;
 

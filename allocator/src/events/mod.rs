@@ -48,13 +48,13 @@
 //! ```
 #![cfg_attr(not(test), forbid(unsafe_code))]
 
-mod check;
 mod format;
 #[cfg(test)]
 mod format_tests;
-mod record;
+mod ledger;
 #[cfg(test)]
 mod record_tests;
+mod recorder;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,7 +65,8 @@ use crate::fork::Process;
 use crate::offsets::Policy;
 
 pub use format::{Log, LogError, LogWriter};
-pub use record::Recorder;
+pub(crate) use recorder::Place;
+pub use recorder::Recorder;
 
 /// The version of the file.
 pub const VERSION: u32 = 1;

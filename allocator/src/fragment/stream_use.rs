@@ -3,8 +3,8 @@
 use std::fmt;
 use std::mem;
 
+use super::owned::Fragment;
 use crate::error::{Error, Result};
-use crate::fragment::Fragment;
 use crate::memory::MemoryError;
 use crate::stream::OrderedStream;
 use crate::stream::uses::Access;
@@ -94,7 +94,7 @@ impl<'a> StreamUse<'a> {
             }
             Err(source) => {
                 // I1: what uses it, and for how long, is not known: the use does not end.
-                self.fragment.keep_for_good();
+                self.fragment.keep_forever();
                 Err(failed(self.fragment, source))
             }
         }

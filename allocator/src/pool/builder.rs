@@ -4,24 +4,20 @@ use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::core::pool_core::{BatchRegions, Options, Shared};
-use crate::core::shard::Sharding;
+use super::handle::Pool;
+use crate::core::{BatchRegions, PoolConfig, PoolCore, Sharding};
 use crate::error::{Error, Result};
 use crate::events::Recorder;
-use crate::fork::Process;
 use crate::memory::Memory;
 use crate::offsets::Policy;
-use crate::pool::Pool;
-use crate::reclaim::reaper;
-
-const DEFAULT_REGION_BYTES: u64 = 64 << 20;
-const DEFAULT_GRANULE: u64 = 256;
+use crate::reclaim::start_reaper;
 
 /// Options of a [`Pool`], chained by value.
 #[derive(Debug)]
 #[must_use]
 pub struct PoolBuilder {
-    shared: Shared,
+    config: PoolConfig,
+    recorder: Option<Recorder>,
     parts: RegionParts,
 }
 
@@ -59,29 +55,18 @@ impl Pool {
 
 impl PoolBuilder {
     fn new(memory: Arc<dyn Memory>) -> Self {
-        let name = memory.name().to_owned();
-        let options = Options {
-            limit_bytes: None,
-            region_bytes: DEFAULT_REGION_BYTES,
-            max_region_bytes: None,
-            retain_bytes: 0,
-            granule: DEFAULT_GRANULE,
-            policy: Policy::default(),
-            sharding: Sharding::default(),
-            recording: false,
-        };
-        Self { shared: Shared::new(memory, name, options), parts: RegionParts::default() }
+        Self { config: PoolConfig::new(memory), recorder: None, parts: RegionParts::default() }
     }
 
     /// Names the pool in errors and snapshots. Default: the memory's name.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.shared.name = name.into();
+        self.config.name = name.into();
         self
     }
 
     /// At most this many bytes are reserved at any time. Default: no limit.
     pub fn limit_bytes(mut self, bytes: u64) -> Self {
-        self.shared.options.limit_bytes = Some(bytes);
+        self.config.limit_bytes = Some(bytes);
         self
     }
 
@@ -93,45 +78,45 @@ impl PoolBuilder {
         mut self,
         on_pressure: impl Fn(&Error, u32) -> ControlFlow<()> + Send + Sync + 'static,
     ) -> Self {
-        self.shared.on_pressure = Some(Box::new(on_pressure));
+        self.config.on_pressure = Some(Box::new(on_pressure));
         self
     }
 
     /// How large a region is that single placements share. Default: 64 MiB. A larger fragment gets a region of its
     /// own size.
     pub fn region_bytes(mut self, bytes: u64) -> Self {
-        self.shared.options.region_bytes = bytes;
+        self.config.region_bytes = bytes;
         self
     }
 
     /// How large a region of a planned batch may be. Default: as large as the batch. A larger fragment gets a region of its own size.
     pub fn max_region_bytes(mut self, bytes: NonZeroU64) -> Self {
-        self.shared.options.max_region_bytes = Some(bytes);
+        self.config.max_region_bytes = Some(bytes);
         self
     }
 
     /// How many bytes of empty regions are kept for later placements, until [`Pool::trim`]. Default: 0.
     pub fn retain_bytes(mut self, bytes: u64) -> Self {
-        self.shared.options.retain_bytes = bytes;
+        self.config.retain_bytes = bytes;
         self
     }
 
     /// By which policy single placements, and the blocks of batches, find their place in a region. Default: [`Policy::BestFit`], for few and
     /// large; [`Policy::Segregated`] is for many and small. Within its block, a batch is laid out without a search.
     pub fn policy(mut self, policy: Policy) -> Self {
-        self.shared.options.policy = policy;
+        self.config.policy = policy;
         self
     }
 
     /// How threads that place at once are served. Default: [`Sharding::Auto`]. A pool whose events are recorded has one set of books.
     pub fn sharding(mut self, sharding: Sharding) -> Self {
-        self.shared.options.sharding = sharding;
+        self.config.sharding = sharding;
         self
     }
 
     /// Records what happens in the pool: see [`events`](crate::events). Default: nothing is recorded.
     pub fn events(mut self, recorder: Recorder) -> Self {
-        self.shared.record(recorder);
+        self.recorder = Some(recorder);
         self
     }
 
@@ -146,23 +131,22 @@ impl PoolBuilder {
     /// # Errors
     /// When the reaper thread cannot be started, or parts are required of a memory that has none.
     pub fn build(mut self) -> Result<Pool> {
-        // Not that in which the builder was made.
-        self.shared.process = Process::current();
-        let parted = self.shared.memory.parted().map(|parted| parted.unit());
-        self.shared.batch_regions = match (self.parts, parted) {
+        let parted = self.config.memory.parted().map(|parted| parted.unit());
+        self.config.batch_regions = match (self.parts, parted) {
             (RegionParts::Whole, _) => BatchRegions::Whole(None),
             (_, Ok(unit)) => BatchRegions::Parts(unit),
             (RegionParts::Auto, Err(reason)) => BatchRegions::Whole(Some(reason.to_string().into())),
             (RegionParts::Require, Err(source)) => {
-                return Err(Error::NoParts { pool: self.shared.name, source });
+                return Err(Error::NoParts { pool: self.config.name, source });
             }
         };
-        let shared = Arc::new(self.shared);
-        if shared.options.sharding == Sharding::Always && shared.can_divide() {
-            shared.divide();
+        self.config.is_recording = self.recorder.is_some();
+        let core = Arc::new(PoolCore::new(self.config, self.recorder));
+        if core.config().sharding == Sharding::Always && core.may_have_shards() {
+            core.make_shards();
         }
-        shared.begin_log();
-        reaper::start(&shared).map_err(|source| Error::Reaper { pool: shared.name.clone(), source })?;
-        Ok(Pool::started(shared))
+        core.begin_log();
+        start_reaper(&core).map_err(|source| Error::Reaper { pool: core.config().name.clone(), source })?;
+        Ok(Pool::started(core))
     }
 }

@@ -1,17 +1,14 @@
 //! Closing a pool, and what is found then.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::handle::Pool;
 use crate::bytes::Bytes;
-use crate::core::locked_pool::Whole;
-use crate::core::pool_core::{Books, Fences, Shared};
-use crate::pool::Pool;
-use crate::sync::MutexGuard;
-use crate::sync::atomic::Ordering;
+use crate::core::{FenceMode, LockedPool};
 
 /// What closing found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -80,31 +77,29 @@ impl Pool {
 
     /// As [`close`](Self::close), and waits for so long for what is held to be dropped.
     pub fn close_within(self, patience: Duration) -> Closed {
-        let (shared, started) = (self.shared(), Instant::now());
-        if shared.is_forked_child() {
+        let (core, started) = (self.core(), Instant::now());
+        if core.is_forked_child() {
             return Closed::default();
         }
-        let before = shared.books().reserved;
-        shared.closing.store(true, Ordering::Release);
-        shared.settle(Fences::Leave);
-        let mut whole = shared.whole();
+        let before = core.books().reserved_bytes();
+        core.start_closing();
+        core.settle(FenceMode::Leave);
+        let mut locked = LockedPool::lock(core);
         // Each pass of the reaper that takes something back is followed by a notice, under the lock of the books.
-        while whole.holds_fragments() {
+        while locked.has_fragments() {
             let Some(left) = patience.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) else {
                 break;
             };
-            drop(wait(shared, whole.into_books(), left));
-            whole = shared.whole();
+            drop(core.wait_for_pass_timeout(locked.into_books(), left));
+            locked = LockedPool::lock(core);
         }
-        if !patience.is_zero() {
-            // What was dropped meanwhile is on its way back.
-            drop(whole);
-            shared.settle(Fences::Leave);
-            whole = shared.whole();
+        if patience.is_zero() {
+            return Closed::now(&locked, before);
         }
-        let (pinned_bytes, pending_bytes) = (whole.books.reserved, whole.pending_bytes());
-        let released_bytes = before.saturating_sub(pinned_bytes);
-        Closed { released_bytes, held: whole.held(), pinned_bytes, pending_bytes }
+        // What was dropped meanwhile is on its way back.
+        drop(locked);
+        core.settle(FenceMode::Leave);
+        Closed::now(&LockedPool::lock(core), before)
     }
 
     /// Closes the pool if nothing is held, and gives it back as it is otherwise; what is free goes back to the memory in
@@ -113,41 +108,40 @@ impl Pool {
     /// # Errors
     /// When a fragment is held or being placed.
     pub fn try_close(self) -> Result<Closed, StillHeld<Self>> {
-        let shared = self.shared();
-        if shared.is_forked_child() {
+        let core = self.core();
+        if core.is_forked_child() {
             return Ok(Closed::default());
         }
-        let before = shared.books().reserved;
-        shared.settle(Fences::Leave);
-        let whole = shared.whole();
-        let books = &whole.books;
-        // What is in no region yet is being placed.
-        let placing = books.reserved != books.regions.iter().map(|(_, region)| region.reserved).sum::<u64>();
-        let (held, pinned_bytes) = (whole.held(), books.reserved);
-        if placing || !held.is_empty() {
-            drop(whole);
+        let before = core.books().reserved_bytes();
+        core.settle(FenceMode::Leave);
+        let locked = LockedPool::lock(core);
+        // Of a region in transit, a fragment is being placed.
+        let (is_placing, held) = (locked.books().is_in_transit(), held(&locked));
+        if is_placing || !held.is_empty() {
+            let pinned_bytes = locked.books().reserved_bytes();
+            drop(locked);
             return Err(StillHeld::new(self, held, pinned_bytes));
         }
-        // Under the locks, under which a placement asks for it.
-        shared.closing.store(true, Ordering::Release);
-        drop(whole);
-        shared.settle(Fences::Leave);
-        let whole = shared.whole();
-        let (pinned_bytes, pending_bytes) = (whole.books.reserved, whole.pending_bytes());
+        // Under the locks under which a placement checks it.
+        core.start_closing();
+        drop(locked);
+        core.settle(FenceMode::Leave);
+        Ok(Closed { held: Vec::new(), ..Closed::now(&LockedPool::lock(core), before) })
+    }
+}
+
+impl Closed {
+    /// What a close finds in a pool that had reserved so many bytes `before`.
+    fn now(locked: &LockedPool<'_>, before: u64) -> Self {
+        let (pinned_bytes, pending_bytes) = (locked.books().reserved_bytes(), locked.pending_bytes());
         let released_bytes = before.saturating_sub(pinned_bytes);
-        Ok(Closed { released_bytes, held: Vec::new(), pinned_bytes, pending_bytes })
+        Self { released_bytes, held: held(locked), pinned_bytes, pending_bytes }
     }
 }
 
-impl Whole<'_> {
-    /// What is held.
-    fn held(&self) -> Vec<Held> {
-        self.fragments().map(|entry| Held { name: Arc::clone(&entry.label), bytes: entry.bytes }).collect()
-    }
-}
-
-fn wait<'a>(shared: &Shared, books: MutexGuard<'a, Books>, patience: Duration) -> MutexGuard<'a, Books> {
-    shared.passed.wait_timeout(books, patience).unwrap_or_else(PoisonError::into_inner).0
+/// The live fragments.
+fn held(locked: &LockedPool<'_>) -> Vec<Held> {
+    locked.fragments().map(|entry| Held { name: Arc::clone(&entry.label), bytes: entry.bytes }).collect()
 }
 
 #[cfg(all(test, not(loom)))]

@@ -5,10 +5,13 @@ mod close;
 mod growth;
 mod handle;
 mod layout_check;
+mod planned;
+mod shard_placement;
 mod stats;
 mod stream_placement;
 
 pub use builder::{PoolBuilder, RegionParts};
 pub use close::{Closed, Held, StillHeld};
-pub use handle::{Placed, Pool, Reserved};
+pub use handle::Pool;
+pub use planned::{Placed, Reserved};
 pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::locked_pool::Whole;
-use crate::core::pool_core::{Home, Shared};
-use crate::core::shard::Span;
+use crate::books::{Region, ShardBooks};
+use crate::core::{LockedPool, PoolCore};
 
 /// A pool's numbers at one moment. All sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -81,98 +80,91 @@ pub struct FragmentSnapshot {
     pub bytes: u64,
 }
 
-impl Shared {
-    pub(crate) fn stats(&self) -> Stats {
-        if self.is_forked_child() {
-            return Stats::default();
+impl Stats {
+    /// Those of a pool; all 0 in a forked child.
+    pub(super) fn of(core: &PoolCore) -> Self {
+        if core.is_forked_child() {
+            return Self::default();
         }
-        self.whole().stats()
+        Self::of_locked(&LockedPool::lock(core))
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        if self.is_forked_child() {
-            let (pool, stats) = (self.name.clone(), Stats::default());
-            return Snapshot { pool, stats, regions: Vec::new(), whole_because: None, empty: Vec::new() };
+    fn of_locked(locked: &LockedPool<'_>) -> Self {
+        let (books, counts) = (locked.books(), locked.books().byte_counts());
+        let spaces = || locked.spans().map(|span| &span.space);
+        Self {
+            reserved_bytes: counts.reserved,
+            live_bytes: counts.live + locked.shards().map(ShardBooks::live_bytes).sum::<u64>(),
+            pending_bytes: locked.pending_bytes(),
+            free_bytes: counts.free + spaces().map(|space| space.free_bytes()).sum::<u64>(),
+            largest_free_bytes: spaces()
+                .map(|space| space.largest_free())
+                .fold(counts.largest_free, u64::max),
+            high_water_bytes: counts.high_water,
+            lost_bytes: counts.lost,
+            fragments: books.fragment_count()
+                + locked.shards().map(ShardBooks::fragment_count).sum::<usize>(),
+            regions: books.region_count(),
         }
-        let whole = self.whole();
-        let (stats, mut regions, mut empty) = (whole.stats(), whole.regions(), Vec::new());
-        for entry in whole.fragments() {
-            let Some((slot, offset)) = entry.home.and_then(|home| whole.place(home)) else {
+    }
+}
+
+impl Snapshot {
+    /// That of a pool; without regions and fragments in a forked child.
+    pub(super) fn of(core: &PoolCore, whole_because: Option<Arc<str>>) -> Self {
+        let pool = core.config().name.clone();
+        if core.is_forked_child() {
+            let stats = Stats::default();
+            return Self { pool, stats, regions: Vec::new(), whole_because, empty: Vec::new() };
+        }
+        let locked = LockedPool::lock(core);
+        let (stats, mut regions, mut empty) = (Stats::of_locked(&locked), regions(&locked), Vec::new());
+        for entry in locked.fragments() {
+            let Some((slot, offset)) = entry.location.and_then(|location| locked.region_offset(location))
+            else {
                 empty.push(Arc::clone(&entry.label));
                 continue;
             };
-            // Region slots may have gaps: the position of a slot in `regions` is looked up by the slot.
+            // Region slots may have gaps, so a region is looked up by its slot.
             if let Ok(position) = regions.binary_search_by_key(&slot, |(slot, _)| *slot) {
                 let (label, bytes) = (Arc::clone(&entry.label), entry.bytes);
                 regions[position].1.fragments.push(FragmentSnapshot { label, offset, bytes });
             }
         }
-        drop(whole);
+        drop(locked);
         let sorted = |(_, mut region): (usize, RegionSnapshot)| {
             region.fragments.sort_by_key(|fragment| fragment.offset);
             region
         };
         let regions = regions.into_iter().map(sorted).collect();
-        Snapshot { pool: self.name.clone(), stats, regions, whole_because: None, empty }
+        Self { pool, stats, regions, whole_because, empty }
     }
 }
 
-impl Whole<'_> {
-    fn stats(&self) -> Stats {
-        let Self { shards, books } = self;
-        let spans = || self.spans().map(|span| &span.space);
-        Stats {
-            reserved_bytes: books.reserved,
-            live_bytes: books.live + shards.iter().map(|shard| shard.live).sum::<u64>(),
-            pending_bytes: self.pending_bytes(),
-            free_bytes: books.free_bytes() + spans().map(|space| space.free_bytes()).sum::<u64>(),
-            largest_free_bytes: spans()
-                .map(|space| space.largest_free())
-                .fold(books.largest_free(), u64::max),
-            high_water_bytes: books.high_water,
-            lost_bytes: books.lost,
-            fragments: books.fragments.len()
-                + shards.iter().map(|shard| shard.fragments.len()).sum::<usize>(),
-            regions: books.regions.len(),
+impl RegionSnapshot {
+    /// That of a region, without its fragments.
+    fn of(region: &Region) -> Self {
+        Self {
+            address: region.raw.base.as_ptr() as u64,
+            bytes: region.space.capacity(),
+            reserved_bytes: region.reserved,
+            free_bytes: region.space.free_bytes(),
+            largest_free_bytes: region.space.largest_free(),
+            fragments: Vec::new(),
         }
     }
+}
 
-    fn spans(&self) -> impl Iterator<Item = &Span> {
-        self.shards.iter().flat_map(|shard| shard.spans.iter().map(|(_, span)| span))
-    }
-
-    /// Region and offset of what lies somewhere.
-    fn place(&self, home: Home) -> Option<(usize, u64)> {
-        let Some(shard) = home.shard else { return Some((home.region, home.offset)) };
-        let span = self.shards.get(shard as usize)?.spans.get(home.region)?;
-        Some((span.home.region, span.home.offset + home.offset))
-    }
-
-    /// The regions, without their fragments, by their slots.
-    fn regions(&self) -> Vec<(usize, RegionSnapshot)> {
-        let mut regions: Vec<(usize, RegionSnapshot)> = self
-            .books
-            .regions
-            .iter()
-            .map(|(slot, region)| {
-                let snapshot = RegionSnapshot {
-                    address: region.raw.base.as_ptr() as u64,
-                    bytes: region.space.capacity(),
-                    reserved_bytes: region.reserved,
-                    free_bytes: region.space.free_bytes(),
-                    largest_free_bytes: region.space.largest_free(),
-                    fragments: Vec::new(),
-                };
-                (slot, snapshot)
-            })
-            .collect();
-        for span in self.spans() {
-            if let Ok(position) = regions.binary_search_by_key(&span.home.region, |(slot, _)| *slot) {
-                let region = &mut regions[position].1;
-                region.free_bytes += span.space.free_bytes();
-                region.largest_free_bytes = region.largest_free_bytes.max(span.space.largest_free());
-            }
+/// The regions by their slots, with the free blocks of the spans in them, but without fragments.
+fn regions(locked: &LockedPool<'_>) -> Vec<(usize, RegionSnapshot)> {
+    let regions = locked.books().regions().map(|(slot, region)| (slot, RegionSnapshot::of(region)));
+    let mut regions: Vec<(usize, RegionSnapshot)> = regions.collect();
+    for span in locked.spans() {
+        if let Ok(position) = regions.binary_search_by_key(&span.location.region, |(slot, _)| *slot) {
+            let region = &mut regions[position].1;
+            region.free_bytes += span.space.free_bytes();
+            region.largest_free_bytes = region.largest_free_bytes.max(span.space.largest_free());
         }
-        regions
     }
+    regions
 }

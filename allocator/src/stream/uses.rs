@@ -11,7 +11,7 @@ use crate::sync::{Mutex, MutexGuard, OnceLock};
 
 /// A recorded use: it ends with the fence.
 #[derive(Clone)]
-pub(crate) struct Recorded {
+pub(crate) struct RecordedUse {
     pub(crate) stream: u64,
     pub(crate) fence: Arc<dyn Fence>,
     /// Something before the fence may write to the range.
@@ -46,9 +46,9 @@ impl Guards {
     }
 }
 
-impl fmt::Debug for Recorded {
+impl fmt::Debug for RecordedUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorded").field("stream", &self.stream).finish_non_exhaustive()
+        f.debug_struct("RecordedUse").field("stream", &self.stream).finish_non_exhaustive()
     }
 }
 
@@ -62,11 +62,11 @@ pub(crate) struct Uses {
     /// Those of them that write.
     writing: Guards,
     /// The latest use on each stream. Most ranges have none, and a load makes very many ranges.
-    recorded: OnceLock<Box<Mutex<Vec<Recorded>>>>,
+    recorded: OnceLock<Box<Mutex<Vec<RecordedUse>>>>,
 }
 
 impl Uses {
-    pub(crate) fn new(exposed: bool, recorded: Vec<Recorded>) -> Self {
+    pub(crate) fn new(exposed: bool, recorded: Vec<RecordedUse>) -> Self {
         let uses = Self { exposed: AtomicBool::new(exposed), ..Self::default() };
         if !recorded.is_empty() {
             *uses.recorded() = recorded;
@@ -113,7 +113,7 @@ impl Uses {
                 Some(mem::replace(&mut use_.fence, fence))
             }
             None => {
-                recorded.push(Recorded { stream, fence, writes });
+                recorded.push(RecordedUse { stream, fence, writes });
                 None
             }
         };
@@ -133,7 +133,7 @@ impl Uses {
     }
 
     /// Whether the fences of these uses have passed.
-    fn have_passed(&self, which: impl Fn(&Recorded) -> bool, can_ask: impl FnOnce() -> bool) -> bool {
+    fn have_passed(&self, which: impl Fn(&RecordedUse) -> bool, can_ask: impl FnOnce() -> bool) -> bool {
         if self.recorded.get().is_none() {
             return true;
         }
@@ -141,19 +141,19 @@ impl Uses {
             return false;
         }
         // Fences are asked, and dropped, without the lock: they are others' code.
-        let uses: Vec<Recorded> = self.recorded().iter().filter(|use_| which(use_)).cloned().collect();
+        let uses: Vec<RecordedUse> = self.recorded().iter().filter(|use_| which(use_)).cloned().collect();
         uses.iter().all(|use_| matches!(use_.fence.has_passed(), Ok(true)))
     }
 
     /// For the last owner: whether the range was exposed, and the recorded uses.
-    pub(crate) fn into_parts(self) -> (bool, Vec<Recorded>) {
+    pub(crate) fn into_parts(self) -> (bool, Vec<RecordedUse>) {
         let recorded = self.recorded.into_inner().map(|recorded| recorded.into_inner());
         let recorded = recorded.map(|recorded| recorded.unwrap_or_else(PoisonError::into_inner));
         let exposed = self.exposed.load(Ordering::Relaxed) || self.open.any();
         (exposed, recorded.unwrap_or_default())
     }
 
-    fn recorded(&self) -> MutexGuard<'_, Vec<Recorded>> {
+    fn recorded(&self) -> MutexGuard<'_, Vec<RecordedUse>> {
         let recorded = self.recorded.get_or_init(Box::default);
         recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
