@@ -3,11 +3,13 @@
 use std::io;
 
 use crate::bytes::Bytes;
-use crate::memory::MemoryError;
 use crate::quoted::Quoted;
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a [`Memory`](crate::Memory), a fence or a stream failed: the system's or driver's reason.
+pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What can go wrong in a pool. Each error leaves the pool as it was.
 #[derive(Debug, thiserror::Error)]

@@ -67,10 +67,10 @@ mod sync;
 pub use backing::Bases;
 pub use bytes::Bytes;
 pub use core::Sharding;
-pub use error::{Error, Result};
+pub use error::{Error, MemoryError, Result};
 pub use fork::Process;
 pub use fragment::{Fragment, FragmentView, FragmentViewMut, StreamUse, StreamUseMut};
-pub use memory::{HostMemory, Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
+pub use memory::{HostMemory, Memory, MemoryId, PartedMemory, RawRegion};
 pub use offsets::Request;
 pub use pool::{
     Closed, FragmentSnapshot, Held, Placed, Pool, PoolBuilder, RegionParts, RegionSnapshot, Reserved,

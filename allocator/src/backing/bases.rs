@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::backing::Backing;
+use super::commit::Backing;
 use crate::error::{Error, Result};
 
 /// First addresses of the regions of a batch's layout, by region; a placement's offset counts from there.

@@ -6,8 +6,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, PoisonError};
 
 use super::cut::RegionPart;
+use crate::error::MemoryError;
 use crate::fork::Process;
-use crate::memory::{Memory, MemoryError, RawRegion};
+use crate::memory::{Memory, RawRegion};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// What is behind a region.

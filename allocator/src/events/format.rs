@@ -5,9 +5,9 @@ use std::io::{self, BufRead, Read as _, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::event::{Header, Timed, VERSION};
 use super::ledger::Ledger;
-use super::{Header, Timed, VERSION};
-use crate::Quoted;
+use crate::quoted::Quoted;
 
 /// A longer line is no event: a batch of a million fragments has a tenth of it.
 const MAX_LINE_BYTES: u64 = 1 << 30;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Event, Header, Part};
+use super::event::{Event, Header, Part};
 
 /// No memory has more: sums of so much do not overflow.
 const MAX_RESERVED: u64 = 1 << 62;
@@ -22,13 +22,13 @@ pub(super) struct Ledger {
     fragments: u64,
     region_count: u64,
     reserved: u64,
-    live: HashMap<u64, Live>,
-    regions: HashMap<u64, Region>,
+    live: HashMap<u64, LoggedRange>,
+    regions: HashMap<u64, LoggedRegion>,
 }
 
 #[derive(Debug)]
-struct Live {
-    /// Region and offset of one that has bytes.
+struct LoggedRange {
+    /// LoggedRegion and offset of one that has bytes.
     place: Option<(u64, u64)>,
     bytes: u64,
     /// A block that is not cut yet.
@@ -37,7 +37,7 @@ struct Live {
 }
 
 #[derive(Debug)]
-struct Region {
+struct LoggedRegion {
     bytes: u64,
     /// Without the parts that have gone back.
     reserved: u64,
@@ -69,7 +69,10 @@ impl Ledger {
             Event::Alloc { fragment, bytes: 0, align, .. } => {
                 check_align(*align)?;
                 self.number(*fragment, 1)?;
-                self.live.insert(*fragment, Live { place: None, bytes: 0, is_block: false, retired: false });
+                self.live.insert(
+                    *fragment,
+                    LoggedRange { place: None, bytes: 0, is_block: false, retired: false },
+                );
                 Ok(())
             }
             Event::Alloc { fragment, bytes, align, region, offset, .. } => {
@@ -99,7 +102,7 @@ impl Ledger {
         };
         self.reserved = reserved;
         self.region_count += 1;
-        self.regions.insert(number, Region { bytes, reserved: bytes, ranges: BTreeMap::new() });
+        self.regions.insert(number, LoggedRegion { bytes, reserved: bytes, ranges: BTreeMap::new() });
         Ok(())
     }
 
@@ -116,7 +119,7 @@ impl Ledger {
         }
         self.number(number, 1)?;
         self.take_range(place, bytes)?;
-        self.live.insert(number, Live { place: Some(place), bytes, is_block, retired: false });
+        self.live.insert(number, LoggedRange { place: Some(place), bytes, is_block, retired: false });
         Ok(())
     }
 
@@ -132,7 +135,7 @@ impl Ledger {
             blocks.push((place, bytes, None));
         }
         for (index, part) in parts.iter().enumerate() {
-            let mut live = Live { place: None, bytes: part.bytes, is_block: false, retired: false };
+            let mut live = LoggedRange { place: None, bytes: part.bytes, is_block: false, retired: false };
             if part.bytes > 0 {
                 let Some(((region, start), bytes, end)) = blocks.get_mut(part.block as usize) else {
                     return Err(format!("part {index} lies in block {} of {}", part.block, numbers.len()));
@@ -212,7 +215,7 @@ impl Ledger {
     }
 
     fn take_range(&mut self, (region, offset): (u64, u64), bytes: u64) -> Checked {
-        let Some(Region { bytes: size, ranges, .. }) = self.regions.get_mut(&region) else {
+        let Some(LoggedRegion { bytes: size, ranges, .. }) = self.regions.get_mut(&region) else {
             return Err(format!("expected a region that is there, got {region}"));
         };
         let Some(end) = offset.checked_add(bytes).filter(|end| end <= size) else {

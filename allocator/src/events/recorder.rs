@@ -7,7 +7,8 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Event, EventLog, Header, Part};
+use super::event::{Event, Header, Part};
+use super::log::EventLog;
 use crate::offsets::{Placement, Request};
 
 /// A place in a region: the region's slot in the books, and the offset in bytes.
@@ -38,7 +39,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(log: EventLog) -> Self {
+    fn new(log: EventLog) -> Self {
         Self {
             log,
             started: Instant::now(),
@@ -192,6 +193,14 @@ impl Recorder {
     fn region(&self, slot: usize) -> u64 {
         self.regions.get(slot).copied().unwrap_or_default()
     }
+}
+
+/// A recorder for one pool, and the log that it fills. The buffer between them holds about `capacity` events, where each
+/// fragment of a planned batch counts as one.
+#[must_use]
+pub fn recorder(capacity: usize) -> (Recorder, EventLog) {
+    let log = EventLog::new(capacity);
+    (Recorder::new(log.clone()), log)
 }
 
 /// Writes a number at a slot, and makes the list longer where needed.

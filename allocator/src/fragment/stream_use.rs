@@ -4,8 +4,7 @@ use std::fmt;
 use std::mem;
 
 use super::owned::Fragment;
-use crate::error::{Error, Result};
-use crate::memory::MemoryError;
+use crate::error::{Error, MemoryError, Result};
 use crate::stream::OrderedStream;
 use crate::stream::uses::Access;
 

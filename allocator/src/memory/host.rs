@@ -6,9 +6,10 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
+use super::traits::{Memory, MemoryId, PartedMemory, RawRegion};
 use crate::bytes::Bytes;
+use crate::error::MemoryError;
 use crate::machine::memory_bytes;
-use crate::memory::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
 
 const HUGE_PAGE: u64 = 2 << 20;
 

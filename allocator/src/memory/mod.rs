@@ -4,4 +4,4 @@ mod host;
 mod traits;
 
 pub use host::HostMemory;
-pub use traits::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
+pub use traits::{Memory, MemoryId, PartedMemory, RawRegion};

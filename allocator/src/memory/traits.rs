@@ -4,8 +4,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a [`Memory`] reports when it cannot do as asked.
-pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
+use crate::error::MemoryError;
 
 /// Which memory a [`Memory`] is, whatever its name: a token that [`Memory::id`] returns (M4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -15,6 +15,7 @@ mod planned;
 #[cfg(test)]
 mod planned_tests;
 mod policy;
+mod request;
 mod search;
 mod segregated;
 mod space;
@@ -25,31 +26,8 @@ pub use best_fit::ByBestFit;
 pub use keys::{Allocation, Block, CarveError, Key, StaleKey};
 pub use planned::{Bump, Layout, LayoutError, Placement, RegionShape, lay_out};
 pub use policy::Policy;
+pub use request::Request;
+pub(crate) use request::align_up;
 pub use search::Search;
 pub use segregated::BySegregatedFit;
 pub use space::{BestFit, Segregated, Space};
-
-/// What is asked of a space: bytes, and a power of two that the offset is to be a multiple of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    /// Size in bytes; 0 is valid.
-    pub size: u64,
-    /// Alignment in bytes, a power of two.
-    pub align: u64,
-}
-
-impl Request {
-    /// A request for `size` bytes at a multiple of `align`.
-    pub const fn new(size: u64, align: u64) -> Self {
-        Self { size, align }
-    }
-}
-
-/// `offset` rounded up to a multiple of `align`, a power of two; `None` past `u64::MAX`.
-#[inline]
-pub(crate) const fn align_up(offset: u64, align: u64) -> Option<u64> {
-    match offset.checked_add(align - 1) {
-        Some(sum) => Some(sum & !(align - 1)),
-        None => None,
-    }
-}

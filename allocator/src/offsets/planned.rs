@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 
 use smallvec::SmallVec;
 
-use super::{Request, align_up};
+use super::request::{Request, align_up};
 
 /// Places one request after the other in a space of a fixed capacity.
 #[derive(Debug, Clone)]

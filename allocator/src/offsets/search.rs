@@ -1,7 +1,7 @@
 //! Which free block a request goes to: what a policy is.
 
-use super::Request;
 use super::blocks::Blocks;
+use super::request::Request;
 
 /// How a space searches. Sealed: a policy lives in this module, where it is compared with an oracle, and what it says is believed.
 pub trait Search: Copy + sealed::Sealed {
@@ -11,13 +11,7 @@ pub trait Search: Copy + sealed::Sealed {
     fn search(self, blocks: &Blocks, request: Request) -> Option<(u32, u64)>;
 }
 
-mod sealed {
-    use super::super::{ByBestFit, BySegregatedFit, Policy};
-
-    /// What no one else can implement.
+pub(super) mod sealed {
+    /// Implemented by the policies of this module alone.
     pub trait Sealed {}
-
-    impl Sealed for ByBestFit {}
-    impl Sealed for BySegregatedFit {}
-    impl Sealed for Policy {}
 }

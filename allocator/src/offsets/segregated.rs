@@ -4,15 +4,17 @@
 //! before, so that what was just freed goes to a request of its size; and where TLSF would give up, the request gets the
 //! best fit.
 
-use super::Request;
 use super::best_fit::ByBestFit;
 use super::bins::class_of;
 use super::blocks::Blocks;
-use super::search::Search;
+use super::request::Request;
+use super::search::{Search, sealed::Sealed};
 
 /// The policy of [`Segregated`](super::Segregated).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BySegregatedFit;
+
+impl Sealed for BySegregatedFit {}
 
 impl Search for BySegregatedFit {
     #[inline]

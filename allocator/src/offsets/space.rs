@@ -3,11 +3,11 @@
 use std::iter;
 use std::num::NonZeroU64;
 
-use super::Request;
 use super::best_fit::ByBestFit;
 use super::blocks::{Blocks, Node, RING};
 use super::keys::{Allocation, Block, CarveError, Key, StaleKey};
 use super::policy::Policy;
+use super::request::Request;
 use super::search::Search;
 use super::segregated::BySegregatedFit;
 

@@ -2,7 +2,7 @@
 
 use crate::books::FenceWait;
 use crate::core::{LockedPool, PoolCore};
-use crate::memory::MemoryError;
+use crate::error::MemoryError;
 use crate::stream::uses::RecordedUse;
 
 /// Frees the ranges whose fences have passed; first waits for all of them if `wait`.

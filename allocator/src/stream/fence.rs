@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use crate::memory::MemoryError;
+use crate::error::MemoryError;
 
 /// A point in the work of a stream, which passes when all that was enqueued before it has ended.
 ///
