@@ -23,8 +23,8 @@
 //! # Invariants
 //! Named in the `SAFETY` comments of this crate and of those above it.
 //! - **I1 Memory outlives use.** A range goes back to the free list, and a region back to its memory, only when no
-//!   fragment or view of it is left and, after the last drop, every recorded use has ended and, if its address was given out,
-//!   [`Memory::synchronize`] has succeeded. [`Pool::place_on`] gives it out sooner, to work that comes after those uses.
+//!   fragment or view of it remains and, after the last drop, every recorded use has ended and, if its address was given out,
+//!   [`Memory::synchronize`] has succeeded. [`Pool::place_on`] reuses it earlier, for work that is ordered after those uses.
 //! - **R1** A record is freed by whoever took it off the retire queue, under the lock of the books, after the last fragment that
 //!   points to it has retired it.
 //! - **R2** The reaper of a pool runs until the pool is closed and holds no region and no fragment.
@@ -32,14 +32,15 @@
 //!   queue, and until then the reaper, which owns a reference to the pool, runs (R2). (In a forked child that reference stays for good.)
 //!
 //! # Giving memory back
-//! Dropping the last fragment of a range, on any thread, pushes it onto a lock-free queue: no lock of the allocator,
-//! no driver call, no wait. A placement takes back what nothing can be using and uses it at once. The pool's reaper
-//! thread does the rest: it waits for what may still use the range (recorded uses, or the whole memory), returns it, and
-//! releases regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
+//! The last drop of a range, on any thread, pushes its record onto a lock-free retire queue: no lock of the allocator,
+//! no driver call, no wait. A placement reuses ranges that nothing can be using. The pool's reaper thread does the
+//! rest: it waits for recorded uses, or for all work on the memory, frees the ranges, and releases empty regions.
+//! [`Pool::trim`] and [`Pool::close`] wait for the reaper; nothing else does.
 //!
 //! # Forked children
-//! A child has no reaper, and locks that another thread held at the fork stay locked there. So drops do nothing, placements and uses on streams
-//! are errors ([`Error::Forked`]), statistics are empty, and what was placed can be read. [`Process`] says whether that is so.
+//! A child has no reaper, and a lock that another thread held at the fork stays locked there. So drops do nothing, placements
+//! and uses on streams are errors ([`Error::Forked`]), statistics are empty, and fragments can be read. [`Process`] tells a
+//! child from its parent.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]

@@ -1,4 +1,4 @@
-//! [`Bases`]: where the regions of a planned batch begin.
+//! [`Bases`]: the first addresses of a planned batch's regions.
 
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -9,17 +9,17 @@ use smallvec::SmallVec;
 use super::commit::Backing;
 use crate::error::{Error, Result};
 
-/// First addresses of the regions of a batch's layout, by region; a placement's offset counts from there.
+/// First addresses of the regions of a batch's layout, by region; the offsets of placements count from them.
 ///
-/// Regions that are backed in parts ([`RegionParts`](crate::RegionParts)) are addresses at first:
-/// [`bring_up`](Self::bring_up) puts memory behind them, and [`wait_for`](Self::wait_for) waits for it. What no fragment lies in any more
-/// has been given back, or is about to be: bases that outlive their batch bring nothing up.
+/// Regions that are backed in parts ([`RegionParts`](crate::RegionParts)) are reserved as addresses alone:
+/// [`bring_up`](Self::bring_up) commits their memory, and [`wait_for`](Self::wait_for) waits for it. Parts in which no fragment lies any
+/// more are released, so bases that outlive their batch commit nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Bases {
     addresses: SmallVec<[NonNull<u8>; 4]>,
-    /// Those of the regions that are backed in parts.
+    /// `Some` for regions that are backed in parts.
     backing: SmallVec<[Option<Arc<Backing>>; 4]>,
-    /// Whose they are, for errors.
+    /// For errors.
     pool: Arc<str>,
     label: Arc<str>,
 }
@@ -47,22 +47,23 @@ impl Bases {
         Self { addresses, backing, pool: pool.into(), label: Arc::clone(label) }
     }
 
-    /// Whether there are regions to be brought up.
+    /// Whether there are regions that are backed in parts.
     pub fn are_parted(&self) -> bool {
         self.backing.iter().any(Option::is_some)
     }
 
-    /// Puts memory behind the regions, in the order of their addresses, until `stop` says so. Meant for a thread of its own, ahead of
-    /// what is written. What it comes to, [`wait_for`](Self::wait_for) says. Several threads may do it at once. In a forked child it does nothing.
+    /// Commits the memory of the regions in the order of their addresses, until `stop` returns true or the memory refuses. Meant for a
+    /// separate thread that runs ahead of the writes; [`wait_for`](Self::wait_for) reports the outcome. Several threads may call it at
+    /// the same time. In a forked child it does nothing.
     pub fn bring_up(&self, stop: impl Fn() -> bool) {
         self.backing.iter().flatten().for_each(|backing| backing.bring_up(&stop));
     }
 
-    /// Waits until there is memory behind the first `end` bytes of a region, as far as live fragments lie there.
+    /// Waits until the first `end` bytes of a region are committed, as far as live fragments lie there.
     ///
     /// # Errors
-    /// When the memory refused a part, or it was stopped; when the last of these bytes have been given back, since no fragment lies there any
-    /// more; in a forked child.
+    /// When the memory refused a part or [`bring_up`](Self::bring_up) was stopped; when the last of these bytes were released, since no
+    /// fragment lies there any more; in a forked child.
     pub fn wait_for(&self, region: usize, end: u64) -> Result<()> {
         let Some(Some(backing)) = self.backing.get(region) else { return Ok(()) };
         if backing.is_forked_child() {
@@ -77,7 +78,7 @@ impl Bases {
         })
     }
 
-    /// Waits for all of it.
+    /// Waits until all regions are committed.
     pub(crate) fn wait_for_all(&self) -> Result<()> {
         (0..self.addresses.len()).try_for_each(|region| self.wait_for(region, u64::MAX))
     }

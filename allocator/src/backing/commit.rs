@@ -11,7 +11,7 @@ use crate::fork::Process;
 use crate::memory::{Memory, RawRegion};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// What is behind a region.
+/// The parts of a region, and which of them are committed.
 pub(crate) struct Backing {
     memory: Arc<dyn Memory>,
     base: NonNull<u8>,
@@ -44,19 +44,19 @@ unsafe impl Sync for Backing {}
 
 #[derive(Debug)]
 struct State {
-    /// By part: how many live fragments lie in it. Before the region has been cut into fragments, 1.
+    /// By part: the number of live fragments in it. Before the region is cut into fragments, 1.
     users: Vec<usize>,
     /// By part.
     stage: Vec<Stage>,
     /// Parts that are not `Gone`, or were `Present` and could not be decommitted (J2).
     kept: usize,
-    /// Parts before this one have been brought up, or need not be.
+    /// Parts before this one are committed, or need not be.
     next: usize,
-    /// Why a part cannot be brought up.
+    /// Why no more parts can be committed.
     failed: Option<Arc<str>>,
 }
 
-/// See J1.
+/// The stage of a part (J1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Absent,
@@ -65,7 +65,7 @@ enum Stage {
     Gone,
 }
 
-/// What a part that is being committed becomes if the memory panics.
+/// A part that is being committed. If the memory panics, it becomes absent again.
 struct Uncommitted<'a> {
     backing: &'a Backing,
     part: usize,
@@ -78,7 +78,7 @@ impl Drop for Uncommitted<'_> {
 }
 
 impl Backing {
-    /// A range that was just reserved, whose parts lie within it.
+    /// The backing of a range that was just reserved. The parts lie within it.
     pub(crate) fn new(memory: Arc<dyn Memory>, range: RawRegion, parts: Vec<RegionPart>) -> Self {
         let count = parts.len();
         let state = State {
@@ -113,7 +113,7 @@ impl Backing {
         first..self.parts.partition_point(|part| part.offset < end).max(first)
     }
 
-    /// Whether memory can come behind each byte of a fragment.
+    /// Whether parts cover each byte of a fragment.
     pub(crate) fn covers(&self, offset: u64, bytes: u64) -> bool {
         let parts = &self.parts[self.parts_of(offset, bytes)];
         let gapless = parts.windows(2).all(|pair| pair[0].end() == pair[1].offset);
@@ -123,8 +123,8 @@ impl Backing {
             && gapless
     }
 
-    /// The region has been cut into these fragments: offsets and bytes (more than 0). Returns the parts in which none lies, to be
-    /// passed to [`give_back`](Self::give_back).
+    /// The region was cut into these fragments, given by offsets and bytes (more than 0). Returns the parts in which none lies; pass them
+    /// to [`give_back`](Self::give_back).
     pub(crate) fn cut_into(&self, fragments: impl Iterator<Item = (u64, u64)>) -> Vec<usize> {
         let mut state = self.state();
         state.users.fill(0);
@@ -137,12 +137,12 @@ impl Backing {
         (0..self.parts.len()).filter(|&part| state.users[part] == 0).collect()
     }
 
-    /// A fragment, or before the region was cut all of it, is free: returns the parts in which no other lies, to be passed to
+    /// A fragment, or the whole region if it was not cut yet, is free. Returns the parts in which no other fragment lies; pass them to
     /// [`give_back`](Self::give_back).
     pub(crate) fn leave(&self, offset: u64, bytes: u64) -> Vec<usize> {
         let mut state = self.state();
         let last = |&part: &usize| {
-            // A part without users is on its way back already: it must not go twice.
+            // A part without users was returned already, and must not be returned twice.
             let left = state.users[part].checked_sub(1);
             debug_assert!(left.is_some(), "part {part} has no user to leave it");
             state.users[part] = left.unwrap_or_default();
@@ -151,7 +151,7 @@ impl Backing {
         self.parts_of(offset, bytes).filter(last).collect()
     }
 
-    /// Whether the range can be released (J2): each part is gone.
+    /// Whether each part is gone, so that the range can be released (J2).
     pub(crate) fn is_gone(&self) -> bool {
         self.state().stage.iter().all(|stage| *stage == Stage::Gone)
     }
@@ -166,7 +166,7 @@ impl Backing {
         self.parts[part].bytes
     }
 
-    /// Takes the memory from behind a part that was left. I1: nothing can touch it.
+    /// Decommits a part in which no fragment lies. I1: nothing can touch it.
     pub(crate) fn give_back(&self, part: usize) -> Result<(), MemoryError> {
         let mut state = self.state();
         while state.stage[part] == Stage::Coming {
@@ -174,7 +174,7 @@ impl Backing {
         }
         let stage = mem::replace(&mut state.stage[part], Stage::Gone);
         drop(state);
-        // Those who wait for it are told.
+        // Wakes threads that wait for this part.
         self.moved.notify_all();
         let decommitted = match stage {
             Stage::Present => self.memory.parted().and_then(|parted| {
@@ -190,18 +190,18 @@ impl Backing {
         decommitted
     }
 
-    /// Whether this is a forked child of the process that reserved the range: nothing of it is to be called then.
+    /// Whether this is a forked child of the process that reserved the range, where the memory must not be called.
     pub(crate) fn is_forked_child(&self) -> bool {
         !self.process.is_current()
     }
 
-    /// Puts memory behind all parts in their order, until `stop` says so or one is refused. What another thread is committing is waited for.
+    /// Commits all parts in order, until `stop` returns true or one is refused. Waits for parts that another thread is committing.
     pub(crate) fn bring_up(&self, stop: &dyn Fn() -> bool) {
         if self.is_forked_child() {
             return;
         }
         for index in 0..self.parts.len() {
-            // Without the lock: it is the caller's code.
+            // Without the lock: it runs the caller's code.
             let stopped = stop();
             let mut state = self.state();
             while state.stage[index] == Stage::Coming {
@@ -235,9 +235,9 @@ impl Backing {
         }
     }
 
-    /// A part that was `Coming` has been committed, or not. Whether it has.
+    /// Ends the commit of a part that was `Coming`. Returns whether it succeeded.
     fn came(&self, part: usize, committed: Result<(), MemoryError>) -> bool {
-        // Without the lock: the error is the memory's code.
+        // Without the lock: formatting the error runs the memory's code.
         let refusal = committed.err().map(|error| Arc::from(error.to_string()));
         let came = refusal.is_none();
         let mut state = self.state();
@@ -262,19 +262,19 @@ impl Backing {
         self.parts.last().map_or(0, RegionPart::end)
     }
 
-    /// Bytes of the parts that there is memory behind.
+    /// Bytes of the committed parts.
     pub(crate) fn present_bytes(&self) -> u64 {
         let state = self.state();
         let parts = self.parts.iter().zip(&state.stage);
         parts.filter(|(_, stage)| **stage == Stage::Present).map(|(part, _)| part.bytes).sum()
     }
 
-    /// Waits until memory has been put behind everything before `end` that fragments lie in.
+    /// Waits until every part before `end` in which fragments lie is committed.
     pub(crate) fn wait_for(&self, end: u64) -> Result<(), Arc<str>> {
         let parts = self.parts.partition_point(|part| part.offset < end);
         let mut state = self.state();
         loop {
-            // The last of them is the one that is waited for; those before may have been dropped meanwhile.
+            // Only the last of these parts matters: those before it may be gone.
             let last = parts.checked_sub(1).map(|last| state.stage[last]);
             if last == Some(Stage::Gone) {
                 return Err("it has been given back: no fragment lies there any more".into());

@@ -1,4 +1,4 @@
-//! How a region is cut into parts.
+//! Cuts a region into parts.
 
 /// A part of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,20 +14,22 @@ impl RegionPart {
     }
 }
 
-/// The longest part that fragments share, where units are not longer.
+/// The longest part that fragments share, unless units are longer.
 const SHARED_BYTES: u64 = 32 << 20;
 
-/// Cuts the units that a region's fragments touch into parts, ascending. The fragments are offsets and lengths (more than 0); they ascend, do
-/// not overlap, and rounding up their ends to units does not overflow. Units that no fragment touches are in no part.
+/// Cuts the units that a region's fragments touch into ascending parts. Units that no fragment touches are in no part.
+///
+/// The fragments are given by offsets and lengths (more than 0). They ascend and do not overlap, and rounding their ends up to units does
+/// not overflow.
 pub(crate) fn cut(fragments: impl IntoIterator<Item = (u64, u64)>, unit: u64) -> Vec<RegionPart> {
     let mut parts: Vec<RegionPart> = Vec::new();
-    // The last part is shared: units that follow it can be added.
+    // Whether the last part is shared, so that units that follow it can be added.
     let mut open = false;
     let longest = (SHARED_BYTES / unit).max(1) * unit;
     for (offset, bytes) in fragments {
         let end = offset + bytes;
         let (first, last) = (offset / unit * unit, end.next_multiple_of(unit));
-        // Units that it has to itself.
+        // The units that it covers alone.
         let alone = (offset.next_multiple_of(unit), end / unit * unit);
         if alone.0 < alone.1 {
             share(&mut parts, open, first, alone.0, longest);
@@ -40,7 +42,8 @@ pub(crate) fn cut(fragments: impl IntoIterator<Item = (u64, u64)>, unit: u64) ->
     parts
 }
 
-/// Adds what no part covers yet of `from..to` to the last part, if that is `open` and ends there, or to new ones. Whether the last part is shared.
+/// Covers the rest of `from..to` with the last part, if that is `open` and ends there, and with new parts. Returns whether the last part
+/// is shared.
 fn share(parts: &mut Vec<RegionPart>, open: bool, from: u64, to: u64, longest: u64) -> bool {
     let covered = parts.last().map_or(0, RegionPart::end);
     let mut at = from.max(covered);

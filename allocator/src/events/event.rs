@@ -12,7 +12,7 @@ pub const VERSION: u32 = 1;
 /// An event and its time, in nanoseconds since the pool was built.
 pub type Timed = (u64, Event);
 
-/// What a log says of its pool; the options are the builder's.
+/// Describes the pool of a log; the options are those of the builder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -28,13 +28,13 @@ pub struct Header {
     pub granule: u64,
     /// Size of the regions that single placements share, in bytes.
     pub region_bytes: u64,
-    /// The most bytes that a region of a planned batch may have.
+    /// The largest region of a planned batch, in bytes.
     pub max_region_bytes: Option<u64>,
     /// The most bytes that may be reserved.
     pub limit_bytes: Option<u64>,
     /// Bytes of empty regions that are kept.
     pub retain_bytes: u64,
-    /// How places in regions are found.
+    /// The placement policy.
     #[serde(default, skip_serializing_if = "is_default")]
     pub policy: Policy,
     /// Whether the regions of planned batches are backed in parts, and nothing else is placed there.
@@ -48,13 +48,13 @@ fn is_default(policy: &Policy) -> bool {
 
 /// A change of a pool's books. All sizes and offsets in bytes.
 ///
-/// Fragments and regions are numbered from 0 in the order in which they come into the log; a number is never used again.
-/// The blocks that planned batches are cut from are numbered as fragments are.
+/// Fragments and regions are numbered from 0 in the order of the log; numbers are not reused. The blocks of planned batches
+/// share the numbers of fragments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Event {
-    /// A region came.
+    /// A region was added.
     Grow {
         /// Its number.
         #[serde(rename = "r")]
@@ -63,18 +63,18 @@ pub enum Event {
         #[serde(rename = "b")]
         bytes: u64,
     },
-    /// A fragment was placed by itself.
+    /// A single fragment was placed.
     Alloc {
         /// Its number.
         #[serde(rename = "n")]
         fragment: u64,
-        /// What it is called.
+        /// Its label.
         #[serde(rename = "l")]
         label: Arc<str>,
-        /// Its size as asked for. An empty fragment lies nowhere: its region and offset are 0 and mean nothing.
+        /// Its requested size. The region and offset of an empty fragment are 0 and have no meaning.
         #[serde(rename = "b")]
         bytes: u64,
-        /// The alignment asked for.
+        /// The requested alignment.
         #[serde(rename = "a")]
         align: u64,
         /// The region.
@@ -89,10 +89,10 @@ pub enum Event {
         /// Its number.
         #[serde(rename = "n")]
         block: u64,
-        /// What the batch is called until it is cut.
+        /// The batch's label until it is cut.
         #[serde(rename = "l")]
         label: Arc<str>,
-        /// Its size, from the batch's first byte to its last, and never 0.
+        /// Its size, from the batch's first byte to its last; never 0.
         #[serde(rename = "b")]
         bytes: u64,
         /// The largest alignment of the batch's fragments in this block.
@@ -105,31 +105,31 @@ pub enum Event {
         #[serde(rename = "o")]
         offset: u64,
     },
-    /// A planned batch was cut into its fragments; its blocks are no more.
+    /// A planned batch was cut into its fragments, which replace its blocks.
     Cut {
         /// The blocks.
         #[serde(rename = "k")]
         blocks: Vec<u64>,
-        /// The number of the first part; the others are numbered on from there.
+        /// The number of the first part; the others follow.
         #[serde(rename = "n")]
         first: u64,
         /// The fragments, in the order of the batch.
         #[serde(rename = "p")]
         parts: Vec<Part>,
     },
-    /// The reaper, or a placement, found that these have no owner any more.
+    /// The reaper or a placement took these off the retire queue: they have no owners.
     Retire(Vec<u64>),
-    /// The ranges of these can be used again.
+    /// The ranges of these are free.
     Reap(Vec<u64>),
-    /// The memory could not be synchronized: the ranges of these are taken for good.
+    /// The memory could not be synchronized: the ranges of these are never freed.
     Lose(Vec<u64>),
-    /// The reaper is about to give back empty regions, but for those that fit into so many bytes.
+    /// The reaper is about to release empty regions, except for those that fit into `keep` bytes.
     Trim {
         /// Bytes that may stay.
         #[serde(rename = "k")]
         keep: u64,
     },
-    /// A part of a region has gone back to the memory.
+    /// A part of a region was released.
     Part {
         /// The region's number.
         #[serde(rename = "r")]
@@ -138,16 +138,16 @@ pub enum Event {
         #[serde(rename = "b")]
         bytes: u64,
     },
-    /// A region is on its way back to the memory.
+    /// A region was removed, to be released.
     Release {
         /// Its number.
         #[serde(rename = "r")]
         region: u64,
-        /// Its size, without the parts that went back before.
+        /// Its size, without the parts that were released before.
         #[serde(rename = "b")]
         bytes: u64,
     },
-    /// The pool has closed. What was being placed then may still come, and what is held goes when it is dropped.
+    /// The pool is closed. Placements under way may still follow, and held fragments are freed when they are dropped.
     Close,
 }
 
@@ -155,13 +155,13 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(u32, u64, u64, Arc<str>)", into = "(u32, u64, u64, Arc<str>)")]
 pub struct Part {
-    /// Which of the batch's blocks it lies in. Its alignment was that block's or less.
+    /// Index of the batch's block that it lies in. Its alignment was that block's or less.
     pub block: u32,
     /// Offset in that block.
     pub offset: u64,
-    /// Its size as asked for. An empty one lies nowhere: its block and offset mean nothing.
+    /// Its requested size. The block and offset of an empty one have no meaning.
     pub bytes: u64,
-    /// What it is called.
+    /// Its label.
     pub label: Arc<str>,
 }
 
@@ -178,7 +178,7 @@ impl From<Part> for (u32, u64, u64, Arc<str>) {
 }
 
 impl Event {
-    /// How much of the buffer it takes.
+    /// Its size in the buffer, in events.
     pub(super) fn weight(&self) -> usize {
         1 + match self {
             Self::Cut { parts, .. } => parts.len(),

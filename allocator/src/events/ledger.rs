@@ -1,20 +1,20 @@
-//! What a pool can have done, given what it did before.
+//! [`Ledger`]: checks that each event can follow those before it.
 //!
 //! - Numbers count up from 0, and times do not go back.
-//! - Ranges lie in regions that are there, at multiples of their alignment, and no two overlap.
+//! - Ranges lie in live regions, at multiples of their alignment, and no two overlap.
 //! - A batch is cut from blocks that are not cut yet, in order, each from its first byte on.
-//! - What is retired is live, what is reaped or lost is retired, what is released is an empty region of that size.
+//! - A retired fragment is live, a reaped or lost one is retired, and a released region is empty and of that size.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::event::{Event, Header, Part};
 
-/// No memory has more: sums of so much do not overflow.
+/// More than any memory has; sums of two do not overflow.
 const MAX_RESERVED: u64 = 1 << 62;
 
 type Checked<T = ()> = Result<T, String>;
 
-/// The books of the pool, as its log tells them.
+/// The books of the pool, as its log describes them.
 #[derive(Debug)]
 pub(super) struct Ledger {
     limit: u64,
@@ -28,7 +28,7 @@ pub(super) struct Ledger {
 
 #[derive(Debug)]
 struct LoggedRange {
-    /// LoggedRegion and offset of one that has bytes.
+    /// Region and offset; `None` if it is empty.
     place: Option<(u64, u64)>,
     bytes: u64,
     /// A block that is not cut yet.
@@ -39,7 +39,7 @@ struct LoggedRange {
 #[derive(Debug)]
 struct LoggedRegion {
     bytes: u64,
-    /// Without the parts that have gone back.
+    /// Without the parts that were released.
     reserved: u64,
     /// First bytes and ends of the live ranges.
     ranges: BTreeMap<u64, u64>,

@@ -8,14 +8,13 @@ use super::event::{Event, Header, Timed};
 use super::format::LogWriter;
 use crate::fork::Process;
 
-/// A capacity that holds a load of a million tensors, in about 100 MB.
+/// A capacity for a load of a million tensors; about 100 MB.
 pub const DEFAULT_CAPACITY: usize = 1 << 20;
 
-/// Events of one piece of the buffer.
+/// Events in one chunk of the buffer.
 const CHUNK: usize = 1024;
 
-/// The events of a pool that have been recorded and not been taken yet. Clones are the same log. In a child forked from the process that
-/// made it, it is empty.
+/// The recorded events of a pool that were not taken yet. Clones are the same log. In a forked child, it is empty.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     buffer: Arc<Mutex<Buffer>>,
@@ -26,9 +25,9 @@ pub struct EventLog {
 struct Buffer {
     /// Once the pool has been built.
     header: Option<Header>,
-    /// Of at most [`CHUNK`] events each, so that none is moved to make room, which would take long under the pool's lock.
+    /// Of up to [`CHUNK`] events each: a growing vector would move all events under the pool's lock.
     chunks: Vec<Vec<Timed>>,
-    /// How much more it holds.
+    /// Remaining capacity.
     room: usize,
     capacity: usize,
     full: bool,
@@ -46,7 +45,7 @@ impl EventLog {
         self.buffer()?.header.clone()
     }
 
-    /// Takes the events out, so that there is room for more. Each call goes on where the last one ended.
+    /// Takes the events out, which makes room for more. Each call continues where the last one ended.
     pub fn take(&self) -> Vec<Timed> {
         let Some(mut buffer) = self.buffer() else { return Vec::new() };
         buffer.room = buffer.capacity;
@@ -55,13 +54,13 @@ impl EventLog {
         chunks.into_iter().flatten().collect()
     }
 
-    /// Whether an event found no room, so that the recording has ended before the pool.
+    /// Whether the buffer was full, so that the recording ended before the pool.
     pub fn is_full(&self) -> bool {
         self.buffer().is_some_and(|buffer| buffer.full)
     }
 
-    /// Takes the events out and writes them as a log of their own, which has to hold all that has happened: for a log that is
-    /// taken piece by piece there is [`LogWriter`].
+    /// Takes the events out and writes them as a complete log: no events may have been taken before. To write piece by piece,
+    /// use [`LogWriter`].
     ///
     /// # Errors
     /// When no pool has been built with the recorder, or `out` refuses.
@@ -82,7 +81,7 @@ impl EventLog {
         }
     }
 
-    /// Enters an event. `false` if there is no room for it, and from then on.
+    /// Enters an event. Returns `false` if the buffer is full, and from then on.
     pub(super) fn push(&self, time: u64, event: Event) -> bool {
         let Some(mut buffer) = self.buffer() else { return false };
         let weight = event.weight();

@@ -1,19 +1,18 @@
-//! What happens in a pool, one event after the other: for a replay with another policy, or for a picture over time.
+//! The events of a pool in order: for a replay with another policy, or for a picture over time.
 //!
 //! ```text
 //! pool ──books' lock──> Recorder ──> buffer ──take──> EventLog ──LogWriter──> JSON lines ──Log::read──> replay
 //! ```
 //!
-//! A pool that is built with a [`Recorder`] enters an event for each change of its books, under the lock that guards them:
-//! the events are in the order of the books. That takes a clock and a push into a buffer in memory. Encoding and writing
-//! is done by whoever takes events out of the [`EventLog`], without the pool's lock. A pool without a recorder asks one
-//! branch a change.
+//! A pool that is built with a [`Recorder`] enters an event for each change of its books, under their lock, so events are in
+//! the order of the changes. An event costs a clock reading and a push into a buffer. Whoever takes events out of the
+//! [`EventLog`] encodes and writes them, without the pool's lock. A pool without a recorder executes one branch per change.
 //!
-//! The drop of a fragment takes no lock, so it is not in the log: [`Retire`](Event::Retire) is when the reaper, or a placement, finds that the
-//! last owner has gone, [`Reap`](Event::Reap) when the range can be used again.
+//! The drop of a fragment takes no lock, so it is not in the log: [`Retire`](Event::Retire) says when the reaper or a placement
+//! takes the fragment off the retire queue, [`Reap`](Event::Reap) when its range is free.
 //!
-//! **The buffer is bounded.** When it is full the recording ends, for good: the log then is whole up to a moment, and
-//! [`EventLog::is_full`] says so. A log with a hole would be of no use to a replay.
+//! **The buffer is bounded.** When it is full, the recording ends: the log is complete up to that moment, and
+//! [`EventLog::is_full`] returns true. A log with a gap cannot be replayed.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -32,8 +31,8 @@
 //! ```
 //!
 //! # The file
-//! JSON lines. The first is the [`Header`], the last `{"end":N}` with the number of events, and each other one is an event
-//! behind its time in nanoseconds since the pool was built:
+//! JSON lines. The first is the [`Header`], the last is `{"end":N}` with the number of events, and each other line is a time in
+//! nanoseconds since the pool was built, followed by an event:
 //!
 //! ```text
 //! {"tensorhold_events":1,"pool":"host","memory":"host","granule":256,"region_bytes":67108864,...}

@@ -13,8 +13,8 @@ use crate::stream::uses::Uses;
 
 /// A counted owner of a range of a region.
 ///
-/// Clones and [slices](Fragment::slice) share the range; the last one to go gives it back (I1). All of it is
-/// `Send + Sync`: the last drop may happen on any thread and neither locks, waits, nor calls a driver.
+/// Clones and [slices](Fragment::slice) share the range; the drop of the last one retires it (I1). Fragments are
+/// `Send + Sync`: the last drop may happen on any thread and does not lock, wait or call a driver.
 pub struct Fragment {
     address: NonNull<u8>,
     bytes: u64,
@@ -72,23 +72,23 @@ impl Fragment {
         self.bytes == 0
     }
 
-    /// Whether the CPU can read and write the range: what the pool's memory said when the pool was built.
+    /// Whether the CPU can read and write the range, as the memory answered when the pool was built.
     ///
-    /// Whoever makes views that are read later asks here, not a device that the range is believed to be on.
+    /// Ask here before reading through a view, and not the device on which the range is believed to lie.
     pub fn is_host_accessible(&self) -> bool {
         self.pool().config().is_host_accessible
     }
 
-    /// Which memory it lies in (M4): what the pool's memory said when the pool was built.
+    /// The memory that it lies in (M4), as the memory answered when the pool was built.
     pub fn memory_id(&self) -> MemoryId {
         self.pool().config().memory_id
     }
 
-    /// First address. An empty fragment's is aligned as asked but points to nothing.
+    /// First address. That of an empty fragment is aligned as requested but points to nothing.
     ///
-    /// What is done with it is not tracked: keep the fragment until the CPU has stopped using the address. Where
-    /// [devices use the memory](crate::Memory::is_used_by_devices), work that was submitted before the last drop is waited for
-    /// (I1): all work on the memory, since which of it uses the address cannot be known. [`use_on`](Self::use_on) waits for less.
+    /// Its use is not tracked: keep the fragment until the CPU has stopped using the address. If
+    /// [devices use the memory](crate::Memory::is_used_by_devices), the pool waits for all work on the memory that was submitted
+    /// before the last drop (I1), since it cannot know which of it uses the address. [`use_on`](Self::use_on) waits for less.
     pub fn as_ptr(&self) -> *const u8 {
         self.view().as_ptr()
     }
@@ -107,11 +107,10 @@ impl Fragment {
         unsafe { FragmentView::new(self.address, self.bytes) }
     }
 
-    /// Says that no use of an address that was given out is under way or will come, so that what is recorded is all that is waited
-    /// for.
+    /// Declares that addresses given out so far are no longer used, so that the pool waits for recorded uses alone.
     ///
     /// # Safety
-    /// It is so, and stays so until the address is given out again.
+    /// No such use is under way or follows, until the address is given out again.
     pub unsafe fn assume_unused(&self) {
         self.uses().settle();
     }
@@ -137,7 +136,7 @@ impl Fragment {
         self.record().has_one_owner()
     }
 
-    /// Another owner of `bytes` bytes of this range from `offset` on; `None` when they do not lie within it.
+    /// Another owner of the `bytes` bytes from `offset` in this range; `None` if they do not lie within it.
     pub fn slice(&self, offset: u64, bytes: u64) -> Option<Fragment> {
         let address = self.view_unexposed().slice(offset, bytes)?.address();
         let mut part = self.clone();
@@ -145,7 +144,7 @@ impl Fragment {
         Some(part)
     }
 
-    /// How many fragments share the range, this one included. Other threads may change it at any time.
+    /// The number of fragments that share the range, this one included. Other threads may change it at any time.
     pub fn owners(&self) -> usize {
         self.record().owners()
     }
@@ -160,13 +159,13 @@ impl Fragment {
         Some(unsafe { FragmentViewMut::new(self.address, self.bytes) })
     }
 
-    /// Whether a use through [`use_mut_on`](Self::use_mut_on) has not ended on its stream, or is not known to have. While the fragment is
-    /// borrowed, no other such use can begin.
+    /// Whether a use through [`use_mut_on`](Self::use_mut_on) has not ended on its stream, or is not known to have ended. No other such
+    /// use can begin while the fragment is borrowed.
     pub fn has_pending_writes(&self) -> bool {
         !self.uses().writes_have_ended(|| self.can_ask())
     }
 
-    /// Whether fences can be asked: a driver does not work in a forked child.
+    /// Whether fences can be queried: a driver does not work in a forked child.
     fn can_ask(&self) -> bool {
         !self.pool().is_forked_child()
     }
@@ -175,7 +174,7 @@ impl Fragment {
         self.pool().check_process(operation)
     }
 
-    /// The bytes, where the CPU can read them and no recorded use is writing to them.
+    /// The bytes, if the CPU can read them and no recorded use may be writing to them.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         if !self.is_host_accessible() || self.has_pending_writes() {
             return None;
@@ -185,7 +184,7 @@ impl Fragment {
         Some(unsafe { self.view().as_bytes() })
     }
 
-    /// The bytes for writing, where the CPU can write them and this fragment is their only owner.
+    /// The bytes for writing, if the CPU can write them, this fragment is their only owner, and every recorded use has ended.
     pub fn as_bytes_mut(&mut self) -> Option<&mut [u8]> {
         if !self.is_host_accessible() {
             return None;
@@ -195,7 +194,7 @@ impl Fragment {
         Some(unsafe { std::slice::from_raw_parts_mut(view.as_mut_ptr(), view.len() as usize) })
     }
 
-    /// Drops this owner and says whether it was the last one, so that the range is on its way back.
+    /// Drops this owner. Returns whether it was the last one, so that the range is retired.
     pub fn release(self) -> bool {
         ManuallyDrop::new(self).let_go()
     }

@@ -9,9 +9,9 @@ use crate::stream::OrderedStream;
 use crate::stream::uses::Access;
 
 impl Fragment {
-    /// Uses the range on a stream: what is enqueued there until the guard ends is waited for before the range is used again or given
-    /// back, and nothing else is. So a range that is only used through guards can be used again at once on the same
-    /// stream, and elsewhere as soon as the work has ended.
+    /// Uses the range on a stream. Before the range is reused or released, the pool waits for the work that is enqueued there until the
+    /// guard ends, and for nothing else. So a range that is only used through guards can be reused at once on the same stream, and
+    /// elsewhere as soon as that work has ended.
     ///
     /// # Errors
     /// When uses on the stream cannot be recorded, as while it is captured, or in a forked child.
@@ -19,9 +19,8 @@ impl Fragment {
         StreamUse::new(self, stream, Access::Read)
     }
 
-    /// Uses the range on a stream for writing, if this fragment is its only owner; `None` otherwise. As [`use_on`](Self::use_on); that
-    /// the writing comes after earlier uses on other streams is for the caller to see to. Until the use is known to have ended, the CPU does not
-    /// [read](Self::as_bytes) the range.
+    /// As [`use_on`](Self::use_on), for writing; `None` if this fragment is not the only owner. The caller orders the writes after
+    /// earlier uses on other streams. Until the use is known to have ended, the CPU cannot [read](Self::as_bytes) the range.
     ///
     /// # Errors
     /// When uses on the stream cannot be recorded, as while it is captured, or in a forked child.
@@ -33,7 +32,7 @@ impl Fragment {
     }
 }
 
-/// What the guards are for, in errors.
+/// The operation, for errors.
 const USE: &str = "use a fragment on a stream";
 
 /// A fragment in use on a stream; see [`Fragment::use_on`].
@@ -71,18 +70,18 @@ impl<'a> StreamUse<'a> {
         self.fragment.is_empty()
     }
 
-    /// Ends the use: its range goes back, once it is dropped, when what has been enqueued so far has ended. A drop of the guard does the
-    /// same, and logs an error.
+    /// Ends the use: a dropped range is free when the work enqueued so far has ended. Dropping the guard does the same, and logs
+    /// errors.
     ///
     /// # Errors
-    /// When the stream records no event, as while it is captured. Its uses cannot be known then, and the range is never
-    /// given back. In a forked child, where nothing is recorded.
+    /// When the stream records no event, as while it is captured: then its uses are unknown, and the range is never freed. In a
+    /// forked child, where nothing is recorded.
     pub fn end(self) -> Result<()> {
         mem::ManuallyDrop::new(self).record()
     }
 
     fn record(&self) -> Result<()> {
-        // The child gives nothing back, so nothing needs to be known.
+        // The child frees nothing, so no use needs to be recorded.
         self.fragment.check_process(USE)?;
         match self.stream.record() {
             Ok(fence) => {
@@ -92,7 +91,7 @@ impl<'a> StreamUse<'a> {
                 Ok(())
             }
             Err(source) => {
-                // I1: what uses it, and for how long, is not known: the use does not end.
+                // I1: what uses the range, and for how long, is unknown: the use does not end.
                 self.fragment.keep_forever();
                 Err(failed(self.fragment, source))
             }

@@ -53,7 +53,7 @@ impl<'a> FragmentView<'a> {
         self.address.as_ptr()
     }
 
-    /// The view of `bytes` bytes from `offset` on; `None` when they do not lie within this one.
+    /// A view of the `bytes` bytes from `offset`; `None` if they do not lie within this one.
     pub fn slice(self, offset: u64, bytes: u64) -> Option<FragmentView<'a>> {
         if offset.checked_add(bytes)? > self.bytes {
             return None;

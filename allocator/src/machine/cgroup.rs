@@ -1,9 +1,9 @@
-//! The memory that control groups leave a process.
+//! The memory limits of the process's control groups.
 //!
-//! A limit of a group holds for all groups below it, so those of the process's own group and of each one above it are read, as far as
-//! they can be seen: by version 2 (`memory.max`, `memory.swap.max`) and by version 1 (`memory.limit_in_bytes`,
-//! `memory.memsw.limit_in_bytes`; of groups that cannot be seen, `memory.stat` tells), of which a system can have both. Which group that is, `/proc/self/cgroup` says; where it is to
-//! be seen, `/proc/self/mountinfo`, since a container sees a part of the tree, at any place.
+//! A limit of a group holds for all groups below it, so this reads the limits of the process's group and of each visible group above
+//! it: of version 2 (`memory.max`, `memory.swap.max`) and of version 1 (`memory.limit_in_bytes`, `memory.memsw.limit_in_bytes`; for
+//! invisible groups `memory.stat`). A system can have both. `/proc/self/cgroup` names the group, and `/proc/self/mountinfo` where it is
+//! mounted, since a container sees a part of the tree at any path.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,8 +17,8 @@ enum Version {
     Two,
 }
 
-/// Bytes of memory and swap space that the groups of this process leave it, where the system has `swap` bytes of swap space; the
-/// largest number without a limit. `/proc` and the mounts are looked for below `root`.
+/// The lowest limit of this process's groups on memory and swap space in bytes, on a system with `swap` bytes of swap space;
+/// `u64::MAX` without a limit. `/proc` and the mounts are read below `root`.
 pub(crate) fn memory_bytes(root: &Path, swap: u64) -> u64 {
     let read = |file: &str| fs::read(root.join(file)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
@@ -34,7 +34,7 @@ pub(crate) fn memory_bytes(root: &Path, swap: u64) -> u64 {
         let limit = folders.map(|folder| mount.version.limit(folder, swap)).chain(*limits).min();
         *limits = limit;
     }
-    // Where no place shows the group, what is shown counts: a container that sees nothing else is in it.
+    // If no mount shows the group, the mounts that there are count: a container that sees nothing else is in them.
     own.or(shown).unwrap_or(u64::MAX)
 }
 
@@ -43,7 +43,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 impl Version {
-    /// The process's group, if a line of `/proc/self/cgroup` tells it: `4:memory:/a/b`, or `0::/a/b`.
+    /// The process's group, from a line of `/proc/self/cgroup`: `4:memory:/a/b`, or `0::/a/b`.
     fn group(self, line: &[u8]) -> Option<&Path> {
         let mut fields = line.splitn(3, |&byte| byte == b':');
         let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -54,16 +54,16 @@ impl Version {
         is_it.then(|| Path::new(OsStr::from_bytes(path)))
     }
 
-    /// The most that the group of this folder has.
+    /// The limit of the group of this folder in bytes.
     fn limit(self, folder: &Path, swap: u64) -> u64 {
-        // No number, as `max` is, stands for no limit.
+        // Anything but a number, such as `max`, means no limit.
         let read = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok();
         let limit = |file| read(file).unwrap_or(u64::MAX);
-        // A group of a running process has some memory: 0 stands for an unknown limit. It may have no swap space.
+        // The group of a running process has some memory, so 0 means an unknown limit. It may have no swap space.
         let memory = |file| Some(limit(file)).filter(|&bytes| bytes > 0).unwrap_or(u64::MAX);
         match self {
             Self::One => {
-                // Groups above the top of what a container sees have limits, too.
+                // Groups above those that a container sees have limits, too.
                 let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
                 let above = |name| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
                 let above = |name| above(name).filter(|&bytes| bytes > 0);
@@ -76,22 +76,22 @@ impl Version {
     }
 }
 
-/// Whether one of the words, between commas, is this.
+/// Whether the comma-separated list has this word.
 fn has(words: &[u8], word: &[u8]) -> bool {
     words.split(|&byte| byte == b',').any(|other| other == word)
 }
 
-/// A place where groups are to be seen that can limit memory.
+/// A mount of control groups that can limit memory.
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
     version: Version,
-    /// The group that the place shows.
+    /// The group at the root of the mount.
     shown: PathBuf,
     place: PathBuf,
 }
 
 impl Mount {
-    /// Of a line of `/proc/self/mountinfo`: `35 31 0:32 /shown /place rw,relatime shared:9 - cgroup cgroup rw,memory`.
+    /// From a line of `/proc/self/mountinfo`: `35 31 0:32 /shown /place rw,relatime shared:9 - cgroup cgroup rw,memory`.
     fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|&byte| byte == b' ');
         let (shown, place) = (fields.nth(3)?, fields.next()?);
@@ -104,10 +104,10 @@ impl Mount {
         Some(Self { version, shown: unescaped(shown), place: unescaped(place) })
     }
 
-    /// Where a group is, below the place; `None` if the place does not show it.
+    /// The path of a group below the mount; `None` if the mount does not show it.
     fn below<'a>(&self, group: &'a Path) -> Option<&'a Path> {
         let below = group.strip_prefix(&self.shown).ok()?;
-        // Of a group of another namespace, the system says `/../a`.
+        // A group of another namespace is shown as `/../a`.
         below.components().all(|part| matches!(part, Component::Normal(_))).then_some(below)
     }
 }

@@ -1,7 +1,7 @@
-//! How much memory there is at all.
+//! The memory of the machine, as far as this process may use it.
 //!
-//! Linux hands out addresses for more memory than there is, by default for somewhat more and with `vm.overcommit_memory` 1 for any amount, and ends a
-//! process that then touches it: a request that can never be met has to be refused before.
+//! Linux overcommits: it maps more memory than there is (with `vm.overcommit_memory` 1 any amount), and kills a process that touches
+//! too much of it. So a request that can never be met is refused before it is mapped.
 
 use std::path::Path;
 
@@ -9,15 +9,15 @@ use rustix::system::sysinfo;
 
 use super::cgroup;
 
-/// Bytes of memory that all processes here can have together: what is built in and swap space, or less where the process is in a
-/// control group with a limit, or in one below such. Both can change while a process runs.
+/// Bytes of memory that all processes can use together: RAM and swap space, or the limit of a control group of this process if that is
+/// lower. It can change while a process runs.
 pub(crate) fn memory_bytes() -> u64 {
     let system = sysinfo();
     bytes_of(Path::new("/"), system.totalram, system.totalswap, system.mem_unit.into())
 }
 
-/// The same for a system that reports this number of units of this size, and whose `/proc` is below `root`. A system that reports no memory at all says nothing
-/// of it, as some sandboxes do; so only the groups count.
+/// The same for a system that reports these numbers of units of this size, and whose `/proc` is below `root`. Some sandboxes report
+/// no memory at all; then only the limits of control groups count.
 fn bytes_of(root: &Path, memory: u64, swap: u64, unit: u64) -> u64 {
     // Kernels that count in bytes may leave the unit out.
     let [memory, swap] = [memory, swap].map(|units| units.saturating_mul(unit.max(1)));

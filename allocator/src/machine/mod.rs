@@ -1,4 +1,4 @@
-//! How much memory the machine has for its processes.
+//! The memory that this process may use: RAM, swap space and the limits of control groups.
 
 mod cgroup;
 mod memory_limit;

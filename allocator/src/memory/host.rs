@@ -13,21 +13,21 @@ use crate::machine::memory_bytes;
 
 const HUGE_PAGE: u64 = 2 << 20;
 
-/// Of shorter regions it is not asked whether there is so much memory: that takes up to a millisecond, as filling this much does.
+/// Shorter regions are not compared with the machine's memory: reading that takes up to a millisecond, as does filling this much.
 const ASKED_ABOUT: u64 = 16 << 20;
 
-/// Zeroed, anonymous memory of this process, mapped on first touch. A region of 16 MiB or more, and of more than the machine has memory,
-/// or than the process's control groups leave it, is refused.
+/// Zeroed, anonymous memory of this process, mapped on first touch. A region of 16 MiB or more is refused if it exceeds
+/// [`limit_bytes`](Self::limit_bytes).
 ///
-/// Regions of 2 MiB and more are whole huge pages of 2 MiB, and offered to the kernel as such: filling fresh memory is
-/// bound by page faults, and one fault in 2 MiB is cheaper than 512, at the end of a region too.
+/// Regions of 2 MiB and more are rounded up to huge pages of 2 MiB, and the kernel is advised to use them: filling fresh memory
+/// is bound by page faults, and one fault in 2 MiB is cheaper than 512.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct HostMemory {}
 
 impl HostMemory {
-    /// Regions of so many bytes or more are mapped as a multiple of it: the size of a transparent huge page on x86-64, and on
-    /// AArch64 with 4 KiB pages. Elsewhere it is merely an alignment.
+    /// Regions of at least this size are mapped as a multiple of it: the size of a transparent huge page on x86-64, and on AArch64
+    /// with 4 KiB pages. On other systems it is only an alignment.
     pub const HUGE_PAGE_BYTES: u64 = HUGE_PAGE;
 
     /// Host memory of this process.
@@ -35,8 +35,8 @@ impl HostMemory {
         Self {}
     }
 
-    /// Bytes of memory that all processes here can have together: built-in memory and swap space, or less where a control group of this process, or one above
-    /// it, has a limit. A larger region is refused. The value can change while a process runs; it is the largest number where the system does not tell.
+    /// Bytes of memory that all processes can use together: RAM and swap space, or the limit of a control group of this process if that
+    /// is lower. It can change while a process runs; `u64::MAX` if the system does not report it.
     pub fn limit_bytes() -> u64 {
         memory_bytes()
     }
@@ -59,7 +59,7 @@ unsafe impl Memory for HostMemory {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        // Anyone can ask, for anything.
+        // Callers may pass anything.
         if bytes == 0 || !align.is_power_of_two() {
             let reason = format!(
                 "expected a size of at least 1 byte and a power of two as the alignment, got {bytes} and {align}"
@@ -151,7 +151,7 @@ unsafe impl PartedMemory for HostMemory {
     }
 }
 
-/// The system may give addresses for any number of bytes, and end the process when they are touched.
+/// The system may map any number of bytes, and kill the process when it touches them.
 fn refuse_more_than(most: u64, bytes: u64) -> Result<(), MemoryError> {
     if bytes > most {
         let reason = format!(
@@ -164,12 +164,12 @@ fn refuse_more_than(most: u64, bytes: u64) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// What a region of so many bytes is made of.
+/// The unit to which a region of this size is rounded up.
 fn unit(bytes: u64) -> u64 {
     if bytes >= HUGE_PAGE { HUGE_PAGE } else { rustix::param::page_size() as u64 }
 }
 
-/// Gives back an end of a mapping that `reserve` has just made and that nothing has used yet.
+/// Unmaps an end of a mapping that `reserve` has just made and that nothing has used yet.
 fn unmap(start: *mut u8, length: u64) {
     if length > 0 {
         // SAFETY: both ends lie within the fresh mapping, outside the range that is returned. A failure would leave

@@ -1,4 +1,4 @@
-//! [`Memory`]: where regions come from.
+//! [`Memory`] and [`PartedMemory`]: the sources of regions.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::MemoryError;
 
-/// Which memory a [`Memory`] is, whatever its name: a token that [`Memory::id`] returns (M4).
+/// The identity of a [`Memory`], independent of its name, as [`Memory::id`] returns it (M4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MemoryId(u64);
 
 impl MemoryId {
-    /// That of this process's plain host memory, [`HostMemory`](crate::HostMemory).
+    /// The id of this process's plain host memory, [`HostMemory`](crate::HostMemory).
     pub const HOST: Self = Self(0);
 
-    /// An id that no other memory has.
+    /// A new id, which no other memory has.
     #[must_use]
     #[allow(clippy::new_without_default, reason = "each is another")]
     pub fn new() -> Self {
@@ -32,7 +32,7 @@ impl fmt::Display for MemoryId {
 
 /// A range of addresses that a [`Memory`] reserved.
 ///
-/// The address need not be one that the CPU can read: see [`Memory::is_host_accessible`].
+/// The CPU may not be able to read it: see [`Memory::is_host_accessible`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawRegion {
     /// First address.
@@ -49,9 +49,9 @@ unsafe impl Sync for RawRegion {}
 
 /// A source of large regions: host memory, pinned memory, a device's memory.
 ///
-/// The methods may block and may be called from any thread. [`Pool`](crate::Pool) calls them without holding its
-/// lock, and never from a drop. So they may ask the pool and drop fragments, but not wait for it, as
-/// [`trim`](crate::Pool::trim) and refused placements do: it may be waiting for them.
+/// The methods may block and may be called from any thread. A [`Pool`](crate::Pool) calls them without holding a lock, and
+/// never from a drop. So they may query the pool and drop fragments, but not wait for the pool, as
+/// [`trim`](crate::Pool::trim) and refused placements do: the pool may be waiting for them.
 ///
 /// # Safety
 /// An implementation promises:
@@ -67,23 +67,23 @@ pub unsafe trait Memory: Send + Sync + 'static {
     /// Names the memory in errors and snapshots, such as `host` or `cuda:0`.
     fn name(&self) -> &str;
 
-    /// Which memory it is (M4): two handles on one device's plain memory have one id, and its pinned memory, or memory that it shares with
-    /// the CPU, another. Make it once, with [`MemoryId::new`], and keep it. A pool asks once, when it is built.
+    /// Its identity (M4): two handles on one device's plain memory have one id; pinned memory, or memory shared with the CPU, has
+    /// another. Make it once with [`MemoryId::new`] and keep it. A pool calls this once, when it is built.
     fn id(&self) -> MemoryId;
 
-    /// Whether the CPU can read and write the regions' addresses. A pool asks once, when it is built.
+    /// Whether the CPU can read and write the regions. A pool calls this once, when it is built.
     fn is_host_accessible(&self) -> bool;
 
     /// Reserves `bytes` (never 0) aligned to `align` (a power of two).
     ///
     /// # Errors
-    /// When the memory has no such range to give, with the system's or driver's reason.
+    /// When there is no such range, with the system's or driver's reason.
     fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError>;
 
-    /// Gives a region back.
+    /// Releases a region.
     ///
     /// # Errors
-    /// When the system or driver refuses; the region is then lost, and the pool says so in its statistics.
+    /// When the system or driver refuses; the region is then lost, and counts as such in the pool's statistics.
     ///
     /// # Safety
     /// `region` came from this memory's `reserve`, has not been released, and nothing touches it any more (I1).
@@ -96,23 +96,23 @@ pub unsafe trait Memory: Send + Sync + 'static {
     /// When that cannot be established; ranges that wait for it are then never reused.
     fn synchronize(&self) -> Result<(), MemoryError>;
 
-    /// Whether devices work on its regions. Where none does, `synchronize` has nothing to wait for, and a range whose address
-    /// was given out is free with its last drop. A pool asks once, when it is built. Memory that is made of another's and is used by
-    /// devices, as pinned memory is, does not pass that one's answer on.
+    /// Whether devices use its regions. If none does, `synchronize` has nothing to wait for, and a range is free with its last drop
+    /// even if its address was given out. A pool calls this once, when it is built. A memory that wraps another and is used by
+    /// devices, as pinned memory is, returns `true` whatever the other returns.
     fn is_used_by_devices(&self) -> bool {
         true
     }
 
-    /// How its regions can be backed and given back in parts; an error says why they cannot.
+    /// The interface to back and release regions in parts.
     ///
     /// # Errors
-    /// When they cannot, which is the default.
+    /// When the memory does not support it, which is the default, with the reason.
     fn parted(&self) -> Result<&dyn PartedMemory, MemoryError> {
         Err(format!("{} gives its regions back whole", self.name()).into())
     }
 }
 
-/// Memory whose regions are ranges of addresses at first, and have memory put behind their parts one by one.
+/// Memory whose regions are reserved as address ranges and committed part by part.
 ///
 /// # Safety
 /// An implementation promises:
@@ -122,7 +122,7 @@ pub unsafe trait Memory: Send + Sync + 'static {
 ///   from [`Memory::reserve`] (M1, M2). M3 holds for it. A `commit` that has returned an error, or panicked, leaves nothing behind the
 ///   part that anyone could reach; where it leaves anything at all, `release_range` refuses the range.
 pub unsafe trait PartedMemory: Send + Sync {
-    /// Length of a unit in bytes: parts begin and end at multiples of it.
+    /// The allocation unit in bytes: parts begin and end at multiples of it.
     fn unit(&self) -> u64;
 
     /// Reserves a range of addresses for `bytes` bytes (never 0), rounded up to whole units, aligned to `align` (a power of two) and to
@@ -132,7 +132,7 @@ pub unsafe trait PartedMemory: Send + Sync {
     /// When there is no such range.
     fn reserve_range(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError>;
 
-    /// Gives a range back.
+    /// Releases a range.
     ///
     /// # Errors
     /// When the system or driver refuses.
@@ -142,10 +142,10 @@ pub unsafe trait PartedMemory: Send + Sync {
     /// was refused is.
     unsafe fn release_range(&self, range: RawRegion) -> Result<(), MemoryError>;
 
-    /// Puts memory behind a part of a range.
+    /// Commits memory to a part of a range.
     ///
     /// # Errors
-    /// When there is no memory left, with the system's or driver's reason. Nothing is behind the part then.
+    /// When there is no memory, with the system's or driver's reason. The part has no memory then.
     ///
     /// # Safety
     /// `part` lies in a range that came from this memory's `reserve_range` and is not released before this returns. It is one or more whole units
@@ -161,7 +161,7 @@ pub unsafe trait PartedMemory: Send + Sync {
     /// ```
     unsafe fn commit(&self, part: RawRegion) -> Result<(), MemoryError>;
 
-    /// Takes the memory from behind a part.
+    /// Decommits the memory of a part.
     ///
     /// # Errors
     /// When the system or driver refuses; the memory is then lost.

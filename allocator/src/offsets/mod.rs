@@ -1,10 +1,10 @@
-//! Placement as pure arithmetic over `u64` offsets: no memory is touched, so every policy can be tested against a naive
-//! oracle and used for memory that is not addressable here.
+//! Placement as pure arithmetic on `u64` offsets. It touches no memory, so every policy is tested against a naive oracle and
+//! works for memory that this process cannot address.
 //!
-//! - [`lay_out`] and [`Bump`]: the layout of a batch whose sizes are known. No search.
-//! - [`BestFit`]: one space with exact best fit, for what comes and goes one at a time.
-//! - [`Segregated`]: the same by good fit, whose search takes the same time however many blocks are free.
-//! - [`Space`]: what both are; a `Space<Policy>` has the policy that is chosen at run time.
+//! - [`lay_out`] and [`Bump`]: the layout of a batch of known sizes, without a search.
+//! - [`BestFit`]: a space with exact best fit, for blocks that are allocated and freed one at a time.
+//! - [`Segregated`]: a space with good fit, whose search takes constant time.
+//! - [`Space`]: the generic type of both; the policy of a `Space<Policy>` is chosen at run time.
 #![forbid(unsafe_code)]
 
 mod best_fit;

@@ -1,6 +1,6 @@
 //! [`Request`]: a size and an alignment.
 
-/// What is asked of a space: bytes, and a power of two that the offset is to be a multiple of.
+/// A request for bytes at an aligned offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// Size in bytes; 0 is valid.

@@ -1,4 +1,4 @@
-//! How a pool is made: its options, and their defaults.
+//! [`PoolBuilder`]: the options of a pool, and their defaults.
 
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
@@ -21,20 +21,19 @@ pub struct PoolBuilder {
     parts: RegionParts,
 }
 
-/// Whether the regions of planned batches are backed in parts, so that a fragment's memory goes back to the device as soon as the
-/// fragment does, though its neighbours live: all of it but what lies in the units (2 MiB on CUDA devices) at its two ends, which
-/// goes with the neighbours there.
+/// Whether the regions of planned batches are backed in parts. If they are, a dropped fragment's memory is released while its
+/// neighbours live, except for the allocation units (2 MiB on CUDA devices) at its two ends, which it shares with them.
 ///
-/// What is freed in such a region is not used again by the pool. Memory for a batch is brought up part by part.
+/// The pool does not reuse freed ranges of such a region. The memory of a batch is committed part by part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RegionParts {
-    /// A region is reserved and released as a whole; what is free in it is used again.
+    /// A region is reserved and released as a whole, and its free ranges are reused.
     #[default]
     Whole,
-    /// In parts where the memory can do that; a [`Snapshot`](crate::Snapshot) says why it cannot.
+    /// In parts if the memory supports it; otherwise a [`Snapshot`](crate::Snapshot) gives the reason.
     Auto,
-    /// In parts, or there is no pool.
+    /// In parts; building the pool fails if the memory does not support it.
     Require,
 }
 
@@ -70,10 +69,10 @@ impl PoolBuilder {
         self
     }
 
-    /// Asks `on_pressure` when a placement is refused by the limit or the memory, with the refusal and a number that counts from 1 for
-    /// each placement. If it has made room (dropped fragments, say) it continues, and the placement is tried again; if it
-    /// breaks, the refusal is returned. It is called on the thread that places, without a lock, and must not place on this
-    /// pool. Default: no one is asked.
+    /// Calls `on_pressure` when the limit or the memory refuses a placement, with the refusal and the number of calls for this
+    /// placement, from 1. If it returns `Continue`, because it has dropped fragments for example, the placement is tried again; if it
+    /// returns `Break`, the refusal is returned. It runs on the thread that places, without a lock, and must not place on this pool.
+    /// Default: none.
     pub fn on_pressure(
         mut self,
         on_pressure: impl Fn(&Error, u32) -> ControlFlow<()> + Send + Sync + 'static,
@@ -82,39 +81,39 @@ impl PoolBuilder {
         self
     }
 
-    /// How large a region is that single placements share. Default: 64 MiB. A larger fragment gets a region of its
-    /// own size.
+    /// Size of the regions that single placements share. Default: 64 MiB. A larger fragment gets a region of its own
+    /// size.
     pub fn region_bytes(mut self, bytes: u64) -> Self {
         self.config.region_bytes = bytes;
         self
     }
 
-    /// How large a region of a planned batch may be. Default: as large as the batch. A larger fragment gets a region of its own size.
+    /// The largest region of a planned batch. Default: the size of the batch. A larger fragment gets a region of its own size.
     pub fn max_region_bytes(mut self, bytes: NonZeroU64) -> Self {
         self.config.max_region_bytes = Some(bytes);
         self
     }
 
-    /// How many bytes of empty regions are kept for later placements, until [`Pool::trim`]. Default: 0.
+    /// Bytes of empty regions that are kept for later placements, until [`Pool::trim`]. Default: 0.
     pub fn retain_bytes(mut self, bytes: u64) -> Self {
         self.config.retain_bytes = bytes;
         self
     }
 
-    /// By which policy single placements, and the blocks of batches, find their place in a region. Default: [`Policy::BestFit`], for few and
-    /// large; [`Policy::Segregated`] is for many and small. Within its block, a batch is laid out without a search.
+    /// The policy by which single fragments and the blocks of batches are placed in a region. Default: [`Policy::BestFit`], for few
+    /// large fragments; [`Policy::Segregated`] suits many small ones. Within its block, a batch is laid out without a search.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.config.policy = policy;
         self
     }
 
-    /// How threads that place at once are served. Default: [`Sharding::Auto`]. A pool whose events are recorded has one set of books.
+    /// How threads that place at the same time are served. Default: [`Sharding::Auto`]. A pool that records events has no shards.
     pub fn sharding(mut self, sharding: Sharding) -> Self {
         self.config.sharding = sharding;
         self
     }
 
-    /// Records what happens in the pool: see [`events`](crate::events). Default: nothing is recorded.
+    /// Records the pool's events: see [`events`](crate::events). Default: none are recorded.
     pub fn events(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
         self
@@ -129,7 +128,7 @@ impl PoolBuilder {
     /// Starts the pool.
     ///
     /// # Errors
-    /// When the reaper thread cannot be started, or parts are required of a memory that has none.
+    /// When the reaper thread cannot be started, or parts are required and the memory does not support them.
     pub fn build(mut self) -> Result<Pool> {
         let parted = self.config.memory.parted().map(|parted| parted.unit());
         self.config.batch_regions = match (self.parts, parted) {

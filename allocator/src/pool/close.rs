@@ -1,4 +1,4 @@
-//! Closing a pool, and what is found then.
+//! Closing a pool, and the report of it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use super::handle::Pool;
 use crate::bytes::Bytes;
 use crate::core::{FenceMode, LockedPool};
 
-/// What closing found.
+/// The result of closing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Closed {
-    /// Bytes that were given back by the time the call returned.
+    /// Bytes released to the memory by the call.
     pub released_bytes: u64,
-    /// What others still hold; its memory goes back when they drop it.
+    /// Fragments that others still own; their memory is released when they drop them.
     pub held: Vec<Held>,
-    /// Bytes of the regions that stay reserved, for what is held or pending.
+    /// Bytes of the regions that stay reserved, for held fragments and pending ranges.
     pub pinned_bytes: u64,
-    /// Bytes that no one holds and that a device may still be using: they go back when it has ended.
+    /// Bytes without owners that a device may still use: they are released when its work has ended.
     pub pending_bytes: u64,
 }
 
-/// A fragment or tensor that outlived a close.
+/// A fragment or tensor that outlives a close.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Held {
     /// Its label or name.
@@ -33,20 +33,20 @@ pub struct Held {
     pub bytes: u64,
 }
 
-/// Something that was not closed, since it is in use: itself, and what keeps it open.
+/// A value that was not closed because parts of it are in use.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct StillHeld<T> {
-    /// What is open still, as it was.
+    /// The value, still open and unchanged.
     pub open: T,
-    /// What others hold.
+    /// Fragments or tensors that others own.
     pub held: Vec<Held>,
-    /// Bytes of the regions that are reserved for it.
+    /// Bytes of the regions reserved for it.
     pub pinned_bytes: u64,
 }
 
 impl<T> StillHeld<T> {
-    /// `open`, and what keeps it so.
+    /// `open` with what keeps it open.
     pub fn new(open: T, held: Vec<Held>, pinned_bytes: u64) -> Self {
         Self { open, held, pinned_bytes }
     }
@@ -66,16 +66,15 @@ impl<T> fmt::Display for StillHeld<T> {
 impl<T: fmt::Debug> std::error::Error for StillHeld<T> {}
 
 impl Pool {
-    /// Closes the pool for all its handles: nothing more is placed, what is free goes back now, and the rest when its
-    /// last fragment is dropped.
+    /// Closes the pool for all its handles: later placements fail, empty regions are released now, and the others with their
+    /// last fragments.
     ///
-    /// Waits for the reaper. `released_bytes` are those of regions given back to the memory by this call. In a forked child it does
-    /// nothing, and finds nothing.
+    /// Waits for a pass of the reaper. In a forked child it does nothing and returns an empty report.
     pub fn close(self) -> Closed {
         self.close_within(Duration::ZERO)
     }
 
-    /// As [`close`](Self::close), and waits for so long for what is held to be dropped.
+    /// As [`close`](Self::close), but waits up to `patience` for held fragments to be dropped.
     pub fn close_within(self, patience: Duration) -> Closed {
         let (core, started) = (self.core(), Instant::now());
         if core.is_forked_child() {
@@ -102,8 +101,8 @@ impl Pool {
         Closed::now(&LockedPool::lock(core), before)
     }
 
-    /// Closes the pool if nothing is held, and gives it back as it is otherwise; what is free goes back to the memory in
-    /// either case. In a forked child it does as [`close`](Self::close).
+    /// Closes the pool if no fragment is held, and returns it unchanged otherwise. Empty regions are released in either case. In a
+    /// forked child it does as [`close`](Self::close).
     ///
     /// # Errors
     /// When a fragment is held or being placed.

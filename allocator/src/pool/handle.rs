@@ -21,8 +21,8 @@ use crate::stream::uses::Uses;
 /// A cheap handle: clones are the same pool. When the last handle goes, the pool closes; its regions go back when
 /// their last fragments do.
 ///
-/// In a child forked from the process that made it, a pool places nothing ([`Error::Forked`]), and what it placed can be read and
-/// dropped, which gives nothing back.
+/// In a forked child of the process that built it, a pool places nothing ([`Error::Forked`]). Its fragments can be read and
+/// dropped there; a drop frees nothing.
 #[derive(Debug, Clone)]
 pub struct Pool {
     owner: Arc<Owner>,
@@ -47,8 +47,7 @@ impl Drop for Owner {
 }
 
 impl Pool {
-    /// Whether this is the process that made the pool, and not a child forked from it. In such a child the pool places nothing, and what is
-    /// dropped there is not given back.
+    /// Whether this is the process that built the pool, and not a forked child of it, where the pool places and frees nothing.
     pub fn is_of_this_process(&self) -> bool {
         !self.core().is_forked_child()
     }
@@ -67,7 +66,7 @@ impl Pool {
         &self.core().config().name
     }
 
-    /// How many bytes may be reserved at any time, if that is limited.
+    /// The most bytes that may be reserved at any time; `None` without a limit.
     pub fn limit_bytes(&self) -> Option<u64> {
         self.core().config().limit_bytes
     }
@@ -82,7 +81,7 @@ impl Pool {
         matches!(self.core().config().batch_regions, BatchRegions::Parts(_))
     }
 
-    /// Why they are not, where [`RegionParts::Auto`](crate::RegionParts::Auto) asked for it.
+    /// Why they are not, if [`RegionParts::Auto`](crate::RegionParts::Auto) was requested.
     pub fn whole_because(&self) -> Option<Arc<str>> {
         match &self.core().config().batch_regions {
             BatchRegions::Whole(because) => because.clone(),
@@ -92,7 +91,7 @@ impl Pool {
 
     /// Places one fragment by the pool's policy, in a new region if none has room.
     ///
-    /// A size of 0 is valid: the fragment is in the books but takes no memory.
+    /// A size of 0 is valid: the fragment is counted but takes no memory.
     ///
     /// # Errors
     /// When the limit or the memory refuses, the alignment is not a power of two, or the pool is closed; in a forked child.
@@ -121,11 +120,11 @@ impl Pool {
         Ok(Fragment::new(address, request.size, core, slot, Uses::default()))
     }
 
-    /// Places one fragment for work on a stream. Before the pool grows, a range that was dropped is used again though its uses on
-    /// streams have not ended: at once where they were on this stream, else after it was made to wait for them.
+    /// Places one fragment for work on a stream. Before the pool grows, it reuses a dropped range whose recorded uses have not
+    /// ended: directly if they were on this stream, otherwise after it made the stream wait for them.
     ///
-    /// So nothing but what is enqueued on this stream from now on, or comes after that, may touch the fragment. Memory
-    /// that the CPU can touch is placed as [`place`](Self::place) does.
+    /// So only work that is enqueued on this stream from now on, or ordered after such work, may touch the fragment. On
+    /// host-accessible memory this is [`place`](Self::place).
     ///
     /// # Errors
     /// As [`place`](Self::place), and when uses on the stream cannot be recorded.
@@ -141,18 +140,18 @@ impl Pool {
         stream_placement::place_on(self.core(), label.into(), request, stream)
     }
 
-    /// Waits until everything dropped before this call has been given back, and every empty region with it: for the work that
-    /// uses it, too. Does nothing in a forked child, and when a memory or a fence calls it on the pool's own thread.
+    /// Waits until every range dropped before this call is free and every empty region is released; this includes waiting for
+    /// device work that uses them. Does nothing in a forked child, or when a memory or fence calls it on the reaper thread.
     pub fn trim(&self) {
         self.core().settle(FenceMode::Wait);
     }
 
-    /// As [`trim`](Self::trim), but keeps empty regions of at most so many bytes in all for later placements.
+    /// As [`trim`](Self::trim), but keeps empty regions of up to `bytes` in total for later placements.
     pub fn trim_to(&self, bytes: u64) {
         self.core().settle_and_keep(FenceMode::Wait, bytes);
     }
 
-    /// The pool's numbers; all 0 in a forked child, where another thread of the parent may have held their lock.
+    /// The pool's statistics; all 0 in a forked child, where their lock may stay locked.
     pub fn stats(&self) -> Stats {
         Stats::of(self.core())
     }

@@ -1,17 +1,17 @@
-//! What is checked of a batch's layout before anything relies on it: anyone can make one (I7).
+//! Checks the layout of a batch before anything relies on it: its fields are public (I7).
 
 use smallvec::SmallVec;
 
 use crate::offsets::{Layout, Placement};
 
-/// The most bytes that lie between two addresses. More than any address space has, and what pointer arithmetic is defined for.
+/// The largest distance in bytes for which pointer arithmetic is defined; no address space is larger.
 pub(crate) const MOST_BYTES: u64 = isize::MAX as u64;
 
-/// Offsets and bytes of the fragments in each region of a layout that take memory, in their order.
+/// Offsets and bytes of the non-empty fragments in each region of a layout, in order.
 pub(crate) type ByRegion = SmallVec<[Vec<(u64, u64)>; 4]>;
 
-/// Whether a layout has so many fragments, and they lie in its regions, in order, from offset 0 on, and without overlap; and whether the
-/// regions are such as a memory can be asked for.
+/// Checks that a layout has `count` fragments, that they lie in its regions in order, from offset 0 and without overlap, and that the
+/// regions have sizes and alignments that a memory can be asked for.
 pub(crate) fn check(layout: &Layout, count: usize) -> Result<(), String> {
     if layout.placements.len() != count {
         return Err(format!("the layout has {} placements", layout.placements.len()));

@@ -18,13 +18,13 @@ use crate::fragment::Fragment;
 use crate::offsets::{Key, Layout, Placement, RegionShape, Request, lay_out};
 use crate::stream::uses::Uses;
 
-/// The memory of a planned batch, not cut into fragments yet. Dropping it gives the memory back as dropping its
-/// fragments would: once the memory has been synchronized (I1).
+/// The memory of a planned batch before it is cut into fragments. Dropping it frees the memory as dropping the fragments
+/// would: after the memory was synchronized (I1).
 #[derive(Debug)]
 pub struct Reserved {
     pool: Pool,
     label: Arc<str>,
-    /// One for each region of the layout, and its size.
+    /// One for each region of the layout, with its size in bytes.
     blocks: SmallVec<[(RegionBlock, u64); 4]>,
     bases: Bases,
 }
@@ -46,15 +46,15 @@ enum RegionChoice {
 /// The fragments of a planned batch.
 #[derive(Debug)]
 pub struct Placed {
-    /// One fragment for each of the batch, in its order.
+    /// The fragments, in the order of the batch.
     pub fragments: Vec<Fragment>,
-    /// Where the regions of the layout begin.
+    /// First addresses of the layout's regions.
     pub bases: Bases,
 }
 
 impl Pool {
-    /// Lays out a batch whose sizes are known as this pool would place it: in order, one after the other, in one
-    /// region unless the pool's region size is limited.
+    /// Lays out a batch of known sizes for this pool: in order and contiguously, in one region unless
+    /// [`max_region_bytes`](crate::PoolBuilder::max_region_bytes) is set.
     ///
     /// # Errors
     /// When an alignment is not a power of two or the sizes overflow.
@@ -65,12 +65,12 @@ impl Pool {
             .map_err(|error| self.core().config().broken_batch(taken + requests.count(), error.to_string()))
     }
 
-    /// Places a batch as laid out by [`lay_out`](Self::lay_out): [`reserve_planned`](Self::reserve_planned) and
-    /// [`Reserved::place`] in one.
+    /// Places a batch that [`lay_out`](Self::lay_out) has laid out: [`reserve_planned`](Self::reserve_planned) followed by
+    /// [`Reserved::place`].
     ///
     /// # Errors
-    /// When there is not one label for each fragment, the layout is not one of this kind, the limit or the memory refuses, or
-    /// the pool is closed. Nothing is kept then.
+    /// When the labels are not one for each fragment, the layout is invalid, the limit or the memory refuses, or the pool is
+    /// closed. Nothing stays reserved then.
     pub fn place_planned(&self, layout: &Layout, labels: &[Arc<str>]) -> Result<Placed> {
         layout_check::check(layout, labels.len())
             .map_err(|problem| self.core().config().broken_batch(labels.len(), problem))?;
@@ -82,19 +82,20 @@ impl Pool {
         reserved.place(layout, labels.to_vec())
     }
 
-    /// Reserves the memory of a batch as laid out by [`lay_out`](Self::lay_out): one block for each region, found by the
-    /// pool's policy or as a new region of just that size. In errors and snapshots it has the label until it is cut. Where regions are backed in
-    /// parts, there is no memory behind the addresses yet: see [`Bases`]. Memory comes only where fragments lie, and that is what counts as
-    /// reserved; the limit has to leave room for whole regions while they are reserved.
+    /// Reserves the memory of a batch that [`lay_out`](Self::lay_out) has laid out: one block for each region, found by the
+    /// pool's policy or in a new region of exactly that size. Errors and snapshots show the label until the batch is cut.
+    ///
+    /// If regions are backed in parts, the addresses have no memory yet: see [`Bases`]. Only parts in which fragments lie are
+    /// backed and count as reserved; while regions are being reserved, the limit has to hold all of them.
     ///
     /// # Errors
-    /// When the limit or the memory refuses, the layout is not one of this kind, or the pool is closed. Nothing is kept then.
+    /// When the limit or the memory refuses, the layout is invalid, or the pool is closed. Nothing stays reserved then.
     pub fn reserve_planned(&self, layout: &Layout, label: impl Into<Arc<str>>) -> Result<Reserved> {
         self.reserve(layout, label.into(), RegionChoice::Any)
     }
 
-    /// As [`reserve_planned`](Self::reserve_planned), in new regions in any case: none of the batch keeps another's region reserved, nor another
-    /// the batch's, and what is reserved adds up to just what is laid out.
+    /// As [`reserve_planned`](Self::reserve_planned), but always in new regions, which the batch does not share: it reserves
+    /// exactly the bytes of the layout, and its regions are released with its last fragments.
     ///
     /// # Errors
     /// As [`reserve_planned`](Self::reserve_planned).
@@ -138,16 +139,16 @@ impl Pool {
 }
 
 impl Reserved {
-    /// Where the regions of the layout begin.
+    /// First addresses of the layout's regions.
     pub fn bases(&self) -> Bases {
         self.bases.clone()
     }
 
-    /// Cuts the memory into the batch's fragments, without a search. `labels` are theirs, in the order of the layout.
+    /// Cuts the memory into the batch's fragments, without a search. `labels` are in the order of the layout.
     ///
     /// # Errors
-    /// When there is not one label for each fragment, the layout is not the one that the memory was reserved for, the memory
-    /// has been cut already, or the pool is closed. The memory stays here then, whole.
+    /// When the labels are not one for each fragment, the memory was reserved for another layout or is cut already, or the pool
+    /// is closed. The memory stays reserved then, uncut.
     pub fn place(&mut self, layout: &Layout, labels: Vec<Arc<str>>) -> Result<Placed> {
         let (core, count) = (self.pool.core(), labels.len());
         let broken = |problem: String| core.config().broken_batch(count, problem);
@@ -194,7 +195,7 @@ impl Reserved {
                 None => (Fragment::dangling(core.config().granule), None),
             };
             let slot = books.enter_planned(label, location, placement);
-            // Who has the bases may be writing there.
+            // A holder of the bases may be writing there.
             Fragment::new(address, bytes, core, slot, Uses::new(true, Vec::new()))
         };
         let fragments = layout.placements.iter().zip(labels).map(place).collect();
@@ -214,7 +215,7 @@ impl Drop for Reserved {
             return;
         }
         for (block, bytes) in mem::take(&mut self.blocks) {
-            // The way that fragments go, since the memory may be in use still (I1).
+            // Retired as a fragment, since the memory may still be in use (I1).
             let slot = core.books().enter_uncut(Arc::clone(&self.label), bytes, block.location);
             let uses = Uses::new(true, Vec::new());
             drop(Fragment::new(block.address, bytes, core, slot, uses));

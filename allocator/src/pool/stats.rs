@@ -1,4 +1,4 @@
-//! What a pool says of itself: numbers, and a list of its regions and fragments.
+//! Statistics of a pool, and snapshots of its regions and fragments.
 
 use std::sync::Arc;
 
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 use crate::books::{Region, ShardBooks};
 use crate::core::{LockedPool, PoolCore};
 
-/// A pool's numbers at one moment. All sizes in bytes.
+/// Statistics of a pool at one moment. All sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Reserved from the memory, in regions.
     pub reserved_bytes: u64,
-    /// In live fragments, by the sizes asked for. A dropped fragment counts until it has been taken off the queue of drops.
+    /// In live fragments, by their requested sizes. A dropped fragment counts until it is taken off the retire queue.
     pub live_bytes: u64,
-    /// Dropped, and not free yet: a device may still be using them.
+    /// Dropped and not free yet: a device may still use them.
     #[serde(default)]
     pub pending_bytes: u64,
-    /// In free blocks of the regions; those that are backed in parts have none, for what is free there goes back.
+    /// In free blocks of the regions. Regions that are backed in parts have none: their free parts are released.
     pub free_bytes: u64,
     /// The largest free block.
     pub largest_free_bytes: u64,
-    /// The most that `live_bytes` has been; where threads place in shards ([`Sharding`](crate::Sharding)), up to a span of each more.
+    /// The highest value of `live_bytes`; with shards ([`Sharding`](crate::Sharding)) up to one span for each of them more.
     pub high_water_bytes: u64,
-    /// Lost for good, because the memory failed to synchronize or to release.
+    /// Never reused, because the memory failed to synchronize or to release.
     pub lost_bytes: u64,
     /// Live fragments; clones and slices of one count once, empty ones count.
     pub fragments: usize,
@@ -38,11 +38,11 @@ pub struct Stats {
 pub struct Snapshot {
     /// The pool's name.
     pub pool: String,
-    /// The numbers.
+    /// The statistics.
     pub stats: Stats,
-    /// The regions, each with what lies in it.
+    /// The regions with their fragments.
     pub regions: Vec<RegionSnapshot>,
-    /// Why the regions of planned batches are not backed in parts, where that was asked for.
+    /// Why the regions of planned batches are not backed in parts, if that was requested.
     #[serde(default)]
     pub whole_because: Option<Arc<str>>,
     /// Labels of the empty fragments, which lie in no region.
@@ -57,7 +57,7 @@ pub struct RegionSnapshot {
     pub address: u64,
     /// Length.
     pub bytes: u64,
-    /// How much of it is reserved: less than its length where parts of it have been given back.
+    /// Bytes that are reserved: less than its length after parts were released.
     #[serde(default)]
     pub reserved_bytes: u64,
     /// In free blocks.
@@ -72,11 +72,11 @@ pub struct RegionSnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FragmentSnapshot {
-    /// What it was called when it was placed.
+    /// Its label.
     pub label: Arc<str>,
     /// Offset in its region.
     pub offset: u64,
-    /// Length as asked for.
+    /// Requested length in bytes.
     pub bytes: u64,
 }
 

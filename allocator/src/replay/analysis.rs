@@ -15,7 +15,7 @@ pub fn replay(log: &Log, policy: Policy, room: Room) -> Replayed {
     run.keep_digest();
     log.events.iter().enumerate().for_each(|(index, (_, event))| run.step(index, event));
     let mut replayed = run.replayed();
-    // What is free is asked once, where the peak is known to be.
+    // Free bytes are computed once, at the peak.
     let mut again = Run::new(log, policy, room);
     let until_peak = log.events.iter().take(run.peak_index() + 1).enumerate();
     until_peak.for_each(|(index, (_, event))| again.step(index, event));
@@ -23,7 +23,7 @@ pub fn replay(log: &Log, policy: Policy, room: Room) -> Replayed {
     replayed
 }
 
-/// The mean time of an operation of a replay in nanoseconds, the best of three runs. It is not the same each time.
+/// Mean time of a replay's operation in nanoseconds, the best of three runs. Varies between calls.
 pub fn nanoseconds_per_operation(log: &Log, policy: Policy, room: Room) -> f64 {
     let time = |_| {
         let mut run = Run::new(log, policy, room);
@@ -34,9 +34,9 @@ pub fn nanoseconds_per_operation(log: &Log, policy: Policy, room: Room) -> f64 {
     (0..3).map(time).fold(f64::INFINITY, f64::min)
 }
 
-/// The smallest space, as a multiple of the granule, in which no request fails; `None` if none of 2^62 bytes will do.
+/// The smallest space in bytes, as a multiple of the granule, in which no request fails; `None` if 2^62 bytes do not suffice.
 ///
-/// Found by halving, so a smaller one may do where one that is larger does not, which is rare.
+/// Found by bisection. Rarely, a request fails in a space although a smaller one suffices; then the result is not the smallest.
 pub fn smallest_space(log: &Log, policy: Policy) -> Option<u64> {
     let granule = log.header.granule;
     let fits = |capacity| {
@@ -46,7 +46,7 @@ pub fn smallest_space(log: &Log, policy: Policy) -> Option<u64> {
             !run.has_failed()
         })
     };
-    // With all the room that there can be, as much is live as ever will be; less room than that is not enough.
+    // In the largest space nothing is refused, so no space below its peak of live bytes suffices.
     let mut all = Run::new(log, policy, Room::Capacity(MAX_BYTES));
     log.events.iter().enumerate().for_each(|(index, (_, event))| all.step(index, event));
     if all.has_failed() {
@@ -68,7 +68,7 @@ pub fn smallest_space(log: &Log, policy: Policy) -> Option<u64> {
     Some(high)
 }
 
-/// Sums up what the pool did. A replay of its policy has the same digest, unless something was given back or placed
+/// Summarizes the pool's own placements. A replay with its policy has the same digest, unless ranges were freed or placed
 /// while a thread waited for a new region.
 pub fn recorded(log: &Log) -> Recorded {
     let mut recorded = Recorded { peak_reserved_bytes: 0, regions: 0, digest: Digest::default() };

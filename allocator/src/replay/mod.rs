@@ -1,9 +1,9 @@
-//! Replays the [log](crate::events) of a pool with a placement policy: pure arithmetic, no memory is touched.
+//! Replays the [log](crate::events) of a pool with a placement policy. It is pure arithmetic and touches no memory.
 //!
-//! A replay places and frees what the pool placed and freed, in the order of the log, and where the policy says. It grows and
-//! gives back regions by the pool's own rules, as if one thread had done everything, or it has one space of a given size. The
-//! same log and policy give the same result, down to each offset: the [`Digest`] says so. What the pool backed in parts is a region of its own
-//! here too, and goes as a whole.
+//! A replay places and frees the fragments of the log in its order, at the offsets that the policy chooses. It adds and releases
+//! regions by the pool's rules, as if one thread had done everything, or places in one space of a given size. The same log and
+//! policy give the same offsets, which the [`Digest`] shows. A batch that the pool backed in parts has a region of its own, which
+//! is released as a whole.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 /// Where a request is placed.
 ///
-/// Another one is a variant here, a line in [`ALL`](Self::ALL) and [`name`](Self::name), and one in `space.rs`.
+/// A new policy is a variant here, a line in [`ALL`](Self::ALL) and [`name`](Self::name), and one in `space.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Policy {
     /// In the smallest free block that holds it: [`BestFit`](crate::offsets::BestFit), as pools do by default.
     BestFit,
-    /// In the first free block of a class that surely holds it: [`Segregated`](crate::offsets::Segregated).
+    /// In the first free block of a class that is large enough: [`Segregated`](crate::offsets::Segregated).
     Segregated,
-    /// Behind what was placed before: [`Bump`](crate::offsets::Bump). Nothing is used twice until its region has gone.
+    /// After the previous request: [`Bump`](crate::offsets::Bump). No range is reused before its region is released.
     Planned,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// A name that no policy has.
+/// A name of no policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a policy: {}", Policy::ALL.iter().map(|policy| policy.name()).collect::<Vec<_>>().join(", "))]
 pub struct UnknownPolicy;

@@ -1,44 +1,44 @@
-//! What a replay places in, and what comes of it.
+//! [`Room`] and [`Replayed`]: the space of a replay, and its result.
 
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 
-/// What a replay has to place in.
+/// The space of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Room {
-    /// Regions that come and go as the pool's do, within its limit. Their first addresses are taken to be multiples of
-    /// every alignment that is asked for.
+    /// Regions that are added and released as in the pool, within its limit. Their first addresses are assumed to be multiples
+    /// of every requested alignment.
     Growing,
-    /// One space of so many bytes.
+    /// One space of this many bytes.
     Capacity(u64),
 }
 
-/// What came of a replay. All sizes in bytes.
+/// The result of a replay. All sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Replayed {
-    /// Requests placed or refused, parts cut, and ranges freed; empty fragments are none.
+    /// Requests placed or refused, parts cut, and ranges freed, without empty fragments.
     pub operations: u64,
-    /// Requests that were refused. A planned batch has one for each of its blocks.
+    /// Requests that were refused. A planned batch is one request for each of its blocks.
     pub failures: u64,
-    /// The most that was live, by the sizes asked for. A planned batch counts with its padding until it is cut.
+    /// Peak of live bytes, by requested sizes. A planned batch counts with its padding until it is cut.
     pub peak_live_bytes: u64,
-    /// The most that was reserved; the capacity, where that is given.
+    /// Peak of reserved bytes; with a given capacity, the capacity.
     pub peak_reserved_bytes: u64,
-    /// How many regions came.
+    /// The number of regions that were added.
     pub regions: u64,
-    /// Free when the most was live.
+    /// Free bytes at the peak of live bytes.
     pub free_at_peak_bytes: u64,
-    /// The largest free block then.
+    /// The largest free block at the peak of live bytes.
     pub largest_free_at_peak_bytes: u64,
-    /// Of where everything was placed.
+    /// Digest of all placements.
     pub digest: Digest,
 }
 
 impl Replayed {
-    /// External fragmentation at the peak of live bytes: which part of the free bytes is not in the largest free block.
+    /// External fragmentation at the peak of live bytes: the share of the free bytes outside the largest free block.
     pub fn fragmentation_at_peak(&self) -> f64 {
         match self.free_at_peak_bytes {
             0 => 0.0,
@@ -47,14 +47,14 @@ impl Replayed {
     }
 }
 
-/// What the pool itself did, as the log tells.
+/// The pool's own placements, from the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Recorded {
-    /// The most that was reserved, in bytes.
+    /// Peak of reserved bytes.
     pub peak_reserved_bytes: u64,
-    /// How many regions came.
+    /// The number of regions that were added.
     pub regions: u64,
-    /// Of where everything was placed.
+    /// Digest of all placements.
     pub digest: Digest,
 }

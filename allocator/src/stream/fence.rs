@@ -1,14 +1,14 @@
-//! Streams and fences: how a pool knows when a device has ended with a range.
+//! [`Fence`] and [`OrderedStream`]: how a pool learns when a device no longer uses a range.
 //!
-//! A pool knows no device. Who has one implements [`OrderedStream`] for its streams and [`Fence`] for its events;
-//! [`Fragment::use_on`](crate::Fragment::use_on) and [`Pool::place_on`](crate::Pool::place_on) do the rest.
+//! A pool knows no devices. Implement [`OrderedStream`] for a device's streams and [`Fence`] for its events;
+//! [`Fragment::use_on`](crate::Fragment::use_on) and [`Pool::place_on`](crate::Pool::place_on) accept them.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use crate::error::MemoryError;
 
-/// A point in the work of a stream, which passes when all that was enqueued before it has ended.
+/// A point in the work of a stream, which passes when all work enqueued before it has ended.
 ///
 /// It is [`Any`], so that a stream can tell the fences of its own kind from others.
 ///
@@ -17,10 +17,10 @@ use crate::error::MemoryError;
 /// - **O1** Once `has_passed` has returned `Ok(true)`, or `wait` `Ok`, all work that was enqueued on the stream before
 ///   the fence was recorded has ended.
 pub unsafe trait Fence: Any + Send + Sync {
-    /// Whether it has passed; does not wait.
+    /// Whether it has passed. Does not wait.
     ///
     /// # Errors
-    /// When that cannot be told, as after the work before it has failed.
+    /// When the state cannot be determined, for example after the work has failed.
     fn has_passed(&self) -> Result<bool, MemoryError>;
 
     /// Waits, without spinning, until it has passed.
@@ -38,23 +38,23 @@ pub unsafe trait Fence: Any + Send + Sync {
 ///   in the order in which it was enqueued.
 /// - **O3** What is enqueued after `wait_for` has returned `Ok` begins after the fence has passed.
 pub unsafe trait OrderedStream: Send + Sync {
-    /// Which stream it is.
+    /// The stream's id (O2).
     fn id(&self) -> u64;
 
     /// Whether uses on this stream can be recorded now.
     ///
     /// # Errors
-    /// When they cannot, with the reason: while the stream is captured, say, since a fence does not cover replays.
+    /// When they cannot, with the reason: for example while the stream is captured, since a fence does not cover replays.
     fn check(&self) -> Result<(), MemoryError>;
 
-    /// Records a fence behind all that has been enqueued.
+    /// Records a fence after all work enqueued so far.
     ///
     /// # Errors
     /// When the driver refuses, or [`check`](Self::check) would.
     fn record(&self) -> Result<Arc<dyn Fence>, MemoryError>;
 
-    /// Makes what is enqueued from now on begin after a fence has passed, which may be of another kind. The host does not
-    /// wait where it need not.
+    /// Orders work that is enqueued from now on after a fence, which may be of another kind of stream. The host waits only
+    /// if the stream cannot.
     ///
     /// # Errors
     /// When the driver refuses.

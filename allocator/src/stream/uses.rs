@@ -1,5 +1,4 @@
-//! What is known of the uses of a range: fences of those that were recorded, or that it was exposed, so that they
-//! cannot all be known.
+//! [`Uses`]: the recorded uses of a range on streams, and whether its address was given out, so that there may be others.
 
 use std::fmt;
 use std::mem;
@@ -9,24 +8,24 @@ use super::fence::Fence;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard, OnceLock};
 
-/// A recorded use: it ends with the fence.
+/// A use that was recorded on a stream; it ends when the fence passes.
 #[derive(Clone)]
 pub(crate) struct RecordedUse {
     pub(crate) stream: u64,
     pub(crate) fence: Arc<dyn Fence>,
-    /// Something before the fence may write to the range.
+    /// Work before the fence may write to the range.
     pub(crate) writes: bool,
 }
 
-/// What a use does with the range.
+/// How a use accesses the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
     Write,
 }
 
-/// How many guards are open. Guards can be forgotten, billions of them: a count that has reached its largest number stays there, as those
-/// that were forgotten do.
+/// The number of open guards. Guards can be forgotten, billions of them: a count that has reached its maximum stays there, as
+/// forgotten guards do.
 #[derive(Debug, Default)]
 struct Guards(AtomicU32);
 
@@ -55,13 +54,13 @@ impl fmt::Debug for RecordedUse {
 /// The uses of a range, by all its owners.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
-    /// Its address was given out: after the last drop the memory is synchronized, whatever was recorded.
+    /// Its address was given out: after the last drop, the memory is synchronized whatever was recorded.
     exposed: AtomicBool,
-    /// Guards of uses that have not ended. Those of a range without owners were forgotten, and their uses are not known.
+    /// Guards of uses that have not ended. Those of a range without owners were forgotten, and their uses are unknown.
     open: Guards,
-    /// Those of them that write.
+    /// The guards among them that write.
     writing: Guards,
-    /// The latest use on each stream. Most ranges have none, and a load makes very many ranges.
+    /// The latest use on each stream. Boxed on first use: most ranges have none, and a load makes very many ranges.
     recorded: OnceLock<Box<Mutex<Vec<RecordedUse>>>>,
 }
 
@@ -74,10 +73,10 @@ impl Uses {
         uses
     }
 
-    /// The address is given out. What happens with it is ordered before the last drop by the count of owners.
+    /// Notes that the address is given out. The count of owners orders its uses before the last drop.
     #[inline]
     pub(crate) fn expose(&self) {
-        // A look first: of a range that many threads view, the line stays shared.
+        // Loads first, so that the cache line of a range that many threads view stays shared.
         if !self.exposed.load(Ordering::Relaxed) {
             self.exposed.store(true, Ordering::Relaxed);
         }
@@ -117,17 +116,17 @@ impl Uses {
                 None
             }
         };
-        // A fence may belong to a driver: it goes without the lock.
+        // A fence may belong to a driver: it is dropped without the lock.
         drop(recorded);
         drop(earlier);
     }
 
-    /// Whether all uses through guards are known to have ended. Fences that cannot be asked are not known to have passed.
+    /// Whether all uses through guards are known to have ended. Fences that cannot be queried count as not passed.
     pub(crate) fn have_ended(&self, can_ask: impl FnOnce() -> bool) -> bool {
         !self.open.any() && self.have_passed(|_| true, can_ask)
     }
 
-    /// As [`have_ended`](Self::have_ended), of those that write.
+    /// As [`have_ended`](Self::have_ended), for uses that write.
     pub(crate) fn writes_have_ended(&self, can_ask: impl FnOnce() -> bool) -> bool {
         !self.writing.any() && self.have_passed(|use_| use_.writes, can_ask)
     }
@@ -140,7 +139,7 @@ impl Uses {
         if !can_ask() {
             return false;
         }
-        // Fences are asked, and dropped, without the lock: they are others' code.
+        // Fences are queried and dropped without the lock: they may be a driver's code.
         let uses: Vec<RecordedUse> = self.recorded().iter().filter(|use_| which(use_)).cloned().collect();
         uses.iter().all(|use_| matches!(use_.fence.has_passed(), Ok(true)))
     }
