@@ -1,8 +1,8 @@
 //! Regions, fragments and views: counted sub-allocations of a few large memory regions.
 //!
-//! A [`Pool`] reserves large *regions* from any [`Memory`] (host memory here; device and pinned memory in the
-//! crates above) and carves *fragments* out of them. A [`Fragment`] owns its range and is counted; a
-//! [`FragmentView`] borrows it and costs a pointer and a length.
+//! A [`Pool`] reserves large *regions* from any [`Memory`] (host memory in this crate; device and pinned memory in
+//! `tensorhold`) and carves *fragments* out of them. A [`Fragment`] is a counted owner of its range; a [`FragmentView`]
+//! borrows it and costs a pointer and a length.
 //!
 //! ```
 //! use tensorhold_allocator::{HostMemory, Pool, Request};
