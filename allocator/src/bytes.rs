@@ -1,4 +1,4 @@
-//! Byte counts as people read them, for errors and reports.
+//! [`Bytes`]: human-readable byte counts, for errors and reports.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// The number as it is shown beside others that it is compared with: exactly, as `131071 B`, if one of them differs and reads the same.
+    /// The number as shown next to `others`: exact, as `131071 B`, if one of them differs but would read the same.
     pub fn beside(self, others: &[u64]) -> String {
         let rounded = self.to_string();
         let is_alike = |other: &u64| *other != self.0 && Self(*other).to_string() == rounded;

@@ -1,6 +1,6 @@
-//! The suite that every [`Memory`] has to pass. Call [`memory`] from a test of yours.
+//! The suite that every [`Memory`] has to pass. Call [`memory`] from a test.
 //!
-//! A check that does not hold panics with what was expected, as test code does.
+//! A check that fails panics, as test code does, with what was expected.
 #![allow(clippy::panic, clippy::expect_used, reason = "test code that others call from their tests")]
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::{Memory, Pool, RawRegion, RegionParts, Request};
 /// Runs all checks against one memory. Needs room for about 80 MiB.
 ///
 /// # Panics
-/// When a check does not hold.
+/// When a check fails.
 pub fn memory(memory: Arc<dyn Memory>) {
     what_it_is_does_not_change(&*memory);
     regions_are_aligned_and_disjoint(&*memory);

@@ -1,19 +1,21 @@
-//! The allocator's one error type.
+//! [`Error`]: the allocator's error type.
 
 use std::io;
 
 use crate::bytes::Bytes;
-use crate::memory::MemoryError;
 use crate::quoted::Quoted;
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong in a pool. Each error leaves the pool as it was.
+/// Why a [`Memory`](crate::Memory), a fence or a stream failed: the system's or driver's reason.
+pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why an operation of a pool failed. An error leaves the pool unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The pool's own limit stands in the way.
+    /// The pool's limit does not allow a new region.
     #[error(
         "place {label} on pool {pool}: requested {}, largest free block {}, reserved {} of a limit of {}; \
          raise the limit, or drop what the pool holds",

@@ -1,19 +1,19 @@
-//! [`Process`]: whether this still is the process in which something was made, or a child forked from it.
+//! [`Process`]: tells a process from its forked children.
 //!
-//! A child has its parent's memory but not its threads: no reaper ever serves a drop, and a lock that another thread held
-//! at the fork stays locked. So whoever owns a thread, a lock or a handle of a driver remembers its process, and asks with
-//! one load before it touches them.
+//! A child has its parent's memory but not its threads: no reaper serves a drop, and a lock that another thread held at the
+//! fork stays locked. So whatever owns a thread, a lock or a driver's handle remembers its process, and compares it with one
+//! load before it touches them.
 //!
-//! # How a fork is seen
-//! One word of memory is 0 in each new child. The kernel clears it (`MADV_WIPEONFORK`, Linux 4.14), for `fork`, `_Fork` and
-//! `clone` alike; where the kernel cannot, a handler of `pthread_atfork` does, for `fork`; where there is no memory for a
-//! handler, processes are told apart by their ids, at the cost of a system call for each question.
-//! A process that finds 0 numbers itself: one more than the number of its parent.
+//! # How a fork is detected
+//! One word of memory is 0 in each new child. The kernel clears it (`MADV_WIPEONFORK`, Linux 4.14) for `fork`, `_Fork` and
+//! `clone`. If the kernel cannot, a handler of `pthread_atfork` does, for `fork`. If there is no memory for a handler,
+//! processes are told apart by their ids, which costs a system call for each comparison.
+//! A process that finds 0 takes the number after that of its parent.
 
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-/// The process in which something was made. A process forked from it is another, and so is each one forked from that.
+/// The process in which a value was made. A forked child is another process, and so is each child of it.
 ///
 /// ```
 /// use tensorhold_allocator::Process;
@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 /// drop(Worker { process: Process::current() });
 /// ```
 ///
-/// Neither function takes a lock, so a forked child may call both whatever the other threads of its parent were doing. A
+/// Neither function takes a lock, so a forked child may call both, whatever other threads of its parent were doing. A
 /// child of `vfork` shares its parent's memory and counts as its parent.
 #[derive(Debug, Clone, Copy)]
 pub struct Process {
@@ -40,16 +40,16 @@ pub struct Process {
     number: u64,
 }
 
-/// Where the number of this process stands.
+/// Where the number of this process is stored.
 #[derive(Debug, Clone, Copy)]
 enum Word {
-    /// Here; 0 in a new child.
+    /// In this word, which is 0 in a new child.
     Cleared(&'static AtomicU64),
-    /// Nowhere: its number is its id.
+    /// Nowhere: the process id is the number.
     Id,
 }
 
-/// The number of the latest process in this line of ancestors. A fork adds 1, so 2^64 of them would have to follow each other.
+/// The number of the latest process in this line of ancestors. A fork adds 1, so it does not overflow.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 impl Process {
@@ -60,12 +60,12 @@ impl Process {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let mut at: *const AtomicU64 = WORD.load(Ordering::Acquire);
         if at.is_null() {
-            // Miri knows no forks: neither the advice nor the handler.
+            // Miri supports neither the advice nor the handler.
             let cleared = if cfg!(miri) { None } else { wiped_word().or_else(handled_word) };
             let new: *const AtomicU64 = cleared.unwrap_or(&IDS);
             let won =
                 WORD.compare_exchange(ptr::null_mut(), new.cast_mut(), Ordering::AcqRel, Ordering::Acquire);
-            // Where threads meet here, the first one's word is everyone's, and a page of the others is left over.
+            // If threads race here, the first one's word serves all, and the pages of the others stay unused.
             at = won.map_or_else(|first| first.cast_const(), |_| new);
         }
         // SAFETY: only words of `wiped_word`, `handled_word` and `IDS` are stored, all of which stay.
@@ -78,7 +78,7 @@ impl Process {
         let number = match at.load(Ordering::Relaxed) {
             0 => {
                 let new = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-                // Of threads that meet here, all take the number of the first.
+                // If threads race here, all take the number of the first.
                 match at.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed) {
                     Ok(_) => new,
                     Err(first) => first,

@@ -1,8 +1,8 @@
 //! Regions, fragments and views: counted sub-allocations of a few large memory regions.
 //!
-//! A [`Pool`] reserves large *regions* from any [`Memory`] (host memory here; device and pinned memory in the
-//! crates above) and carves *fragments* out of them. A [`Fragment`] owns its range and is counted; a
-//! [`FragmentView`] borrows it and costs a pointer and a length.
+//! A [`Pool`] reserves large *regions* from any [`Memory`] (host memory in this crate; device and pinned memory in
+//! `tensorhold`) and carves *fragments* out of them. A [`Fragment`] is a counted owner of its range; a [`FragmentView`]
+//! borrows it and costs a pointer and a length.
 //!
 //! ```
 //! use tensorhold_allocator::{HostMemory, Pool, Request};
@@ -23,8 +23,8 @@
 //! # Invariants
 //! Named in the `SAFETY` comments of this crate and of those above it.
 //! - **I1 Memory outlives use.** A range goes back to the free list, and a region back to its memory, only when no
-//!   fragment or view of it is left and, after the last drop, every recorded use has ended and, if its address was given out,
-//!   [`Memory::synchronize`] has succeeded. [`Pool::place_on`] gives it out sooner, to work that comes after those uses.
+//!   fragment or view of it remains and, after the last drop, every recorded use has ended and, if its address was given out,
+//!   [`Memory::synchronize`] has succeeded. [`Pool::place_on`] reuses it earlier, for work that is ordered after those uses.
 //! - **R1** A record is freed by whoever took it off the retire queue, under the lock of the books, after the last fragment that
 //!   points to it has retired it.
 //! - **R2** The reaper of a pool runs until the pool is closed and holds no region and no fragment.
@@ -32,14 +32,15 @@
 //!   queue, and until then the reaper, which owns a reference to the pool, runs (R2). (In a forked child that reference stays for good.)
 //!
 //! # Giving memory back
-//! Dropping the last fragment of a range, on any thread, pushes it onto a lock-free queue: no lock of the allocator,
-//! no driver call, no wait. A placement takes back what nothing can be using and uses it at once. The pool's reaper
-//! thread does the rest: it waits for what may still use the range (recorded uses, or the whole memory), returns it, and
-//! releases regions that have become empty. [`Pool::trim`] and [`Pool::close`] wait for it; nothing else does.
+//! The last drop of a range, on any thread, pushes its record onto a lock-free retire queue: no lock of the allocator,
+//! no driver call, no wait. A placement reuses ranges that nothing can be using. The pool's reaper thread does the
+//! rest: it waits for recorded uses, or for all work on the memory, frees the ranges, and releases empty regions.
+//! [`Pool::trim`] and [`Pool::close`] wait for the reaper; nothing else does.
 //!
 //! # Forked children
-//! A child has no reaper, and locks that another thread held at the fork stay locked there. So drops do nothing, placements and uses on streams
-//! are errors ([`Error::Forked`]), statistics are empty, and what was placed can be read. [`Process`] says whether that is so.
+//! A child has no reaper, and a lock that another thread held at the fork stays locked there. So drops do nothing, placements
+//! and uses on streams are errors ([`Error::Forked`]), statistics are empty, and fragments can be read. [`Process`] tells a
+//! child from its parent.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
@@ -50,57 +51,40 @@ compile_error!(
     "tensorhold-allocator supports 64-bit little-endian Linux only: it relies on Linux system calls and on 64-bit offsets"
 );
 
-mod bases;
-mod builder;
+mod backing;
+mod books;
 mod bytes;
-mod cgroup;
-mod closing;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod core;
 mod error;
 pub mod events;
-mod fence;
 mod fork;
 mod fragment;
-mod growth;
-mod host;
-mod layout;
 mod machine;
 mod memory;
 pub mod offsets;
-mod parts;
-mod pending;
 mod pool;
 mod quoted;
-mod reaper;
+mod reclaim;
 pub mod replay;
-mod retire;
-mod reuse;
-mod seat;
-mod shard;
-mod shared;
-mod stats;
-mod stream_use;
+mod stream;
 mod sync;
-mod uses;
-mod whole;
 
-pub use bases::Bases;
-pub use builder::{PoolBuilder, RegionParts};
+pub use backing::Bases;
 pub use bytes::Bytes;
-pub use closing::{Closed, Held, StillHeld};
-pub use error::{Error, Result};
-pub use fence::{Fence, OrderedStream};
+pub use core::Sharding;
+pub use error::{Error, MemoryError, Result};
 pub use fork::Process;
-pub use fragment::{Fragment, FragmentView, FragmentViewMut};
-pub use host::HostMemory;
-pub use memory::{Memory, MemoryError, MemoryId, PartedMemory, RawRegion};
+pub use fragment::{Fragment, FragmentView, FragmentViewMut, StreamUse, StreamUseMut};
+pub use memory::{HostMemory, Memory, MemoryId, PartedMemory, RawRegion};
 pub use offsets::Request;
-pub use pool::{Placed, Pool, Reserved};
+pub use pool::{
+    Closed, FragmentSnapshot, Held, Placed, Pool, PoolBuilder, RegionParts, RegionSnapshot, Reserved,
+    Snapshot, Stats, StillHeld,
+};
 pub use quoted::{Brief, Quoted};
-pub use shard::Sharding;
-pub use stats::{FragmentSnapshot, RegionSnapshot, Snapshot, Stats};
-pub use stream_use::{StreamUse, StreamUseMut};
+pub use stream::{Fence, OrderedStream};
 
 // Offsets and lengths are u64 and go in and out of pointers.
 const _: () = assert!(size_of::<usize>() == 8, "tensorhold needs a 64-bit target");

@@ -1,13 +1,13 @@
-//! Texts of other origin, as messages show them: bounded, and without control characters.
+//! [`Quoted`] and [`Brief`]: untrusted text in messages, bounded and without control characters.
 
 use std::fmt::{self, Write};
 
-/// How many characters of a text are shown.
+/// The number of characters that are shown.
 const SHOWN: usize = 200;
 
 /// Displays a text in quotes, with control characters escaped: its first 200 characters and, if it is longer, its length in bytes.
 ///
-/// For names and the like in messages: they come from files and may be megabytes long.
+/// For names from files, which may be megabytes long.
 #[derive(Debug, Clone, Copy)]
 pub struct Quoted<T>(pub T);
 
@@ -36,7 +36,7 @@ impl<T: fmt::Display> fmt::Display for Brief<T> {
     }
 }
 
-/// Hands on the first characters, and counts all.
+/// Writes the first characters, and counts all.
 struct Bounded<'a, 'f> {
     out: &'a mut fmt::Formatter<'f>,
     characters: usize,
@@ -59,7 +59,7 @@ impl Write for Bounded<'_, '_> {
     }
 }
 
-/// Whether a character acts on the terminal, or on the order or the lines of what follows it.
+/// Whether a character controls the terminal, or changes the order or the lines of the text after it.
 fn acts(character: char) -> bool {
     let on_text = '\u{2028}'..='\u{202e}';
     let isolates = '\u{2066}'..='\u{2069}';

@@ -1,5 +1,5 @@
-//! What threads share state with: the standard library's, or loom's, which tries the orders in which threads can meet
-//! (`tests/loom`). `Arc` is the standard library's in both.
+//! Locks, atomics and thread-local state: of the standard library, or of loom, whose models try the orders in which threads can
+//! run (`tests/loom`). `Arc` is the standard library's in both.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, atomic};
@@ -10,7 +10,7 @@ pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard, atomic};
 #[cfg(loom)]
 pub(crate) use once_lock::OnceLock;
 
-/// The standard library's, of what loom knows: so that it tries threads that do not see yet that there is a value.
+/// The standard library's type, built from loom's: so models try threads that do not see the value yet.
 #[cfg(loom)]
 mod once_lock {
     use std::ptr;
@@ -21,7 +21,7 @@ mod once_lock {
 
     #[derive(Debug)]
     pub(crate) struct OnceLock<T> {
-        /// From a box, or null.
+        /// A leaked box, or null.
         value: AtomicPtr<T>,
         making: Mutex<()>,
     }
@@ -69,19 +69,19 @@ mod once_lock {
     }
 }
 
-/// What happened before others let go of the count, whose last value this thread has read, happens before what follows.
+/// Orders what other threads did before they decremented the count, whose last value this thread has read, before what follows.
 #[cfg(not(tsan))]
 pub(crate) fn acquire(_: &atomic::AtomicUsize) {
     atomic::fence(atomic::Ordering::Acquire);
 }
 
-/// The same by a read: the thread sanitizer does not know fences.
+/// The same by a load: the thread sanitizer does not support fences.
 #[cfg(tsan)]
 pub(crate) fn acquire(count: &atomic::AtomicUsize) {
     count.load(atomic::Ordering::Acquire);
 }
 
-/// A static of each thread.
+/// A thread-local static.
 #[cfg(not(loom))]
 macro_rules! per_thread {
     (static $name:ident: $type:ty = $value:expr;) => {
@@ -94,7 +94,7 @@ macro_rules! per_thread {
 #[cfg(loom)]
 pub(crate) use loom::thread_local as per_thread;
 
-/// A static, which in a model is made anew for each order.
+/// A static; in a loom model, each execution has a new one.
 #[cfg(not(loom))]
 macro_rules! global {
     (static $name:ident: $type:ty = $value:expr;) => {
@@ -122,7 +122,7 @@ mod parker {
     use std::thread::{self, Thread};
     use std::time::Duration;
 
-    /// Where one thread waits until others wake it. A wake that comes before is not lost.
+    /// A place where one thread waits until others wake it. A wake before the wait is not lost.
     #[derive(Debug, Default)]
     pub(crate) struct Parker(OnceLock<Thread>);
 
@@ -130,7 +130,7 @@ mod parker {
         /// Starts the thread that will wait here.
         pub(crate) fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
             let handle = thread::Builder::new().name(name.into()).spawn(run)?;
-            // The only `set`; before it there is no one who could want to wake the thread.
+            // The only `set`; before it, nothing wakes the thread.
             let _ = self.0.set(handle.thread().clone());
             Ok(())
         }
@@ -146,19 +146,19 @@ mod parker {
             self.0.get().is_some_and(|thread| thread.id() == thread::current().id())
         }
 
-        /// Waits until it is woken, or for no reason.
+        /// Waits until it is woken. May return spuriously.
         pub(crate) fn wait(&self) {
             thread::park();
         }
 
-        /// As [`wait`](Self::wait), but not for longer than this.
+        /// As [`wait`](Self::wait), up to a timeout.
         pub(crate) fn wait_timeout(&self, patience: Duration) {
             thread::park_timeout(patience);
         }
     }
 }
 
-/// The same of a lock and a condition: loom's own `unpark` also lets a thread go that waits for a lock.
+/// The same from a mutex and a condition variable: loom's `unpark` also wakes a thread that waits for a lock.
 #[cfg(loom)]
 mod parker {
     use std::io;
@@ -184,7 +184,7 @@ mod parker {
             self.wake.notify_one();
         }
 
-        /// No fence and no memory of the models calls back.
+        /// No fence or memory of the models calls back.
         pub(crate) fn is_here(&self) -> bool {
             false
         }
@@ -197,7 +197,7 @@ mod parker {
             *woken = false;
         }
 
-        /// Time does not pass in a model: others run instead.
+        /// Time does not pass in a model: other threads run instead.
         pub(crate) fn wait_timeout(&self, _: Duration) {
             loom::thread::yield_now();
         }

@@ -1,13 +1,13 @@
-//! The log as a file: JSON lines, checked as they are read. A file is not trusted: what a pool cannot have done is an error
-//! that names the line.
+//! The log as a file of JSON lines. A file is not trusted: reading checks that a pool can have produced the events, and errors
+//! name the line.
 
 use std::io::{self, BufRead, Read as _, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Ledger;
-use super::{Header, Timed, VERSION};
-use crate::Quoted;
+use super::event::{Header, Timed, VERSION};
+use super::ledger::Ledger;
+use crate::quoted::Quoted;
 
 /// A longer line is no event: a batch of a million fragments has a tenth of it.
 const MAX_LINE_BYTES: u64 = 1 << 30;
@@ -31,16 +31,16 @@ pub enum LogError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The first line is not that of a log.
+    /// The first line is not that of an event log.
     #[error(
         "it is no event log: it begins with {start}, expected the line of a log that has its version as \"tensorhold_events\"; name a file that \
          events were recorded to"
     )]
     NoLog {
-        /// How the first line begins, quoted; or that it is no text.
+        /// The quoted start of the first line; or that it is not text.
         start: String,
     },
-    /// A line is not what it should be.
+    /// A line is invalid.
     #[error("read line {line} of an event log: {problem}; record the log again")]
     Line {
         /// Which line, counted from 1.
@@ -61,13 +61,13 @@ pub enum LogError {
     },
 }
 
-/// A log that was read and checked: what it tells, a pool can have done.
+/// A log that was read and checked: a pool can have produced its events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Log {
-    /// About the pool.
+    /// Describes the pool.
     pub header: Header,
-    /// What happened, in order.
+    /// The events, in order.
     pub events: Vec<Timed>,
 }
 
@@ -75,7 +75,7 @@ impl Log {
     /// Reads a log and checks it, in memory as large as the file.
     ///
     /// # Errors
-    /// When the reader fails, the file was cut short, or a line does not say what can have happened after the lines before.
+    /// When the reader fails, the file is truncated, or an event cannot follow those before it.
     pub fn read(input: impl BufRead) -> Result<Self, LogError> {
         let mut lines = Lines { input, line: 0, text: Vec::new() };
         let broken = |line, problem| LogError::Line { line, problem };
@@ -174,7 +174,7 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// Writes a log piece by piece, as events are [taken](super::EventLog::take) from a pool that goes on.
+/// Writes a log piece by piece, as events are [taken](super::EventLog::take) from a running pool.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -223,7 +223,7 @@ impl<W: Write> LogWriter<W> {
         Ok(())
     }
 
-    /// Writes the last line, without which the log counts as cut short, and flushes.
+    /// Writes the last line, without which the log counts as truncated, and flushes.
     ///
     /// # Errors
     /// When the underlying writer refuses.

@@ -1,13 +1,15 @@
 //! Exact best fit: of the free blocks that hold a request, the smallest; of equal ones, the lowest.
 
-use super::Request;
 use super::bins::class_of;
 use super::blocks::Blocks;
-use super::search::Search;
+use super::request::Request;
+use super::search::{Search, sealed::Sealed};
 
 /// The policy of [`BestFit`](super::BestFit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ByBestFit;
+
+impl Sealed for ByBestFit {}
 
 impl Search for ByBestFit {
     #[inline]

@@ -18,9 +18,9 @@
 use std::iter;
 use std::num::NonZeroU64;
 
-use super::Request;
 use super::bins::{CLASSES, Occupied, class_of, same_class};
 use super::keys::Key;
+use super::request::Request;
 
 /// The node that is no block.
 pub(super) const RING: u32 = 0;

@@ -1,8 +1,8 @@
-//! What names the blocks of a space, and how it says no.
+//! [`Key`]: names a live block of a space; and the errors of stale keys.
 
 use std::num::NonZeroU64;
 
-/// Names a live block. A key whose block was freed is stale for good: it is never the key of another block.
+/// Names a live block. After its block is freed, a key is stale: it never names another block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     pub(super) index: u32,
@@ -15,7 +15,7 @@ pub struct Key {
 pub struct Allocation {
     /// Where it starts, in bytes.
     pub offset: u64,
-    /// What frees it.
+    /// Frees it.
     pub key: Key,
 }
 
@@ -57,7 +57,7 @@ pub enum CarveError {
     /// A space holds fewer than 2^31 blocks.
     #[error("{parts} parts are more than the space can name; carve fewer at once")]
     TooMany {
-        /// How many parts were asked for.
+        /// The requested number of parts.
         parts: usize,
     },
 }

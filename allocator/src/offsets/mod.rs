@@ -1,10 +1,10 @@
-//! Placement as pure arithmetic over `u64` offsets: no memory is touched, so every policy can be tested against a naive
-//! oracle and used for memory that is not addressable here.
+//! Placement as pure arithmetic on `u64` offsets. It touches no memory, so every policy is tested against a naive oracle and
+//! works for memory that this process cannot address.
 //!
-//! - [`lay_out`] and [`Bump`]: the layout of a batch whose sizes are known. No search.
-//! - [`BestFit`]: one space with exact best fit, for what comes and goes one at a time.
-//! - [`Segregated`]: the same by good fit, whose search takes the same time however many blocks are free.
-//! - [`Space`]: what both are; a `Space<Policy>` has the policy that is chosen at run time.
+//! - [`lay_out`] and [`Bump`]: the layout of a batch of known sizes, without a search.
+//! - [`BestFit`]: a space with exact best fit, for blocks that are allocated and freed one at a time.
+//! - [`Segregated`]: a space with good fit, whose search takes constant time.
+//! - [`Space`]: the generic type of both; the policy of a `Space<Policy>` is chosen at run time.
 #![forbid(unsafe_code)]
 
 mod best_fit;
@@ -15,6 +15,7 @@ mod planned;
 #[cfg(test)]
 mod planned_tests;
 mod policy;
+mod request;
 mod search;
 mod segregated;
 mod space;
@@ -25,31 +26,8 @@ pub use best_fit::ByBestFit;
 pub use keys::{Allocation, Block, CarveError, Key, StaleKey};
 pub use planned::{Bump, Layout, LayoutError, Placement, RegionShape, lay_out};
 pub use policy::Policy;
+pub use request::Request;
+pub(crate) use request::align_up;
 pub use search::Search;
 pub use segregated::BySegregatedFit;
 pub use space::{BestFit, Segregated, Space};
-
-/// What is asked of a space: bytes, and a power of two that the offset is to be a multiple of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    /// Size in bytes; 0 is valid.
-    pub size: u64,
-    /// Alignment in bytes, a power of two.
-    pub align: u64,
-}
-
-impl Request {
-    /// A request for `size` bytes at a multiple of `align`.
-    pub const fn new(size: u64, align: u64) -> Self {
-        Self { size, align }
-    }
-}
-
-/// `offset` rounded up to a multiple of `align`, a power of two; `None` past `u64::MAX`.
-#[inline]
-pub(crate) const fn align_up(offset: u64, align: u64) -> Option<u64> {
-    match offset.checked_add(align - 1) {
-        Some(sum) => Some(sum & !(align - 1)),
-        None => None,
-    }
-}

@@ -1,10 +1,10 @@
-//! The layout of a batch whose sizes are known: a bump, no search.
+//! The layout of a batch of known sizes: a bump, no search.
 
 use std::borrow::Borrow;
 
 use smallvec::SmallVec;
 
-use super::{Request, align_up};
+use super::request::{Request, align_up};
 
 /// Places one request after the other in a space of a fixed capacity.
 #[derive(Debug, Clone)]
@@ -19,8 +19,8 @@ impl Bump {
         Self { capacity, used: 0 }
     }
 
-    /// The offset of a request, the first multiple of its alignment behind what has been placed; `None` when it does
-    /// not fit, or its alignment is not a power of two. An empty request takes no space, so it does not align the next.
+    /// The offset of a request: the first multiple of its alignment after the previous requests; `None` if it does not fit
+    /// or its alignment is not a power of two. An empty request takes no space and does not align the next one.
     pub const fn place(&mut self, request: Request) -> Option<u64> {
         if request.align.is_power_of_two() { self.place_aligned(request) } else { None }
     }
@@ -41,29 +41,29 @@ impl Bump {
         }
     }
 
-    /// Bytes from the start to the end of what has been placed.
+    /// Bytes from the start to the end of the last request.
     pub const fn used(&self) -> u64 {
         self.used
     }
 }
 
-/// Where a request of a batch is placed. An empty one lies nowhere: its placement means nothing.
+/// Where a request of a batch is placed. The placement of an empty request has no meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     /// Index in [`Layout::regions`].
     pub region: u32,
     /// Offset in that region, in bytes.
     pub offset: u64,
-    /// The size asked for, in bytes.
+    /// The requested size in bytes.
     pub bytes: u64,
 }
 
-/// What a region of a layout needs.
+/// Size and alignment of a region of a layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionShape {
     /// Exactly the bytes needed.
     pub size: u64,
-    /// The largest alignment asked for in it.
+    /// The largest alignment of its requests.
     pub align: u64,
 }
 
@@ -72,7 +72,7 @@ pub struct RegionShape {
 pub struct Layout {
     /// The regions; none if every request is empty.
     pub regions: SmallVec<[RegionShape; 4]>,
-    /// One for each request, in their order. Regions and, within each, offsets ascend.
+    /// One for each request, in order. Regions ascend, and offsets ascend within each region.
     pub placements: Vec<Placement>,
 }
 
@@ -98,7 +98,7 @@ pub enum LayoutError {
     },
 }
 
-/// Lays requests out in order, in one region or in as few as `region_limit` bytes each allow without reordering.
+/// Lays requests out in order, in one region, or in as few regions of up to `region_limit` bytes as their order allows.
 ///
 /// A request larger than the limit gets a region of its own size. O(requests).
 ///

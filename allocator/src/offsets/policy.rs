@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Request;
 use super::best_fit::ByBestFit;
 use super::blocks::Blocks;
-use super::search::Search;
+use super::request::Request;
+use super::search::{Search, sealed::Sealed};
 use super::segregated::BySegregatedFit;
 
 /// A policy that is chosen at run time, for [`Space`](super::Space).
@@ -19,6 +19,8 @@ pub enum Policy {
     /// As [`Segregated`](super::Segregated).
     Segregated,
 }
+
+impl Sealed for Policy {}
 
 impl Search for Policy {
     #[inline]

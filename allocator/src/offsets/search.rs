@@ -1,23 +1,17 @@
-//! Which free block a request goes to: what a policy is.
+//! [`Search`]: chooses the free block for a request.
 
-use super::Request;
 use super::blocks::Blocks;
+use super::request::Request;
 
-/// How a space searches. Sealed: a policy lives in this module, where it is compared with an oracle, and what it says is believed.
+/// A placement policy. Sealed: a space relies on the results, so every policy is in this module and tested against an oracle.
 pub trait Search: Copy + sealed::Sealed {
-    /// The free block that a request goes to, and where in it the request starts; `None` only if no free block holds
-    /// the request. The request has bytes, its alignment is a power of two, and some bin has a block.
+    /// The free block for a request, and the offset at which the request starts in it; `None` only if no free block holds
+    /// the request. The request is not empty, its alignment is a power of two, and some bin has a block.
     #[doc(hidden)]
     fn search(self, blocks: &Blocks, request: Request) -> Option<(u32, u64)>;
 }
 
-mod sealed {
-    use super::super::{ByBestFit, BySegregatedFit, Policy};
-
-    /// What no one else can implement.
+pub(super) mod sealed {
+    /// Implemented by the policies of this module alone.
     pub trait Sealed {}
-
-    impl Sealed for ByBestFit {}
-    impl Sealed for BySegregatedFit {}
-    impl Sealed for Policy {}
 }

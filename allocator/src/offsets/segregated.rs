@@ -1,18 +1,19 @@
-//! Two-level segregated fit: a block of the first size class whose every block is large enough, whichever comes first.
+//! Two-level segregated fit: the first block of the first size class whose blocks are all large enough.
 //!
-//! After TLSF (see [`bins`](super::bins)), with two differences: the first block of the request's own class is looked at
-//! before, so that what was just freed goes to a request of its size; and where TLSF would give up, the request gets the
-//! best fit.
+//! This is TLSF (see [`bins`](super::bins)) with two differences: it first tries the first block of the request's own
+//! class, so that a block just freed serves a request of its size; and where TLSF fails, it falls back to best fit.
 
-use super::Request;
 use super::best_fit::ByBestFit;
 use super::bins::class_of;
 use super::blocks::Blocks;
-use super::search::Search;
+use super::request::Request;
+use super::search::{Search, sealed::Sealed};
 
 /// The policy of [`Segregated`](super::Segregated).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BySegregatedFit;
+
+impl Sealed for BySegregatedFit {}
 
 impl Search for BySegregatedFit {
     #[inline]

@@ -1,23 +1,23 @@
-//! One space: blocks that come and go one at a time, by keys. What is the same for every policy.
+//! [`Space`]: allocates and frees blocks one at a time. The part that all policies share.
 
 use std::iter;
 use std::num::NonZeroU64;
 
-use super::Request;
 use super::best_fit::ByBestFit;
 use super::blocks::{Blocks, Node, RING};
 use super::keys::{Allocation, Block, CarveError, Key, StaleKey};
 use super::policy::Policy;
+use super::request::Request;
 use super::search::Search;
 use super::segregated::BySegregatedFit;
 
-/// One space, `0..capacity`. The policy `P` says which free block a request goes to: [`BestFit`](super::BestFit) and
-/// [`Segregated`](super::Segregated) are spaces of one policy, a `Space<Policy>` has one that is chosen at run time.
+/// A space of offsets, `0..capacity`. The policy `P` chooses the free block for a request: [`BestFit`](super::BestFit) and
+/// [`Segregated`](super::Segregated) have a fixed policy; that of a `Space<Policy>` is chosen at run time.
 ///
-/// Whatever the policy, a request is granted if any free block holds it, so an exact fit is never refused; and within
-/// its block a request lies at the low end, or at the high end if the neighbour there is larger by a third: what is left
-/// then lies by the smaller neighbour, and becomes one with it. (Churn needs 2 % less space so.) What runs to the end of
-/// the space is filled from below.
+/// Every policy grants a request if any free block holds it, so an exact fit is never refused. A request lies at the low
+/// end of its block, or at the high end if the neighbour there is larger by a third: the remainder then joins the smaller
+/// neighbour when that is freed, which saves 2 % of space under churn. A block that ends with the space is filled from
+/// below.
 #[derive(Debug)]
 pub struct Space<P = Policy> {
     policy: P,
@@ -31,29 +31,27 @@ pub struct Space<P = Policy> {
 
 /// A space with exact best fit: of the free blocks that hold a request, the smallest; of equal ones, the lowest.
 ///
-/// The search begins at the size class of the request and looks at every block of a class: O(free blocks) at worst, and
-/// a few of them as a rule. Exactness is paid for within the classes, and few large blocks make it cheap.
+/// The search begins at the size class of the request and looks at every block of a class: usually a few blocks,
+/// O(free blocks) in the worst case. With few large blocks, exactness is cheap.
 pub type BestFit = Space<ByBestFit>;
 
-/// A space with two-level segregated fit, a good fit in constant time: whatever the number of free blocks, the search
-/// looks at three.
+/// A space with two-level segregated fit: a good fit in constant time, since the search looks at three blocks.
 ///
-/// A request goes to the first block of its own size class if that holds it, or else to a block of the next class that
-/// has any. So no nearer class is passed over but the request's own, whose other blocks, which may be large enough, are
-/// not looked at. Only when none of the three holds the request, because the space is nearly full or the request aligned
-/// to more than the blocks are, is the best fit searched for, as [`BestFit`](super::BestFit) does.
+/// A request goes to the first block of its own size class if that holds it, otherwise to a block of the next non-empty
+/// class. Other blocks of its own class, which may be large enough, are not looked at. If none of the three blocks holds
+/// the request, because the space is nearly full or the alignment is large, the search falls back to best fit.
 pub type Segregated = Space<BySegregatedFit>;
 
 impl<P: Search + Default> Space<P> {
-    /// An empty space. Blocks are rounded up to a multiple of `granule` (itself rounded up to a power of two), but for
-    /// the last one, which may use the end of the space whatever its size.
+    /// An empty space. Block sizes are rounded up to a multiple of `granule` (itself rounded up to a power of two), except
+    /// for the last block, which may end with the space.
     pub fn new(capacity: u64, granule: u64) -> Self {
         Self::with_policy(P::default(), capacity, granule)
     }
 }
 
 impl<P: Search> Space<P> {
-    /// As [`new`](Self::new), with a policy that is given.
+    /// As [`new`](Self::new), with this policy.
     pub fn with_policy(policy: P, capacity: u64, granule: u64) -> Self {
         Self {
             policy,
@@ -66,8 +64,8 @@ impl<P: Search> Space<P> {
 
     /// Takes a block; `None` when no free block holds it, or the alignment is not a power of two.
     ///
-    /// An empty request is granted always, at offset 0, with a key of its own. O(1) but for the search, for which see
-    /// the policy; where there is one free block there is no search.
+    /// An empty request is always granted, at offset 0, with a key of its own. O(1) plus the policy's search; with one free
+    /// block there is no search.
     #[inline]
     pub fn allocate(&mut self, request: Request) -> Option<Allocation> {
         let (offset, key) = match self.blocks.bump(request, self.granule_mask) {
@@ -78,7 +76,7 @@ impl<P: Search> Space<P> {
         Some(Allocation { offset, key })
     }
 
-    /// A block for a request, wherever it goes; it has yet to be made live.
+    /// Takes a block for any request; it is not live yet.
     #[inline(never)]
     fn place(&mut self, request: Request) -> Option<u32> {
         if !request.align.is_power_of_two() || !self.blocks.has_names_for(2) {
@@ -188,7 +186,7 @@ impl<P: Search> Space<P> {
         self.blocks.largest_free()
     }
 
-    /// The blocks in the order of their offsets; empty ones, which lie nowhere, are left out.
+    /// The blocks in the order of their offsets, without empty ones.
     pub fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
         let mut at = self.blocks.node(RING).above;
         iter::from_fn(move || {

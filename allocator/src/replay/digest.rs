@@ -1,4 +1,4 @@
-//! A number for where everything was placed.
+//! [`Digest`]: a hash of all placements.
 
 use std::fmt;
 use std::hash::Hasher;
@@ -6,8 +6,8 @@ use std::hash::Hasher;
 use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
 
-/// FNV-1a, 64 bits, over the region's number and the offset of each fragment and block in their order, as little-endian
-/// `u64`; a refused one is `u64::MAX` twice, and its parts are left out. Shown in hexadecimal digits.
+/// FNV-1a (64 bits) over the region number and offset of each fragment and block in order, as little-endian `u64`. A refused
+/// request counts as `u64::MAX` twice, without its parts. Displayed in hexadecimal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Digest(u64);

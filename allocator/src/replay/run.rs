@@ -3,8 +3,10 @@
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::space::{self, Handle, Space};
-use super::{Digest, Policy, Replayed, Room};
+use super::digest::Digest;
+use super::policy::Policy;
+use super::report::{Replayed, Room};
+use super::space::{self, Handle, ReplaySpace};
 use crate::events::{Event, Header, Log, Part};
 use crate::offsets::Request;
 
@@ -16,9 +18,9 @@ pub(super) struct Run<'a> {
     policy: Policy,
     room: Room,
     /// In slots that are used again, since the pool searches its regions in the order of such slots.
-    regions: Slab<Region>,
+    regions: Slab<ReplayRegion>,
     /// By the numbers of fragments and blocks; `None` for one that is empty, or was refused, or has gone.
-    held: Vec<Option<Range>>,
+    held: Vec<Option<ReplayRange>>,
     digest: Option<Digest>,
     live: u64,
     reserved: u64,
@@ -26,16 +28,16 @@ pub(super) struct Run<'a> {
     tally: Replayed,
 }
 
-struct Region {
+struct ReplayRegion {
     number: u64,
     /// It is backed in parts: nothing is placed there but the block that it was made for, and it is not kept.
     in_parts: bool,
-    space: Box<dyn Space>,
+    space: Box<dyn ReplaySpace>,
 }
 
 /// Where a fragment or block lies.
 #[derive(Debug, Clone, Copy)]
-struct Range {
+struct ReplayRange {
     slot: usize,
     offset: u64,
     handle: Handle,
@@ -140,7 +142,7 @@ impl<'a> Run<'a> {
         let placed = there.or_else(|| {
             let slot = self.grow_for(request, region_bytes, in_parts)?;
             let (offset, handle) = self.regions.get_mut(slot)?.space.allocate(request)?;
-            Some(Range { slot, offset, handle, bytes: request.size })
+            Some(ReplayRange { slot, offset, handle, bytes: request.size })
         });
         match placed {
             Some(range) => self.live += range.bytes,
@@ -157,10 +159,10 @@ impl<'a> Run<'a> {
     }
 
     /// In the first region that has room for it, as the pool does.
-    fn fit(&mut self, request: Request) -> Option<Range> {
+    fn fit(&mut self, request: Request) -> Option<ReplayRange> {
         self.regions.iter_mut().filter(|(_, region)| !region.in_parts).find_map(|(slot, region)| {
             let (offset, handle) = region.space.allocate(request)?;
-            Some(Range { slot, offset, handle, bytes: request.size })
+            Some(ReplayRange { slot, offset, handle, bytes: request.size })
         })
     }
 
@@ -176,7 +178,7 @@ impl<'a> Run<'a> {
 
     fn grow(&mut self, bytes: u64, in_parts: bool) -> usize {
         let space = space::new(self.policy, bytes, self.header.granule);
-        let slot = self.regions.insert(Region { number: self.tally.regions, in_parts, space });
+        let slot = self.regions.insert(ReplayRegion { number: self.tally.regions, in_parts, space });
         self.tally.regions += 1;
         self.reserved += bytes;
         self.tally.peak_reserved_bytes = self.tally.peak_reserved_bytes.max(self.reserved);
@@ -201,7 +203,7 @@ impl<'a> Run<'a> {
             let block = cut.get_mut(part.block as usize).filter(|_| part.bytes > 0).and_then(Option::as_mut);
             let range = block.and_then(|(block, handles)| {
                 let (handle, offset) = (handles.next()?, block.offset + part.offset);
-                Some(Range { slot: block.slot, offset, handle, bytes: part.bytes })
+                Some(ReplayRange { slot: block.slot, offset, handle, bytes: part.bytes })
             });
             if let Some(range) = range {
                 self.tally.operations += 1;
@@ -224,7 +226,7 @@ impl<'a> Run<'a> {
     /// Gives back empty regions, except for the first ones that fit into `keep` bytes.
     fn trim(&mut self, mut keep: u64) {
         let reserved = &mut self.reserved;
-        self.regions.retain(|_, Region { space, in_parts, .. }| {
+        self.regions.retain(|_, ReplayRegion { space, in_parts, .. }| {
             let size = space.capacity();
             if !space.is_empty() {
                 return true;
@@ -238,7 +240,7 @@ impl<'a> Run<'a> {
         });
     }
 
-    fn take_held(&mut self, number: u64) -> Option<Range> {
+    fn take_held(&mut self, number: u64) -> Option<ReplayRange> {
         self.held.get_mut(number as usize)?.take()
     }
 }

@@ -1,10 +1,10 @@
 //! The policies as spaces of a fixed capacity.
 
-use super::Policy;
+use super::policy::Policy;
 use crate::offsets::{BestFit, Bump, Key, Request, Segregated};
 
 /// What a replay asks of a space.
-pub(super) trait Space {
+pub(super) trait ReplaySpace {
     /// Takes a range; `None` when it has no room.
     fn allocate(&mut self, request: Request) -> Option<(u64, Handle)>;
 
@@ -32,7 +32,7 @@ pub(super) struct Handle {
 }
 
 /// An empty space with that policy.
-pub(super) fn new(policy: Policy, capacity: u64, granule: u64) -> Box<dyn Space> {
+pub(super) fn new(policy: Policy, capacity: u64, granule: u64) -> Box<dyn ReplaySpace> {
     match policy {
         Policy::BestFit => Box::new(BestFit::new(capacity, granule)),
         Policy::Segregated => Box::new(Segregated::new(capacity, granule)),
@@ -45,7 +45,7 @@ pub(super) fn new(policy: Policy, capacity: u64, granule: u64) -> Box<dyn Space>
 /// Spaces that find ranges again by keys all have the same methods.
 macro_rules! searched {
     ($space:ty) => {
-        impl Space for $space {
+        impl ReplaySpace for $space {
             fn allocate(&mut self, request: Request) -> Option<(u64, Handle)> {
                 let taken = <$space>::allocate(self, request)?;
                 Some((taken.offset, Handle { key: Some(taken.key), bytes: 0 }))
@@ -92,7 +92,7 @@ struct Arena {
     count: u64,
 }
 
-impl Space for Arena {
+impl ReplaySpace for Arena {
     fn allocate(&mut self, request: Request) -> Option<(u64, Handle)> {
         let start = self.bump.used();
         let offset = self.bump.place(Request::new(request.size, request.align.max(self.granule)))?;
