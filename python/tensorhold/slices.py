@@ -149,7 +149,10 @@ class Slice:
         if isinstance(numbers[0], bool):
             return 0, length, item
         if min(numbers) < -length or max(numbers) >= length:
-            # Frameworks differ in what they make of that.
+            if self._converter.name == "torch":
+                # On a CUDA device, torch would find out in a kernel, after which the process cannot use the device.
+                raise self._error(f"indexes from {min(numbers)} to {max(numbers)}", f"ones within the {length} of dimension {dim}", "see get_shape()")
+            # NumPy accepts them where the result is empty; JAX and CuPy take an element within the dimension instead.
             return None
         wrapped = [number + length if number < 0 else number for number in numbers]
         start = min(wrapped)

@@ -9,18 +9,22 @@ if TYPE_CHECKING:
     from tensorhold._core import Tensor, _Handover
 
 
-class Narrowing(frameworks.Jax):
-    """JAX without 64-bit types takes 64-bit tensors as 32-bit ones, and warns, as for any array of NumPy."""
+class JaxAsArrays(frameworks.Jax):
+    """JAX takes tensors in host memory as it takes arrays of NumPy: onto its default device, and without 64-bit types as 32-bit ones, with a warning."""
 
     def convert(self, tensor: "Tensor | _Handover") -> "Any":
+        import numpy
+
         if tensor.dtype in self.WIDE and not self.jax.config.jax_enable_x64:
-            import numpy
-
             return self.jax.numpy.array(numpy.from_dlpack(tensor))
-        return super().convert(tensor)
+        device = tensor.device
+        array = super().convert(tensor)
+        if device == "cpu" and self.jax.default_backend() != "cpu":
+            return self.jax.numpy.array(numpy.asarray(array))
+        return array
 
 
-_made: "list[Narrowing]" = []
+_made: "list[JaxAsArrays]" = []
 
 
 def find(framework: str) -> frameworks.Converter:
@@ -29,5 +33,5 @@ def find(framework: str) -> frameworks.Converter:
     if not isinstance(converter, frameworks.Jax):
         return converter
     if not _made:
-        _made.append(Narrowing())
+        _made.append(JaxAsArrays())
     return _made[0]
