@@ -129,8 +129,12 @@ def test_types_and_sizes_are_the_same_where_both_have_them() -> None:
 
 
 @pytest.mark.parametrize("of", MODULES[1:])
-def test_both_names_of_a_module_are_the_same_module(of: str) -> None:
-    assert module("tensorhold" + of) is module("tensorhold.safetensors" + of)
+def test_both_modules_have_the_same_names(of: str) -> None:
+    short, long = module("tensorhold" + of), module("tensorhold.safetensors" + of)
+    for name, value in vars(long).items():
+        if name == "__all__" or not name.startswith("__"):
+            assert getattr(short, name) is value, name
+    assert sys.modules[short.__name__] is short and short.__name__ == "tensorhold" + of
 
 
 def test_versions() -> None:
