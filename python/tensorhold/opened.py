@@ -27,7 +27,8 @@ class safe_open:
     Tensors own their memory, and stay when it is closed. A walk in the order of `keys()` reads ahead; what is asked for in another order is read by itself.
     Options are those of `tensorhold.load`, but for `progress`.
 
-    It can be copied and pickled while it is open. A copy opens the checkpoint again. Where it is unpickled, as in a worker of a DataLoader, the checkpoint is opened again with the same arguments.
+    It can be copied and pickled while it is open. A copy opens the checkpoint again with the same arguments, also where it is unpickled, as in a worker of a
+    DataLoader.
     """
 
     @staticmethod
