@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import importlib.machinery
     import importlib.metadata
     from collections.abc import Iterable, Sequence
-    from types import ModuleType
+    from types import CodeType, ModuleType
     from typing import Any
 
 
@@ -32,6 +32,7 @@ class Finder:
 
     def __init__(self, drop_in: DropIn) -> None:
         self.drop_in = drop_in
+        self._specs: "dict[str, importlib.machinery.ModuleSpec]" = {}
 
     def _target(self, name: str) -> str:
         return self.drop_in.target + name[len(self.drop_in.alias) :]
@@ -58,14 +59,32 @@ class Finder:
             spec.submodule_search_locations = []
         return spec
 
-    def create_module(self, spec: "importlib.machinery.ModuleSpec") -> None:
-        return None
-
-    def exec_module(self, module: "ModuleType") -> None:
+    def create_module(self, spec: "importlib.machinery.ModuleSpec") -> "ModuleType":
+        """The module of the target, imported: so threads that wait for the alias never see another module under it."""
         import importlib
 
-        # The import system takes what is under the name afterwards.
-        sys.modules[module.__name__] = importlib.import_module(self._target(module.__name__))
+        target = self._target(spec.name)
+        module = importlib.import_module(target)
+        if module.__spec__ is not None and module.__spec__.name == target:
+            self._specs[target] = module.__spec__
+        return module
+
+    def exec_module(self, module: "ModuleType") -> None:
+        # The target has been executed. The import system has set its spec to that of the alias.
+        spec = self._specs.get(module.__name__)
+        if spec is not None:
+            module.__spec__ = spec
+
+    def get_code(self, fullname: str) -> "CodeType | None":
+        """The code of the target, which `runpy` and `python -m` run."""
+        import importlib.util
+
+        target = self._target(fullname)
+        found = importlib.util.find_spec(target)
+        if found is None or found.loader is None:
+            raise ModuleNotFoundError(f"No module named {target!r}", name=target)
+        code: "CodeType | None" = found.loader.get_code(target)  # type: ignore[attr-defined]
+        return code
 
     def find_distributions(self, context: "Any" = None) -> "Iterable[importlib.metadata.Distribution]":
         if context is None or context.name is None or context.name.replace("_", "-").lower() == self.drop_in.alias:

@@ -34,6 +34,5 @@ def check_options(options: "dict[str, Any]") -> None:
             pickle.dumps(value)
         except Exception as error:
             raise TypeError(
-                f"pickle safe_open: its option {name} cannot be pickled: {error}; give one that can, as a function of a module, or open the checkpoint in "
-                "the other process"
+                f"pickle safe_open: its option {name} is a {type(value).__name__} that cannot be pickled; open the checkpoint in the other process"
             ) from error

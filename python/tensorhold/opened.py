@@ -27,7 +27,8 @@ class safe_open:
     Tensors own their memory, and stay when it is closed. A walk in the order of `keys()` reads ahead; what is asked for in another order is read by itself.
     Options are those of `tensorhold.load`, but for `progress`.
 
-    It can be pickled while it is open: where it is unpickled, as in a worker of a DataLoader, the checkpoint is opened again with the same arguments.
+    It can be copied and pickled while it is open. A copy opens the checkpoint again with the same arguments, also where it is unpickled, as in a worker of a
+    DataLoader.
     """
 
     @staticmethod
@@ -133,7 +134,20 @@ class safe_open:
         if self.closed:
             raise _core.ClosedError("pickle safe_open: the checkpoint has been closed; open it again")
         _pickle.check_options(self._arguments[-1])
-        return _pickle.reopen, (type(self), *self._arguments)
+        return _pickle.reopen, (self._reopened_as(), *self._arguments)
+
+    def __copy__(self) -> "safe_open":
+        """Opens the checkpoint again, with the same arguments."""
+        if self.closed:
+            raise _core.ClosedError("copy safe_open: the checkpoint has been closed; open it again")
+        return _pickle.reopen(self._reopened_as(), *self._arguments)
+
+    def __deepcopy__(self, memo: "dict[int, Any]") -> "safe_open":
+        """The same: the checkpoint is opened again."""
+        return self.__copy__()
+
+    def _reopened_as(self) -> "type[safe_open]":
+        return type(self)
 
     def __enter__(self) -> "Self":
         return self

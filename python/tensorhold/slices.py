@@ -22,6 +22,10 @@ MAX_DEPTH = 32
 """Lists that are nested deeper are left to the framework."""
 
 
+class IndexTypeError(_core.TensorIndexError, TypeError):
+    """An index of a type that no framework takes. Some of them raise `IndexError` for it, others `TypeError`."""
+
+
 class Slice:
     """A tensor that is not read yet; indexed, it reads a part.
 
@@ -45,6 +49,9 @@ class Slice:
     def __getitem__(self, index: "Any") -> "Any":
         divided = self._divide(index)
         if divided is None:
+            if self._info.dtype == "F4":
+                got = f"an index of {type(index).__name__}, which only {self._converter.name} can interpret, into values that share bytes in pairs"
+                raise self._error(got, "integers, slices, ... and None", "take others when you have unpacked the part")
             return self._converter.index(self._read([]), index)
         cuts, rest = divided
         part = self._read(cuts)
@@ -106,6 +113,9 @@ class Slice:
             return 1, item
         dims, dtype = getattr(item, "ndim", None), str(getattr(item, "dtype", "")).rpartition(".")[2]
         if isinstance(dims, int) and dtype:
+            if not self._is_known(item) or self._converter.name == "torch" and _is_of(item, "numpy") and ("float" in dtype or "complex" in dtype):
+                # NumPy takes another framework's tensor of one element for a number, and torch converts arrays of floats.
+                return None
             if dtype == "bool":
                 return dims, item
             if dtype == "uint8" and self._converter.name == "torch":
@@ -123,8 +133,15 @@ class Slice:
         if isinstance(item, Sequence) and not isinstance(item, (str, bytes)):
             return None
         raise self._error(
-            f"an index of {type(item).__name__}", "integers, slices, ..., None, lists, masks, and arrays of integers", "convert it to one of these"
+            f"an index of {type(item).__name__}",
+            "integers, slices, ..., None, lists, masks, and arrays of integers",
+            "convert it to one of these",
+            IndexTypeError,
         )
+
+    def _is_known(self, item: "Any") -> bool:
+        """Whether an array or a tensor is NumPy's or the framework's."""
+        return _is_of(item, "numpy", self._converter.module, self._converter.module + "lib")
 
     def _check_packed(self, dims: int, item: "Any") -> None:
         """Refuses an item that takes single values where values share a byte. It takes the dimensions before `dims`."""
@@ -171,8 +188,15 @@ class Slice:
         first, final = min(elements[0], elements[-1]), max(elements[0], elements[-1])
         return first, final + 1 - first, ALL if step == 1 or len(elements) == 1 else slice(None, None, step)
 
-    def _error(self, got: str, expected: str, remedy: str) -> _core.TensorIndexError:
-        return _core.TensorIndexError(f"slice of tensor {quoted(self._info.name)}: got {got}, expected {expected}; {remedy}")
+    def _error(
+        self, got: str, expected: str, remedy: str, kind: "type[_core.TensorIndexError]" = _core.TensorIndexError
+    ) -> _core.TensorIndexError:
+        return kind(f"slice of tensor {quoted(self._info.name)}: got {got}, expected {expected}; {remedy}")
+
+
+def _is_of(item: "Any", *packages: str) -> bool:
+    """Whether an object's class, or one that it derives from, is of one of these packages."""
+    return any(base.__module__.partition(".")[0] in packages for base in type(item).__mro__)
 
 
 def _is_nested(item: "Any") -> bool:

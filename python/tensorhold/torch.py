@@ -1,8 +1,7 @@
-"""`tensorhold.safetensors.torch` under a shorter name: the same module."""
-
-import sys
+"""`tensorhold.safetensors.torch` under a shorter name: a module of its own with all of its names."""
 
 from tensorhold.safetensors import torch as _same
 from tensorhold.safetensors.torch import *  # noqa: F403
 
-sys.modules[__name__] = _same
+# With those that are not public, which programs import from safetensors, too.
+globals().update({name: value for name, value in vars(_same).items() if name == "__all__" or not name.startswith("__")})

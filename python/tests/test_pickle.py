@@ -242,6 +242,23 @@ def test_options_that_cannot_be_pickled_are_named(checkpoint: pathlib.Path) -> N
             pickle.dumps(f)
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_an_open_checkpoint_opens_it_again_with_its_options(checkpoint: pathlib.Path, few: dict[str, Spec], copied: Any) -> None:
+    import_for("numpy", "cpu")
+    import tensorhold.safetensors
+
+    pool = tensorhold.Pool("cpu")
+    for kind in (tensorhold.safe_open, tensorhold.safetensors.safe_open):
+        with kind(checkpoint, "np", select=lambda info: info.name == "ids", pool=pool) as f:
+            made = copied(f)
+        with pytest.raises(tensorhold.ClosedError):
+            copied(f)
+        assert type(made) is kind and made.keys() == ["ids"] and raw(made.get_tensor("ids")) == few["ids"].data
+        made.close()
+    with open(checkpoint, "rb") as file, tensorhold.safetensors._safe_open_handle(file, "np") as f, copied(f) as made:
+        assert made.keys() == f.keys()
+
+
 def wants(info: tensorhold.TensorInfo) -> bool:
     return info.name != "large"
 

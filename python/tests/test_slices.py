@@ -173,6 +173,50 @@ def test_an_index_of_tensors_and_arrays_gives_what_torch_gives(tmp_path: pathlib
                 assert found == expected, index
 
 
+def test_tensors_of_torch_index_arrays_as_numpy_takes_them(tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("numpy")
+    file = write(tmp_path / "t.safetensors", {"t": spec("I16", (3, 4, 5))})
+    indexes: list[Any] = [
+        (torch.tensor(True), slice(0, 2)), torch.tensor(True), torch.tensor(False), torch.tensor([True, False, True]), torch.tensor(1), (0, torch.tensor([1, 3])),
+        torch.tensor([0, 1], dtype=torch.uint8), torch.tensor(1, dtype=torch.uint8), torch.tensor([0.5]), (..., torch.tensor(True)), torch.ones(3, 4, dtype=torch.bool),
+    ]  # fmt: skip
+    with tensorhold.safe_open(file, "np") as f:
+        whole, part = f.get_tensor("t"), f.get_slice("t")
+        for index in indexes:
+            expected, found = outcome(lambda: np_asarray(whole[index])), outcome(lambda: part[index])  # noqa: B023
+            if isinstance(expected, Exception):
+                assert type(found) is type(expected), index
+            else:
+                assert found == expected, index
+
+
+def np_asarray(value: Any) -> Any:
+    import numpy
+
+    return numpy.asarray(value)
+
+
+def test_arrays_of_floats_index_tensors_as_torch_takes_them(tmp_path: pathlib.Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    pytest.importorskip("torch")
+    file = write(tmp_path / "t.safetensors", {"t": spec("I16", (3, 4, 5))})
+    with tensorhold.safe_open(file, "pt") as f:
+        whole, part = f.get_tensor("t"), f.get_slice("t")
+        for index in (numpy.array([1.5]), numpy.array(1.5), numpy.array([]), (0, numpy.array([1.5, 2])), numpy.array([1j])):
+            assert outcome(lambda: part[index]) == outcome(lambda: whole[index]), index  # noqa: B023
+
+
+@pytest.mark.parametrize("index", ["a", b"a", (0, "a"), {}, object(), 1.5], ids=repr)
+def test_an_index_of_no_kind_is_caught_as_index_error_and_as_type_error(tmp_path: pathlib.Path, index: Any) -> None:
+    import_for("torch", "cpu")
+    file = write(tmp_path / "t.safetensors", {"t": spec("I16", (3, 4, 5))})
+    with tensorhold.safe_open(file, "pt") as f:
+        for kind in (IndexError, TypeError, tensorhold.TensorIndexError):
+            with pytest.raises(kind, match='slice of tensor "t": got an index of'):
+                f.get_slice("t")[index]
+
+
 def test_a_list_of_rows_reads_no_more_than_from_the_first_to_the_last(tmp_path: pathlib.Path) -> None:
     import_for("numpy", "cpu")
     rows, row = 1000, 4096
@@ -208,6 +252,6 @@ def test_packed_values_are_indexed_in_pairs(tmp_path: pathlib.Path) -> None:
         for of_values, of_pairs in [((0, 1), (0, 1)), (None, None), ((..., pairs[0]), (..., pairs[1])), ((-1, None, ...), (-1, None, ...)), ((slice(None, None, 2), 0, pairs[0]), (slice(None, None, 2), 0, pairs[1]))]:
             found = part[of_values]
             assert found.shape == whole[of_pairs].shape and raw(found.contiguous()) == raw(whole[of_pairs].contiguous())
-        for index in [(..., 0), (..., [0, 1]), (..., slice(None, None, 2)), (..., torch.tensor([0])), torch.ones(3, 4, 6, dtype=torch.bool), (..., slice(1, 3))]:
+        for index in [(..., 0), (..., [0, 1]), (..., slice(None, None, 2)), (..., torch.tensor([0])), torch.ones(3, 4, 6, dtype=torch.bool), (..., slice(1, 3)), (..., range(2)), [[0], [1], [0]]]:
             with pytest.raises(tensorhold.TensorError):
                 part[index]

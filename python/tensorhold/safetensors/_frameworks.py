@@ -1,12 +1,21 @@
 """The frameworks' tensors as safetensors gives them, where that differs from what `tensorhold` does."""
 
 from tensorhold import frameworks
+from tensorhold._core import FrameworkError
+from tensorhold._text import quoted
+
+OTHERS = {"tensorflow": "tensorflow", "tf": "tensorflow", "paddle": "paddle", "mlx": "mlx"}
+"""The names of frameworks that safetensors has and tensorhold has not, each with the module that safetensors imports."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from tensorhold._core import Tensor, _Handover
+
+
+class MissingFrameworkError(FrameworkError, ModuleNotFoundError):
+    """A framework of safetensors for which tensorhold makes no tensors."""
 
 
 class JaxAsArrays(frameworks.Jax):
@@ -29,6 +38,12 @@ _made: "list[JaxAsArrays]" = []
 
 def find(framework: str) -> frameworks.Converter:
     """The converter of a framework, by any of its names. Imports the framework."""
+    if framework in OTHERS:
+        raise MissingFrameworkError(
+            f"option framework: got {quoted(framework)}, for which tensorhold makes no tensors, expected one of pt, np, flax and cupy; "
+            "take tensors of one of these and convert them",
+            name=OTHERS[framework],
+        )
     converter = frameworks.find(framework)
     if not isinstance(converter, frameworks.Jax):
         return converter

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tensorhold.types import Device, OtherOptions, Paths
 
 
+NO_FILE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of paths that no file can have."""
+
+
 class safe_open(opened.safe_open):
     """An open checkpoint, whose headers have been read and checked: that of `tensorhold`, with the arguments of safetensors.
 
@@ -64,10 +68,9 @@ class _safe_open_handle(safe_open):
         f.fileno  # noqa: B018
         super().__init__(f.name, framework, device, backend=backend, **options)
 
-    def __reduce__(self) -> "tuple[Any, ...]":
-        # The file itself cannot be pickled.
-        reopen, (_, *arguments) = super().__reduce__()
-        return reopen, (safe_open, *arguments)
+    def _reopened_as(self) -> "type[safe_open]":
+        # By its name: the file itself cannot be pickled.
+        return safe_open
 
 
 class _Closed:
@@ -131,7 +134,8 @@ class _missing:
     ) -> None:
         if not isinstance(error, _core.FileError) or not isinstance(self.filename, (str, os.PathLike)):
             return
-        if isinstance(error, _core.MissingFileError) or error.errno == errno.ENOTDIR:
-            told = _core.MissingFileError(f"No such file or directory: {os.fspath(self.filename)}")
+        path = os.fsdecode(self.filename)
+        if isinstance(error, _core.MissingFileError) or error.errno in NO_FILE or "\0" in path:
+            told = _core.MissingFileError(f"No such file or directory: {path}")
             told.path, told.operation, told.errno = error.path, error.operation, error.errno
             raise told from error

@@ -1,6 +1,6 @@
 """What `safetensors.flax` has: functions that load and save arrays of JAX.
 
-`tensorhold.flax` is this module, too. Functions that load take the options of `tensorhold.load`, as well.
+`tensorhold.flax` has the same names. Functions that load take the options of `tensorhold.load`, as well.
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """What `safetensors.numpy` has: functions that load and save arrays of NumPy.
 
-`tensorhold.numpy` is this module, too. Functions that load take the options of `tensorhold.load`, as well.
+`tensorhold.numpy` has the same names. Functions that load take the options of `tensorhold.load`, as well.
 """
 
 import sys

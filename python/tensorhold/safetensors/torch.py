@@ -1,6 +1,6 @@
 """What `safetensors.torch` has: functions that load and save tensors and models of torch.
 
-`tensorhold.torch` is this module, too. Functions that load take the options of `tensorhold.load`, as well. Functions that save refuse tensors that share memory,
+`tensorhold.torch` has the same names. Functions that load take the options of `tensorhold.load`, as well. Functions that save refuse tensors that share memory,
 or that are not contiguous, as safetensors does; `tensorhold.save_file` writes them.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import importlib.util
 import os
 import pathlib
 import struct
@@ -47,6 +48,7 @@ HOSTILE = {
     "metadata with a number": '{"__metadata__": {"a": 1}}',
     "metadata with a list": '{"__metadata__": {"a": []}}',
     "a tensor that is a number": '{"a": 1}',
+    "a name twice": ('{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}', 1),
     "a tensor that is null": '{"a": null}',
 }  # fmt: skip
 
@@ -152,6 +154,9 @@ class WithoutName:
         return 0
 
 
+NOT_INSTALLED = [name for name, module in (("tf", "tensorflow"), ("tensorflow", "tensorflow"), ("mlx", "mlx"), ("paddle", "paddle"))
+                 if importlib.util.find_spec(module) is None]  # fmt: skip
+
 CALLS.update({
     "the order of keys": lambda p, f, o: few()(p, f).keys(),
     "keys": lambda p, f, o: sorted(few()(p, f).keys()),
@@ -168,6 +173,20 @@ CALLS.update({
     "a path without a file": lambda p, f, o: p.root.safe_open(f / "missing.safetensors", "pt"),
     "load_file of a path without a file": lambda p, f, o: p.torch.load_file(f / "missing.safetensors"),
     "numpy.load_file of a path without a file": lambda p, f, o: p.numpy.load_file(f / "missing.safetensors"),
+    "a name that is too long": lambda p, f, o: p.root.safe_open("x" * 300, "pt"),
+    "load_file of a name that is too long": lambda p, f, o: p.torch.load_file("x" * 300),
+    "a path that is too long": lambda p, f, o: p.numpy.load_file("x/" * 3000),
+    "a name with a zero byte": lambda p, f, o: p.root.safe_open("a\0b", "pt"),
+    "load_file of a name with a zero byte": lambda p, f, o: p.numpy.load_file("a\0b"),
+    "a name of no text": lambda p, f, o: p.torch.load_file(""),
+    "a filename with half a surrogate pair": lambda p, f, o: p.torch.load_file("\ud800"),
+    "links in a loop": lambda p, f, o: (o / "a").symlink_to("a") or p.torch.load_file(o / "a"),
+    "a device as filename": lambda p, f, o: p.torch.load_file("/dev/null"),
+    "a device as filename of safe_open": lambda p, f, o: p.root.safe_open("/dev/null", "np"),
+    **{f"opened with framework {name!r}": lambda p, f, o, name=name: list(p.root.safe_open(f / "plain.safetensors", name).keys())
+       for name in NOT_INSTALLED},
+    **{f"a tensor with framework {name!r}": lambda p, f, o, name=name: p.root.safe_open(f / "plain.safetensors", name).get_tensor("a")
+       for name in NOT_INSTALLED},
     "a path below a file": lambda p, f, o: p.root.safe_open(f / "plain.safetensors" / "below", "pt"),
     "framework by position": lambda p, f, o: p.root.safe_open(f / "plain.safetensors", "np").get_tensors(),
     "no framework": lambda p, f, o: p.root.safe_open(f / "plain.safetensors").get_tensors(),
@@ -176,7 +195,7 @@ CALLS.update({
     **{f"device {device!r}": lambda p, f, o, device=device: p.root.safe_open(f / "plain.safetensors", "pt", device).get_tensors()
        for device in ("cpu", None, "meta", "nonsense", "", "cuda:x", "cuda:-1", "cuda:0:1", -1, 1.5, b"cpu", ["cpu"])},
     **{f"load_file to device {device!r}": lambda p, f, o, device=device: p.torch.load_file(f / "plain.safetensors", device)
-       for device in ("cpu", None, "nonsense", "cuda:x", 1.5)},
+       for device in ("cpu", None, "nonsense", "cuda:x", 1.5, "cpu:0", "cpu:1", torch.device("cpu"), torch.device("cpu:0"))},
     "load_file to device= by name": lambda p, f, o: p.torch.load_file(f / "plain.safetensors", device="cpu"),
     **{f"device {device!r}": lambda p, f, o, device=device: p.root.safe_open(f / "few.safetensors", "pt", device).get_tensor("b")
        for device in ["mps", "xpu:0", "npu", *(["cuda", "cuda:0", 0, "cuda:99"] if torch.version.cuda else [])]},

@@ -102,6 +102,9 @@ OF_TORCH = {
     "a tensor on the device meta": lambda: {"a": torch.ones(2, device="meta")},
     "a tensor that requires a gradient": lambda: {"a": torch.ones(2, requires_grad=True)},
     "a tensor with a gradient function": lambda: {"a": torch.ones(2, requires_grad=True) * 2},
+    "a tensor named __metadata__": lambda: {"__metadata__": torch.ones(1)},
+    "a negated view": lambda: {"a": torch._neg_view(torch.ones(2))},
+    "the imaginary part of a conjugate": lambda: {"a": torch.tensor([1 + 2j]).conj().imag},
     "a conjugate": lambda: {"a": torch.tensor([1 + 2j]).conj()},
 }  # fmt: skip
 for name, make in OF_TORCH.items():
@@ -118,6 +121,8 @@ OF_NUMPY = {
     "a mapping proxy": lambda: types.MappingProxyType({"a": array}),
     "a name that is a number": lambda: {1: array},
     "a scalar": lambda: {"a": numpy.array(3.0)},
+    "a number of NumPy": lambda: {"a": numpy.float32(1)},
+    "an array named __metadata__": lambda: {"__metadata__": array},
     "an empty array": lambda: {"a": numpy.zeros((0, 3), numpy.float16)},
     "arrays that share memory": lambda: {"a": array, "b": array, "c": array[1:]},
     "rows": lambda: {"a": array[1:3]},

@@ -54,7 +54,8 @@ from safetensors.numpy import load_file
 import tensorhold.numpy, tensorhold.torch
 import tensorhold.safetensors as ours
 assert safetensors is ours and safetensors.__version__ == "0.8.0"
-assert safetensors.torch is ours.torch is tensorhold.torch and load_file is tensorhold.numpy.load_file
+assert safetensors.torch is ours.torch and load_file is ours.numpy.load_file is tensorhold.numpy.load_file
+assert safetensors.torch.load_file is tensorhold.torch.load_file
 assert importlib.metadata.version("safetensors") == "0.8.0"
 assert "safetensors" in importlib.metadata.packages_distributions()["safetensors"]
 assert SafetensorError is tensorhold.Error and hasattr(importlib.import_module(SafetensorError.__module__), "SafetensorError")
@@ -110,6 +111,97 @@ assert tensorhold.torch.load_file(path)["a"].tolist() == [1, 1]
 assert "safetensors" not in sys.modules
 """,
         another(tmp_path),
+    )
+
+
+def test_runpy_runs_the_code_of_the_drop_in() -> None:
+    pytest.importorskip("numpy")
+    script(
+        """
+import runpy
+import tensorhold
+tensorhold.install_as_safetensors()
+found = runpy.run_module("safetensors.numpy")
+assert found["save_file"].__code__.co_filename.endswith("tensorhold/safetensors/numpy.py")
+"""
+    )
+
+
+THREADS = """
+import importlib, sys, threading
+import numpy, torch
+import tensorhold
+tensorhold.install_as_safetensors()
+tensorhold.install_as_fastsafetensors()
+sys.setswitchinterval(1e-6)
+statements = sys.argv[1:]
+barrier, errors = threading.Barrier(4 * len(statements)), []
+
+def work(statement):
+    barrier.wait()
+    try:
+        exec(statement, {})
+    except BaseException as error:
+        errors.append(f"{statement}: {error!r}")
+
+threads = [threading.Thread(target=work, args=(statement,)) for statement in 4 * statements]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not errors, errors
+"""
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["from safetensors.torch import load_file", "from tensorhold.safetensors.torch import _TYPES", "import safetensors.torch as t; t.save"],
+        ["from fastsafetensors import ParallelLoader", "from fastsafetensors.parallel_loader import ParallelLoader", "from fastsafetensors import SingleGroup"],
+        ["from tensorhold.torch import _find_shared_tensors"],
+        ["from tensorhold.numpy import _TYPES", "from tensorhold.numpy import load_file", "from safetensors.numpy import _TYPES"],
+    ],
+    ids=lambda statements: statements[0],
+)
+def test_threads_that_import_at_the_same_time_all_get_the_names(statements: list[str]) -> None:
+    pytest.importorskip("torch")
+    for _ in range(2):
+        done = run("-c", THREADS, *statements)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_alias_leaves_the_module_as_its_own_import_makes_it() -> None:
+    pytest.importorskip("numpy")
+    script(
+        """
+import importlib, pickle, sys
+import tensorhold
+tensorhold.install_as_safetensors()
+executed = []
+sys.addaudithook(lambda event, found: event == "exec" and found[0].co_filename.endswith("safetensors/numpy.py") and executed.append(found[0].co_name))
+import safetensors.numpy
+import tensorhold.safetensors.numpy as ours
+from tensorhold.safetensors.numpy import load_file
+assert executed == ["<module>"], executed
+assert sys.modules["safetensors.numpy"] is ours and safetensors.numpy is ours
+
+def assert_whole():
+    assert ours.__name__ == ours.__spec__.name == "tensorhold.safetensors.numpy"
+    assert ours.__package__ == ours.__spec__.parent == "tensorhold.safetensors"
+    assert ours.__loader__ is ours.__spec__.loader and type(ours.__loader__).__name__ == "SourceFileLoader"
+    assert ours.__spec__.origin == ours.__file__ and not getattr(ours.__spec__, "_initializing", False)
+
+assert_whole()
+assert pickle.loads(pickle.dumps(load_file)) is safetensors.numpy.load_file
+assert pickle.loads(b"csafetensors.numpy\\nload_file\\n.") is load_file
+assert importlib.reload(safetensors.numpy) is ours
+assert_whole()
+assert safetensors.numpy.load_file is not load_file
+del sys.modules["safetensors.numpy"]
+executed.clear()
+assert importlib.import_module("safetensors.numpy") is ours and not executed
+assert_whole()
+"""
     )
 
 

@@ -129,8 +129,29 @@ def test_types_and_sizes_are_the_same_where_both_have_them() -> None:
 
 
 @pytest.mark.parametrize("of", MODULES[1:])
-def test_both_names_of_a_module_are_the_same_module(of: str) -> None:
-    assert module("tensorhold" + of) is module("tensorhold.safetensors" + of)
+def test_both_modules_have_the_same_names(of: str) -> None:
+    short, long = module("tensorhold" + of), module("tensorhold.safetensors" + of)
+    for name, value in vars(long).items():
+        if name == "__all__" or not name.startswith("__"):
+            assert getattr(short, name) is value, name
+    assert sys.modules[short.__name__] is short and short.__name__ == "tensorhold" + of
+
+
+@pytest.mark.parametrize("of", MODULES[1:])
+def test_star_gives_the_public_names_and_no_imports(of: str) -> None:
+    given: list[dict[str, Any]] = [{}, {}, {}]
+    for package, names_of in zip(("safetensors", *OURS), given):
+        module(package + of)
+        exec(f"from {package}{of} import *", names_of)
+    theirs, *ours = ({name for name in found if name != "__builtins__"} for found in given)
+    own = {name for name in names(module("safetensors" + of)) if not name.startswith("_")}
+    for found in ours:
+        assert own & theirs <= found
+        assert theirs - found and all(name not in own for name in theirs - found), "the difference is listed in docs/safetensors.md"
+
+
+def test_the_error_shows_its_other_name() -> None:
+    assert [repr(module(name).SafetensorError("x")) for name in ("safetensors", *OURS)] == ["SafetensorError('x')", "Error('x')", "Error('x')"]
 
 
 def test_versions() -> None:
