@@ -239,15 +239,15 @@ class Iteration:
         else:
             options["memory_budget"] = budget
             if pipeline.resident_tensor is not None:
-                keep = lambda info: self.is_kept(info.name)  # noqa: E731
+                keep = lambda info: bool(self.is_kept(info.name))  # noqa: E731
             elif pipeline.accumulate_resident:
                 keep = True
             options["keep"] = keep
         # Regions of one size are of use only where nothing is kept of them.
-        options["even_regions"] = pipeline.use_chunk_budget_as_allocation_size and keep is None
+        options["even_regions"] = bool(pipeline.use_chunk_budget_as_allocation_size) and keep is None
         wanted = pipeline.loader._tensor_filter
         if wanted is not None:
-            options["select"] = lambda info: wanted(info.name)
+            options["select"] = lambda info: bool(wanted(info.name))
         batches = _core.batches(files, self.device, **options)
         self.closes.append(batches)
         if budget is not None:

@@ -1,6 +1,7 @@
 """`PipelineParallel` and `ParallelLoader`: tensors one after the other, read ahead in batches."""
 
 import logging
+import numbers
 import os
 import time
 import weakref
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["ParallelLoader", "PipelineParallel", "TimingContext", "enable_tqdm", "parse_time"]
 
 logger = logging.getLogger(__name__)
+
+MOST_AHEAD = 1 << 20
+"""How many batches are read ahead at most: a longer queue is never full."""
 
 Weights = Generator[Tuple[str, Any], None, None]
 
@@ -92,6 +96,9 @@ class PipelineParallel:
             )
         if broadcast_run_bytes < 0 or broadcast_run_tensors < 0:
             raise ValueError(f"broadcast run limits must be non-negative: got {broadcast_run_bytes} bytes and {broadcast_run_tensors} tensors; leave them out")
+        for name, value in (("max_batch_bytes", max_batch_bytes), ("device_memory_budget", device_memory_budget)):
+            if value is not None and not isinstance(value, numbers.Real) and not hasattr(value, "__index__"):
+                raise TypeError(f"argument {name}: got {quoted(value)} of type {type(value).__name__}, expected a number of bytes; convert it with int()")
         if max_batch_bytes is not None and max_batch_bytes <= 0:
             raise ValueError(f"max_batch_bytes must be positive: got {max_batch_bytes}; leave it out for 1 GiB")
         if not hasattr(queue_size, "__index__"):
@@ -128,7 +135,7 @@ class PipelineParallel:
             return groups
         metas = {file: SafeTensorsMetadata.from_file(file, self.loader.framework) for file in dict.fromkeys(self.hf_weights_files)}
         limits = self._limits(metas)
-        if self.device_memory_budget is not None:
+        if self.device_memory_budget is not None and self.hf_weights_files:
             self._check_budget()
         keep, parts = self.loader._tensor_filter, []
         for group in groups:
@@ -192,7 +199,7 @@ class PipelineParallel:
     def _iterate(self) -> Weights:
         begun = time.time()
         self._log_message("Starting ParallelLoader iterate_weights")
-        iteration = Iteration(self, max(self.queue_size + 1, 0))
+        iteration = Iteration(self, min(max(self.queue_size + 1, 0), MOST_AHEAD))
         self._running.add(iteration)
         try:
             if self.hf_weights_files:
