@@ -166,6 +166,15 @@ class BaseSafeTensorsFileLoader:
         return buffer
 
 
+_OWN_STEPS = (BaseSafeTensorsFileLoader.add_filenames, BaseSafeTensorsFileLoader.copy_files_to_device)
+
+
+def has_own_steps(loader: BaseSafeTensorsFileLoader) -> bool:
+    """Whether a loader adds and copies files by methods of a caller's."""
+    found = (loader.add_filenames, loader.copy_files_to_device)
+    return any(getattr(method, "__func__", None) is not own for method, own in zip(found, _OWN_STEPS))
+
+
 class SafeTensorsFileLoader(BaseSafeTensorsFileLoader):
     """The usual loader. `nogds` and `use_fgds` ask for ways of reading that tensorhold takes where they are there and quicker, or not at all: it
     never fails for the lack of one."""

@@ -5,7 +5,7 @@ import numbers
 import os
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, List, Optional, Sequence, Set, Tuple
 
 from tensorhold import _core
 from tensorhold._text import quoted
@@ -147,6 +147,13 @@ class PipelineParallel:
     def _part(self, file: str, limit: int, chunk: _planner.Chunk) -> Tuple[Any, ...]:
         names, ranges = chunk
         return file, names, ranges, limit if ranges and self.use_chunk_budget_as_allocation_size else None
+
+    def _files_of(self, batch: List[Any]) -> Tuple[Dict[int, List[str]], Optional[Set[str]]]:
+        """The files of a batch by rank, and the names of its tensors; None for all."""
+        if self.max_batch_bytes is None and self.device_memory_budget is None:
+            return {rank: [file] for rank, file in enumerate(batch)}, None
+        parts = [(rank, part) for rank, part in enumerate(batch) if part is not None]
+        return {rank: [part[0]] for rank, part in parts}, {name for _, part in parts for name in part[1]}
 
     def _limits(self, metas: Dict[str, SafeTensorsMetadata]) -> Dict[str, int]:
         """The longest part of each file, in bytes. Reduces `queue_size` to what fits the budget."""

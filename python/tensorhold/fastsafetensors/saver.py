@@ -41,6 +41,19 @@ class WriteEntry:
     source: Any = None
 
 
+class _Planned:
+    """The core's plan of a file. Copies share it; where a plan is unpickled there is none."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
+
+    def __deepcopy__(self, memo: Any) -> "_Planned":
+        return self
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(None), ()
+
+
 @dataclass
 class ShardPlan:
     """A file to be written, as `plan_shards` makes it: `offsets` says where in the file each tensor begins and ends."""
@@ -50,7 +63,7 @@ class ShardPlan:
     header: bytes
     offsets: Dict[str, Tuple[int, int]] = field(default_factory=dict)
     total_bytes: int = 0
-    _native: Any = field(default=None, init=False, repr=False, compare=False)
+    _native: Optional[_Planned] = field(default=None, init=False, repr=False, compare=False)
 
 
 _MAX_BYTES = (1 << 64) - 1
@@ -184,7 +197,7 @@ def plan_shards(
         names = native.names
         offsets = dict(zip(names, native.ranges))
         plan = ShardPlan(path, [by_name[name] for name in names], native.header, offsets, native.total_bytes)
-        plan._native = native
+        plan._native = _Planned(native)
         plans.append(plan)
     return plans
 
@@ -199,7 +212,7 @@ def write_shards(plans: Sequence[ShardPlan], fill: FillFn, *, min_free_bytes: in
             raise ValueError(f"write {plan.path!r}: the plan is not one of plan_shards(), expected what it made; plan it there")
     for plan in plans:
         os.makedirs(os.path.dirname(os.path.abspath(plan.path)), exist_ok=True)
-    draft = _core._Draft([plan._native for plan in plans], min_free_bytes=min_free_bytes)
+    draft = _core._Draft([plan._native.plan for plan in plans if plan._native is not None], min_free_bytes=min_free_bytes)
     maps: List[mmap.mmap] = []
     views: List[memoryview] = []
     try:
