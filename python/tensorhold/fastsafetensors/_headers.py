@@ -1,8 +1,10 @@
 """Headers of files, and files by rank."""
 
+import errno
 import os
+import stat
 from collections import OrderedDict
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from tensorhold import _arguments, _core
 from tensorhold._text import kind, quoted
@@ -12,13 +14,16 @@ Infos = List[_core.TensorInfo]
 
 
 def check_lengths(paths: Sequence[str]) -> None:
-    """Refuses files that are too short for a header, with fastsafetensors' word for it."""
+    """Refuses folders, and files that are too short for a header, with fastsafetensors' word for it."""
     for path in paths:
         try:
-            size = os.stat(path).st_size
+            found = os.stat(path)
         except OSError:
             continue  # Opening the file reports it.
-        if size < 8 and os.path.isfile(path):
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "expected a safetensors file, got a folder; name the files in it", path)
+        size = found.st_size
+        if size < 8 and stat.S_ISREG(found.st_mode):
             raise HeaderTooSmall(f"read header of {path!r}: HeaderTooSmall: got {size} bytes, expected at least 8; name a safetensors file")
 
 
@@ -33,17 +38,25 @@ def files_of(argument: str, found: Any) -> List[str]:
     return [_arguments.path(argument, path) for path in paths]
 
 
-def files_by_rank(argument: str, found: Any) -> "OrderedDict[str, int]":
-    """The rank of each file of a dict from ranks to lists of paths: the first file of each rank, then the second, and so on."""
+def files_by_rank(argument: str, found: Any) -> "Tuple[OrderedDict[str, int], Dict[str, Any]]":
+    """The rank of each file of a dict from ranks to lists of paths: the first file of each rank, then the second, and so on. And the objects that paths
+    were given as."""
     if not callable(getattr(found, "items", None)):
         raise TypeError(f"argument {argument}: got {kind(found)}, expected a dict from ranks to lists of paths; name the rank, as in {{0: [path]}}")
     by_rank: List[Tuple[int, List[str]]] = []
+    given: Dict[str, Any] = {}
     for rank, paths in found.items():
         if isinstance(rank, bool) or not hasattr(rank, "__index__"):
             raise TypeError(f"argument {argument}: got the key {quoted(rank)} of type {kind(rank)}, expected a rank, an int; name the rank")
-        by_rank.append((int(rank), files_of(f"{argument}, files of rank {rank}", paths)))
+        of_rank = f"{argument}, files of rank {rank}"
+        if not isinstance(paths, (str, bytes, os.PathLike)) and hasattr(paths, "__iter__"):
+            paths = list(paths)
+        texts = files_of(of_rank, paths)
+        given.update(zip(texts, paths))
+        by_rank.append((int(rank), texts))
     longest = max((len(paths) for _, paths in by_rank), default=0)
-    return OrderedDict((paths[number], rank) for number in range(longest) for rank, paths in by_rank if number < len(paths))
+    files = OrderedDict((paths[number], rank) for number in range(longest) for rank, paths in by_rank if number < len(paths))
+    return files, given
 
 
 def read_headers(paths: Sequence[str], dtype: Optional[str] = None) -> "OrderedDict[str, Infos]":
@@ -52,6 +65,8 @@ def read_headers(paths: Sequence[str], dtype: Optional[str] = None) -> "OrderedD
     check_lengths(paths)
     for infos in _headers_of(list(found), dtype):
         for info in infos:
+            if info.file not in found:
+                raise _core.FormatError(f"read headers: got an index that names {info.file!r}, expected safetensors files; name the files themselves")
             found[info.file].append(info)
     return found
 

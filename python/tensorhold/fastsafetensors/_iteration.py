@@ -12,6 +12,7 @@ from tensorhold.fastsafetensors._planner import BudgetInfeasibleError
 from tensorhold.fastsafetensors._trace import TimingContext
 from tensorhold.fastsafetensors.allocation import WEIGHTS, count_in, count_iteration, device_pool
 from tensorhold.fastsafetensors.frameworks._native import moves_of
+from tensorhold.fastsafetensors.loader import has_own_steps
 
 if TYPE_CHECKING:
     from tensorhold.fastsafetensors.parallel_loader import PipelineParallel
@@ -66,7 +67,39 @@ class Iteration:
         shared, size = pipeline.loader.pg.size(), pipeline._size
         if shared != size:
             raise ValueError(f"iterate over weights: got a pipeline of {size} ranks with a loader of {shared}, expected the same group; pass it to both")
+        if has_own_steps(pipeline.loader):
+            return self.driven()
         return self.relayed() if size > 1 else self.own()
+
+    # A loader whose steps a caller has replaced
+
+    def driven(self) -> Tensors:
+        """Batch by batch through the loader's own methods, with nothing read ahead."""
+        pipeline, loader = self.pipeline, self.pipeline.loader
+        self.total = len(pipeline.weight_files_batches)
+        given = loader._tensor_filter
+        for number, batch in enumerate(pipeline.weight_files_batches):
+            files, names = pipeline._files_of(batch)
+            try:
+                if names is not None:
+                    # A part of files is a load of its tensors alone.
+                    loader._tensor_filter = names.__contains__
+                with TimingContext("copy_files_to_device", pipeline._log_message, number):
+                    loader.add_filenames(files)
+                    buffer = loader.copy_files_to_device(allow_inflight=bool(pipeline.overlap_io), borrowed_tensors=bool(pipeline.borrowed_tensors))
+            finally:
+                loader._tensor_filter = given
+                loader.reset()
+            self.closes = [buffer]
+            try:
+                found = list(buffer.key_to_rank_lidx)
+                self.show(len(found))
+                for name in found:
+                    self.step()
+                    yield name, buffer.get_tensor(name)
+            finally:
+                buffer.close()
+            self.done += 1
 
     # A job of one
 
@@ -239,15 +272,15 @@ class Iteration:
         else:
             options["memory_budget"] = budget
             if pipeline.resident_tensor is not None:
-                keep = lambda info: self.is_kept(info.name)  # noqa: E731
+                keep = lambda info: bool(self.is_kept(info.name))  # noqa: E731
             elif pipeline.accumulate_resident:
                 keep = True
             options["keep"] = keep
         # Regions of one size are of use only where nothing is kept of them.
-        options["even_regions"] = pipeline.use_chunk_budget_as_allocation_size and keep is None
+        options["even_regions"] = bool(pipeline.use_chunk_budget_as_allocation_size) and keep is None
         wanted = pipeline.loader._tensor_filter
         if wanted is not None:
-            options["select"] = lambda info: wanted(info.name)
+            options["select"] = lambda info: bool(wanted(info.name))
         batches = _core.batches(files, self.device, **options)
         self.closes.append(batches)
         if budget is not None:

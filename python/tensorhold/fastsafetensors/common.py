@@ -1,5 +1,6 @@
 """Headers, groups of one, and places of devices."""
 
+import errno
 import json
 import logging
 import os
@@ -216,6 +217,8 @@ class SafeTensorsMetadata:
         # A FIFO would wait for a writer, and a device has no end.
         fd = os.open(filename, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise IsADirectoryError(errno.EISDIR, "expected a safetensors file, got a folder; name the files in it", filename)
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise _core.FormatError(f"open {filename!r}: it is not a regular file, expected a safetensors file; name one")
             return cls.from_fd(fd, filename, framework)

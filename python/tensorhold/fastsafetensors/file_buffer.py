@@ -7,7 +7,7 @@ from tensorhold import _core
 from tensorhold._text import kind, quoted
 from tensorhold.fastsafetensors.frameworks import TensorBase
 from tensorhold.fastsafetensors.frameworks._native import NativeOp
-from tensorhold.fastsafetensors.st_types import Device, DType
+from tensorhold.fastsafetensors.st_types import Device, DType, check_dtype
 from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
 
 
@@ -150,7 +150,11 @@ class FilesBufferOnDevice:
             dim += len(self.get_shape(names[0]))
         for name in names:
             self._check_dim(name, dim)
-        return self._given(self._shared.columns(names, dim), device, dtype)
+        if len({self._file(name).infos[name].dtype for name in names}) > 1:
+            parts = [self.framework.take(self._shared.broadcast(name) if self.pg.size() == 1 else self._shared.shard(name, dim)) for name in names]
+            return self._as(self.framework.concat_tensors(parts, dim), device, dtype)
+        # One tensor is a view of its file; several are joined in memory of their own.
+        return self._given(self._shared.columns(names, dim), device, dtype, is_borrowed=len(names) == 1)
 
     def push_tensor(
         self, tensor_name: str, dst_rank: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
@@ -176,13 +180,17 @@ class FilesBufferOnDevice:
         for name in tensor_names:
             yield name, self.get_tensor(name)
 
-    def _given(self, native: Any, device: Optional[Union[Device, str]], dtype: DType) -> TensorBase:
+    def _given(self, native: Any, device: Optional[Union[Device, str]], dtype: DType, is_borrowed: bool = True) -> TensorBase:
         wrapped = self.framework.take(native)
-        if self.borrowed_tensors:
+        if self.borrowed_tensors and is_borrowed:
             self._borrowed.append(weakref.ref(wrapped.get_raw()))
+        return self._as(wrapped, device, dtype)
+
+    def _as(self, wrapped: TensorBase, device: Optional[Union[Device, str]], dtype: DType) -> TensorBase:
         if self._dtype is not DType.AUTO:
             wrapped = wrapped.to(dtype=self._dtype)
         if device is None and dtype is DType.AUTO:
             return wrapped
+        check_dtype(dtype)
         wanted = device if isinstance(device, Device) or device is None else Device.from_str(str(device))
         return wrapped.to(wanted, dtype)

@@ -14,7 +14,7 @@ from tensorhold.fastsafetensors.common import SafeTensorsMetadata, TensorFrame
 from tensorhold.fastsafetensors.file_buffer import FilesBufferOnDevice
 from tensorhold.fastsafetensors.frameworks import TensorBase, get_framework_op
 from tensorhold.fastsafetensors.frameworks._native import moves_of
-from tensorhold.fastsafetensors.st_types import Device, DType
+from tensorhold.fastsafetensors.st_types import Device, DType, check_dtype
 from tensorhold.fastsafetensors.tensor_factory import LazyTensorFactory
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,12 @@ class BaseSafeTensorsFileLoader:
         self.device: Device = device if isinstance(device, Device) else self.framework.get_device(device, self.pg)
         self.disable_cache = disable_cache
         self._place = self.framework.place(self.device)
-        self._threads: Optional[int] = kwargs.get("threads")
+        self._threads: Optional[int] = None
         self._tensor_filter: Optional[Callable[[str], bool]] = None
         # The rank of each file, and its tensors.
         self._files: "OrderedDict[str, int]" = OrderedDict()
+        # Paths that were given as other objects than strings.
+        self._given: Dict[str, Any] = {}
         self._infos: "OrderedDict[str, Infos]" = OrderedDict()
         self._by_name: Optional[Dict[str, _core.TensorInfo]] = None
         self._metadata: Dict[str, SafeTensorsMetadata] = {}
@@ -61,7 +63,7 @@ class BaseSafeTensorsFileLoader:
     @property
     def meta(self) -> Dict[str, Tuple[SafeTensorsMetadata, int]]:
         """The header and the rank of each file. Headers are read when they are asked for."""
-        return {path: (self._metadata_of(path), rank) for path, rank in self._files.items()}
+        return {self._given.get(path, path): (self._metadata_of(path), rank) for path, rank in self._files.items()}
 
     @property
     def frames(self) -> Dict[str, TensorFrame]:
@@ -87,6 +89,7 @@ class BaseSafeTensorsFileLoader:
     def reset(self) -> None:
         """Forgets the files. Headers are read again when they are added again."""
         self._files.clear()
+        self._given.clear()
         self._infos.clear()
         self._metadata.clear()
         self._by_name = None
@@ -105,9 +108,10 @@ class BaseSafeTensorsFileLoader:
 
     def add_filenames(self, filenames: Mapping[int, Sequence[str]]) -> None:
         """Adds files, by the rank that reads them; the same on every rank. Reads the headers of all."""
-        added = files_by_rank("filenames", filenames)
+        added, given = files_by_rank("filenames", filenames)
         self._infos.update(read_headers(list(added)))
         self._files.update(added)
+        self._given.update(given)
         self._by_name = None
         for path in added:
             self._metadata.pop(path, None)
@@ -132,6 +136,9 @@ class BaseSafeTensorsFileLoader:
         borrowed_tensors: bool = False,
     ) -> FilesBufferOnDevice:
         """Loads this rank's files, and gives the tensors of all ranks. When it returns, all bytes are there: nothing is in flight."""
+        check_dtype(dtype)
+        if max_copy_block_size <= 0:
+            raise ValueError(f"max_copy_block_size must be positive: got {max_copy_block_size}; leave it out")
         size = self.pg.size()
         if borrowed_tensors and size != 1:
             raise ValueError(f"borrowed_tensors requires a single-process loader group: got one of {size} ranks; leave it out, or give each rank SingleGroup()")
@@ -152,11 +159,20 @@ class BaseSafeTensorsFileLoader:
         buffer = FilesBufferOnDevice(factories, self.pg, self.framework, borrowed_tensors=borrowed_tensors)
         options: Dict[str, Any] = {"dtype": name, "threads": self._threads}
         if keep is not None:
-            options["select"] = lambda info: keep(info.name)
+            options["select"] = lambda info: bool(keep(info.name))
         local = [path for path, rank in files if rank == self.pg.rank()]
         moves = moves_of(self.pg, self.framework, self.device)
         buffer._serve(_core.share(moves, device_pool(self._place, FILES), order, local, **options), dtype)
         return buffer
+
+
+_OWN_STEPS = (BaseSafeTensorsFileLoader.add_filenames, BaseSafeTensorsFileLoader.copy_files_to_device)
+
+
+def has_own_steps(loader: BaseSafeTensorsFileLoader) -> bool:
+    """Whether a loader adds and copies files by methods of a caller's."""
+    found = (loader.add_filenames, loader.copy_files_to_device)
+    return any(getattr(method, "__func__", None) is not own for method, own in zip(found, _OWN_STEPS))
 
 
 class SafeTensorsFileLoader(BaseSafeTensorsFileLoader):
@@ -186,11 +202,11 @@ class SafeTensorsFileLoader(BaseSafeTensorsFileLoader):
             logging.getLogger("tensorhold").setLevel(logging.DEBUG)
         if use_fgds:
             logger.info("use_fgds: files are read without FGDS, which tensorhold does not use")
-        # The default stands for as many as the machine is good for.
-        threads = None if max_threads == 16 else max_threads
         copier = "nogds" if nogds else "fgds" if use_fgds else "gds"
         place = get_framework_op(framework)
-        super().__init__(pg, place.get_device(device, pg), copier, set_numa, disable_cache, framework, threads=threads, **kwargs)
+        super().__init__(pg, place.get_device(device, pg), copier, set_numa, disable_cache, framework, **kwargs)
+        # The default stands for as many as the machine is good for.
+        self._threads = None if max_threads == 16 else max_threads
 
     @classmethod
     def process_extension_config(cls, ext_config: Mapping[str, Any], **kwargs: Any) -> Dict[str, Any]:
@@ -220,7 +236,8 @@ class fastsafe_open:
         if isinstance(filenames, (str, os.PathLike)):
             filenames = [filenames]
         if not isinstance(filenames, Mapping):
-            size, files = self.loader.pg.size(), files_of("filenames", filenames)
+            files_of("filenames", filenames)
+            size, files = self.loader.pg.size(), list(filenames)
             filenames = {rank: files[rank::size] for rank in range(size)}
         self.loader.add_filenames(filenames)
         self.fb = self.loader.copy_files_to_device(max_copy_block_size=max_copy_block_size)

@@ -1,10 +1,11 @@
 """`PipelineParallel` and `ParallelLoader`: tensors one after the other, read ahead in batches."""
 
 import logging
+import numbers
 import os
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, List, Optional, Sequence, Set, Tuple
 
 from tensorhold import _core
 from tensorhold._text import quoted
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["ParallelLoader", "PipelineParallel", "TimingContext", "enable_tqdm", "parse_time"]
 
 logger = logging.getLogger(__name__)
+
+MOST_AHEAD = 1 << 20
+"""How many batches are read ahead at most: a longer queue is never full."""
 
 Weights = Generator[Tuple[str, Any], None, None]
 
@@ -92,6 +96,9 @@ class PipelineParallel:
             )
         if broadcast_run_bytes < 0 or broadcast_run_tensors < 0:
             raise ValueError(f"broadcast run limits must be non-negative: got {broadcast_run_bytes} bytes and {broadcast_run_tensors} tensors; leave them out")
+        for name, value in (("max_batch_bytes", max_batch_bytes), ("device_memory_budget", device_memory_budget)):
+            if value is not None and not isinstance(value, numbers.Real) and not hasattr(value, "__index__"):
+                raise TypeError(f"argument {name}: got {quoted(value)} of type {type(value).__name__}, expected a number of bytes; convert it with int()")
         if max_batch_bytes is not None and max_batch_bytes <= 0:
             raise ValueError(f"max_batch_bytes must be positive: got {max_batch_bytes}; leave it out for 1 GiB")
         if not hasattr(queue_size, "__index__"):
@@ -128,7 +135,7 @@ class PipelineParallel:
             return groups
         metas = {file: SafeTensorsMetadata.from_file(file, self.loader.framework) for file in dict.fromkeys(self.hf_weights_files)}
         limits = self._limits(metas)
-        if self.device_memory_budget is not None:
+        if self.device_memory_budget is not None and self.hf_weights_files:
             self._check_budget()
         keep, parts = self.loader._tensor_filter, []
         for group in groups:
@@ -140,6 +147,13 @@ class PipelineParallel:
     def _part(self, file: str, limit: int, chunk: _planner.Chunk) -> Tuple[Any, ...]:
         names, ranges = chunk
         return file, names, ranges, limit if ranges and self.use_chunk_budget_as_allocation_size else None
+
+    def _files_of(self, batch: List[Any]) -> Tuple[Dict[int, List[str]], Optional[Set[str]]]:
+        """The files of a batch by rank, and the names of its tensors; None for all."""
+        if self.max_batch_bytes is None and self.device_memory_budget is None:
+            return {rank: [file] for rank, file in enumerate(batch)}, None
+        parts = [(rank, part) for rank, part in enumerate(batch) if part is not None]
+        return {rank: [part[0]] for rank, part in parts}, {name for _, part in parts for name in part[1]}
 
     def _limits(self, metas: Dict[str, SafeTensorsMetadata]) -> Dict[str, int]:
         """The longest part of each file, in bytes. Reduces `queue_size` to what fits the budget."""
@@ -192,7 +206,7 @@ class PipelineParallel:
     def _iterate(self) -> Weights:
         begun = time.time()
         self._log_message("Starting ParallelLoader iterate_weights")
-        iteration = Iteration(self, max(self.queue_size + 1, 0))
+        iteration = Iteration(self, min(max(self.queue_size + 1, 0), MOST_AHEAD))
         self._running.add(iteration)
         try:
             if self.hf_weights_files:

@@ -41,6 +41,19 @@ class WriteEntry:
     source: Any = None
 
 
+class _Planned:
+    """The core's plan of a file. Copies share it; where a plan is unpickled there is none."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
+
+    def __deepcopy__(self, memo: Any) -> "_Planned":
+        return self
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(None), ()
+
+
 @dataclass
 class ShardPlan:
     """A file to be written, as `plan_shards` makes it: `offsets` says where in the file each tensor begins and ends."""
@@ -50,7 +63,7 @@ class ShardPlan:
     header: bytes
     offsets: Dict[str, Tuple[int, int]] = field(default_factory=dict)
     total_bytes: int = 0
-    _native: Any = field(default=None, init=False, repr=False, compare=False)
+    _native: Optional[_Planned] = field(default=None, init=False, repr=False, compare=False)
 
 
 _MAX_BYTES = (1 << 64) - 1
@@ -73,6 +86,8 @@ def validate_shard_set(metas: Sequence[Any]) -> None:
 
 def plain_entry(name: str, tensor: Any, *, framework: str = "pytorch") -> WriteEntry:
     """A tensor of the framework's, or one that is wrapped already, under that name."""
+    if tensor is not None and not isinstance(tensor, TensorBase):
+        get_framework_op(framework)  # That a framework is missing says nothing of the tensor.
     with exports.exporting(name, tensor):
         wrapped = _wrapped(framework, name, tensor)
         return WriteEntry(name, wrapped.dtype, wrapped.get_shape(), wrapped.get_nbytes(), tensor)
@@ -96,7 +111,9 @@ def shard_paths(base: str, num_shards: int) -> List[str]:
     """The names of a set's files: `{base}-00001-of-0000N.safetensors` and so on."""
     if num_shards <= 0:
         raise ValueError(f"num_shards must be positive: got {num_shards}; give the number of files")
-    return [str(path) for path in _core.shard_paths(_arguments.path("base", base), num_shards)]
+    text = _arguments.path("base", base)
+    folder = text[: len(text) - len(os.path.basename(text))]
+    return [folder + os.path.basename(path) for path in _core.shard_paths(text, num_shards)]
 
 
 def _check(entry: WriteEntry) -> None:
@@ -149,6 +166,9 @@ def plan_shards(
     a multiple of `header_align`, itself one of 8."""
     # Looked at more than once: an iterator would be empty by then, and its tensors lost.
     entries, paths = list(entries), list(paths)
+    texts = [_arguments.path("paths", path) for path in paths]
+    if len(set(map(os.path.abspath, texts))) != len(texts):
+        raise ValueError(f"plan files: got the paths {quoted(texts)}, expected paths to be unique; name each file once")
     by_name: Dict[str, WriteEntry] = {}
     for entry in entries:
         _check(entry)
@@ -165,7 +185,7 @@ def plan_shards(
     ordered = sorted(entries, key=lambda entry: -entry.nbytes)
     planned = _core.plan_shards(
         [(entry.name, entry.dtype.value, list(entry.shape)) for entry in ordered],
-        paths,
+        texts,
         metadata=_strings("metadata", metadata),
         first_metadata=_strings("shard0_metadata", shard0_metadata),
         shard_metadata=strings_of if shard_metadata else None,
@@ -177,7 +197,7 @@ def plan_shards(
         names = native.names
         offsets = dict(zip(names, native.ranges))
         plan = ShardPlan(path, [by_name[name] for name in names], native.header, offsets, native.total_bytes)
-        plan._native = native
+        plan._native = _Planned(native)
         plans.append(plan)
     return plans
 
@@ -186,12 +206,13 @@ def write_shards(plans: Sequence[ShardPlan], fill: FillFn, *, min_free_bytes: in
     """Writes planned files, and returns their paths. `fill` is called once, with all tensors and the memory that each goes to, the largest first; the
     files have their names when it has returned. Makes folders that are missing. There has to be room for the files and `min_free_bytes` more."""
     _check_room(min_free_bytes)
+    synced = bool(fsync)
     for plan in plans:
         if plan._native is None:
             raise ValueError(f"write {plan.path!r}: the plan is not one of plan_shards(), expected what it made; plan it there")
     for plan in plans:
         os.makedirs(os.path.dirname(os.path.abspath(plan.path)), exist_ok=True)
-    draft = _core._Draft([plan._native for plan in plans], min_free_bytes=min_free_bytes)
+    draft = _core._Draft([plan._native.plan for plan in plans if plan._native is not None], min_free_bytes=min_free_bytes)
     maps: List[mmap.mmap] = []
     views: List[memoryview] = []
     try:
@@ -208,7 +229,8 @@ def write_shards(plans: Sequence[ShardPlan], fill: FillFn, *, min_free_bytes: in
         targets.sort(key=lambda target: -target[1].nbytes)
         fill(targets)
         del targets
-        return [str(path) for path in draft.commit(synced=fsync)]
+        draft.commit(synced=synced)
+        return [plan.path for plan in plans]
     finally:
         draft.close()
         _unmap(views, maps)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Dict, Optional
 
+from tensorhold._text import kind, quoted
+
 
 class DType(Enum):
     """The type of a tensor's elements, by the name that the format has. `AUTO` is the type that a tensor has."""
@@ -45,6 +47,18 @@ class DeviceType(Enum):
     GPU = "gpu"
 
 
+class WrongDTypeError(TypeError, KeyError):
+    """An argument that is no `DType`."""
+
+    __str__ = Exception.__str__
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuses what is no `DType`."""
+    if not isinstance(dtype, DType):
+        raise WrongDTypeError(f"argument dtype: got {quoted(dtype)} of type {kind(dtype)}, expected a DType, such as DType.F16; name one")
+
+
 @dataclass(frozen=True)
 class Device:
     """A device: its kind and, if there are several, its number."""
@@ -59,12 +73,14 @@ class Device:
     @classmethod
     def from_str(cls, s: str) -> "Device":
         """The device of a name."""
-        kind, colon, number = s.partition(":")
+        if not isinstance(s, str):
+            raise TypeError(f"argument s: got {quoted(s)} of type {kind(s)}, expected a str, such as \"cuda:0\"; name a device")
+        name, colon, number = s.partition(":")
         try:
-            device_type = DeviceType(kind.lower())
+            device_type = DeviceType(name.lower())
         except ValueError:
             known = ", ".join(known.value for known in DeviceType)
-            raise ValueError(f"Unknown device type: {kind} (of {s!r}); expected one of {known}") from None
+            raise ValueError(f"Unknown device type: {name} (of {s!r}); expected one of {known}") from None
         if not colon:
             return cls(device_type)
         try:

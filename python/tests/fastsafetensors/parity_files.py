@@ -81,6 +81,13 @@ def size_after_closing() -> int:
     return tensor.numel()
 
 
+def joined_after_closing() -> Any:
+    fb = loader(files={0: [ONE]}).copy_files_to_device(borrowed_tensors=True)
+    joined = fb.get_multi_cols(["a", "a"], 0).get_raw()
+    fb.close()
+    return joined
+
+
 def counted_of_yields() -> int:
     gc.collect()
     kept = list(pipeline().iterate_weights())
@@ -106,6 +113,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
 
     for text in ("cpu", "cpu:0", "CUDA:4", "gpu:1", "xpu", "xpu:0", "cpu:", "cpu:x", ":0", "", "cuda:-1", "cuda:0:1"):
         yield f"Device.from_str({text!r})", lambda text=text: Device.from_str(text)
+    yield "a device of None", lambda: Device.from_str(None)  # type: ignore[arg-type]
     for device in ("cpu", "cpu:0", torch.device("cpu"), "gpu", "CPU", "xpu", "meta", "", None, Device(), 1.5):
         yield f"a loader on {device!r}", lambda device=device: SafeTensorsFileLoader(None, device, nogds=True).device
     yield "devices", lambda: [Device(), Device(DeviceType.CUDA, 3).as_str(), Device() == Device(DeviceType.CPU), len({Device(), Device()})]
@@ -127,7 +135,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"add {str(files).replace(ONE, 'ONE')}", lambda files=files: loader(files=files if files is not None else 3).get_keys()
     for files in ({}, {3: [ONE]}, {-1: [ONE]}, {0: [ONE], 1: [TWO]}, {0: [ONE, AGAIN]}, {0: [ONE, ONE]}, {0: [PADDED]}):
         yield f"load {files!r}".replace(os.path.dirname(ONE) + "/", ""), lambda files=files: dict(loaded(files=files).key_to_rank_lidx)
-    for options in ({"framework": "x"}, {"framework": None}, {"bbuf_size_kb": 0}, {"max_threads": 0}, {"max_threads": 1025}, {"max_threads": -1}, {"unknown": 3}, {"set_numa": False, "debug_log": False}):
+    for options in ({"framework": "x"}, {"framework": None}, {"bbuf_size_kb": 0}, {"max_threads": 0}, {"max_threads": 1025}, {"max_threads": -1}, {"unknown": 3}, {"threads": 2}, {"set_numa": False, "debug_log": False}):
         yield f"a loader with {options}", lambda options=options: loader(**options).get_keys()
     for pg in (None, SingleGroup(), 3, object(), "group", Of(1)):
         yield f"a group of {type(pg).__name__}", lambda pg=pg: OP.get_process_group(pg)
@@ -142,6 +150,13 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"load {len(files)} files as {dtype}", lambda dtype=dtype, files=files: (lambda fb: [(name, fb.get_tensor(name)) for name in fb.key_to_rank_lidx])(
                 loader(files={0: files}).copy_files_to_device(dtype=DType(dtype))
             )
+    yield "a load as no type", lambda: loader().copy_files_to_device(dtype=torch.float16)  # type: ignore[arg-type]
+    yield "a load in blocks of nothing", lambda: loader().copy_files_to_device(max_copy_block_size=0)
+    yield "joined tensors of a borrowed buffer that is closed", joined_after_closing
+    yield "tensors of two types, joined", lambda: loader(files={0: [MIXED]}).copy_files_to_device().get_multi_cols(["b", "a"], 0).get_raw()
+    yield "add a folder", lambda: loader(files={0: ["."]}).get_keys()
+    yield "fastsafe_open of a folder", lambda: fastsafe_open(".", nogds=True).keys()
+    yield "metadata() by path objects", lambda: fastsafe_open([pathlib.Path(ONE)], nogds=True).metadata()[pathlib.Path(ONE)]  # type: ignore[index]
     yield "attributes of a buffer", lambda: attributes(loaded(), "auto_mem_delete borrowed_tensors key_to_rank_lidx pg")
     yield "files of a buffer", lambda: {rank: [facts(file.metadata) for file in files] for rank, files in loaded(files={0: [TWO, ONE]}).rank_loaders.items()}
     for of, fb in (("open", loaded), ("closed", closed)):
@@ -149,6 +164,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
             "get_tensor": lambda fb: fb.get_tensor("a"),
             "get_tensor of a scalar": lambda fb: fb.get_tensor("s"),
             "get_tensor as another type": lambda fb: fb.get_tensor("a", dtype=DType.F16),
+            **{f"get_tensor as {dtype!r}": lambda fb, dtype=dtype: fb.get_tensor("a", dtype=dtype) for dtype in (torch.float16, None, "F16")},
+            "get_multi_cols of two types": lambda fb: fb.get_multi_cols(["a", "i"], 5),
             "get_tensor on a device": lambda fb: fb.get_tensor("a", device=CPU),
             "get_tensor on a device by name": lambda fb: fb.get_tensor("a", device="cpu"),
             "get_tensor_wrapped": lambda fb: fb.get_tensor_wrapped("i"),

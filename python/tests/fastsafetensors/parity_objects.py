@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
 import pathlib
+import pickle
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -124,7 +126,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     }.items():  # fmt: skip
         yield f"plan {name}", lambda entries=entries: planned(entries)
     yield "plan types", lambda: planned([entry("U8", [40], 40, "bytes"), entry("F64", [1], 8, "number")], ["p/a"])
-    for paths in ([], ["p/a", "p/a"], ["p/a", "p/./a"], ["p/a"]):
+    for paths in ([], ["p/a", "p/a"], ["p/a", "p/./a"], ["a", "./a"], ["p/a"]):
         yield f"plan for {paths}", lambda paths=paths: planned([entry()], paths)
     for count in (0, -1, 1, 3):
         yield f"paths of {count} files", lambda count=count: saver.shard_paths("base", count)
@@ -159,6 +161,13 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"a frame[{index}]", lambda index=index: TensorFrame(DType.F32, [5, 6], [0, 120], [6, 1], [0, 0], False)[index]
     yield "a file that is missing", lambda: SafeTensorsMetadata.from_file("missing", OP)
     yield "a file that is short", lambda: [pathlib.Path("short").write_bytes(b"123"), SafeTensorsMetadata.from_file("short", OP)]
+    yield "a plan for bytes", lambda: saver.plan_shards([entry()], [b"p/a"])[0].path == b"p/a"  # type: ignore[list-item, comparison-overlap]
+    yield "names of a set", lambda: [saver.shard_paths(base, 2) for base in ("./x/m", "x//m", "x/../m", "x/", "")]
+    yield "a save for a framework that is missing", lambda: saved(TENSORS, framework="paddle")
+    yield "a switch by its truth", lambda: saved(TENSORS, fsync=1)
+    for made in (OP, SafeTensorsMetadata.from_file(ONE, OP), saver.plain_entry("w", torch.ones(2)), saver.plan_shards([entry()], ["p/a"])[0], wrapped(), SingleGroup(), OP.get_process_group(None), ParallelSaver(), Device()):
+        yield f"a pickled {type(made).__name__}", lambda made=made: [type(copied).__name__ for copied in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made), copy.copy(made))]
+    yield "a wrapped tensor, wrapped again", lambda: OP.wrap_tensor(wrapped())
     yield "a folder", lambda: SafeTensorsMetadata.from_file(".", OP)
 
     for number, size, rank in ((256, 2, 1), (10, 3, 0), (10, 3, 2), (2, 4, 3), (0, 2, 0), (8, 0, 0), (8, -1, 0), (8, 2, 2), (8, 2, -1)):

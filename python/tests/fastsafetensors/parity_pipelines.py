@@ -43,6 +43,15 @@ def iterated_twice() -> Any:
     return [first, [name for name, _ in made.iterate_weights()]]
 
 
+class Refusing(SafeTensorsFileLoader):
+    def copy_files_to_device(self, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("gds")
+
+
+def refused_by_a_subclass() -> Any:
+    return list(parallel_loader.PipelineParallel(None, Refusing(None, nogds=True), [ONE], use_tqdm_on_load=False).iterate_weights())
+
+
 PIPELINE = (
     "accumulate_resident borrowed_tensors broadcast_run_bytes broadcast_run_tensors device_memory_budget hf_weights_files loader log_prefix max_batch_bytes "
     "max_concurrent_producers need_clone overlap_io print_log queue_size resident_tensor use_chunk_budget_as_allocation_size use_tqdm_on_load weight_files_batches"
@@ -169,6 +178,10 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         "negative bytes for broadcasts": {"broadcast_run_bytes": -1},
         "all files for each rank": {"all_local": True, "overlap_io": False},
         "an unknown option": {"unknown": 3},
+        "an option of the drop-in's own": {"threads": 3},
+        "a string for a budget": {"device_memory_budget": "1000"},
+        "a list for a budget": {"device_memory_budget": [1]},
+        "a queue that is never full": {"queue_size": 10**30},
         "an unknown framework": {"framework": "x"},
         "an unknown device": {"device": "xpu"},
         "FGDS": {"use_fgds": True},
@@ -193,6 +206,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     for files in ([], [ONE, ONE], [ONE, AGAIN], ["missing"], ONE, (ONE, TWO), [ONE, "missing"]):
         yield f"weights of {files!r}".replace(os.path.dirname(ONE) + "/", ""), lambda files=files: weights(files)
         yield f"parts of {files!r}".replace(os.path.dirname(ONE) + "/", ""), lambda files=files: weights(files, max_batch_bytes=64)
+    yield "weights of no files within a budget", lambda: weights([], device_memory_budget=100)
+    yield "weights by a loader of the caller's", refused_by_a_subclass
+    yield "weights of a folder", lambda: weights(["."])
     yield "weights of a closed pipeline", lambda: list(closed_pipeline().iterate_weights())
     yield "weights, iterated twice", iterated_twice
     yield "a progress bar", lambda: [parallel_loader.enable_tqdm(True), parallel_loader.enable_tqdm(False), parallel_loader.enable_tqdm(True, OP)]

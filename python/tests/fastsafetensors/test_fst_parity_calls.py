@@ -56,7 +56,6 @@ WANTED = {
         "header []",
         'header {"t": {"dtype": "F32", "shape": [1]}}',
         'header {"t": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "t": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}',
-        "a folder",
     ],
     "keys that mark the files of a set are not overwritten in silence": ["save with {'metadata': {'fst.shard.index': '9'}}"],
     "in a file, the types of large elements are first, so that all elements are aligned": ["plan types"],

@@ -16,7 +16,7 @@ from tensorhold.fastsafetensors.frameworks import get_framework_op as _framework
 from tensorhold.fastsafetensors.frameworks._native import DeviceBuffer, NativeOp
 from tensorhold.fastsafetensors.frameworks._packed import elements_per_byte, logical_shape, native_shape, native_slices
 from tensorhold.fastsafetensors.frameworks._torch_group import TorchProcessGroup
-from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, Device, DeviceType, DType
+from tensorhold.fastsafetensors.st_types import DTYPE_SIZES, Device, DeviceType, DType, WrongDTypeError, check_dtype
 
 __all__ = [
     "TorchOp",
@@ -117,6 +117,7 @@ class TorchTensor(TensorBase):
         return self._like(self.real_tensor.contiguous())
 
     def to(self, device: Optional[Device] = None, dtype: DType = DType.AUTO) -> "TorchTensor":
+        check_dtype(dtype)
         is_there = device is None or device == self.device
         if is_there and dtype in (DType.AUTO, self.dtype):
             return self
@@ -156,6 +157,14 @@ class TorchOp(NativeOp):
     def __init__(self) -> None:
         self._converter = frameworks.find("torch")
         self._allocated = 0
+
+    def __getstate__(self) -> Dict[str, Any]:
+        # The converter holds modules, which do not pickle.
+        return {name: value for name, value in self.__dict__.items() if name != "_converter"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._converter = frameworks.find("torch")
 
     def get_name(self) -> str:
         return "pytorch"
@@ -267,6 +276,8 @@ class TorchOp(NativeOp):
     # Tensors
 
     def wrap_tensor(self, tensor: torch.Tensor) -> TorchTensor:
+        if isinstance(tensor, TensorBase):
+            raise WrongDTypeError(f"argument tensor: got {type(tensor).__name__}, which is wrapped already, expected a tensor of torch; take get_raw()")
         return wrap(tensor)
 
     def get_empty_tensor(self, shape: List[int], dtype: DType, device: Device) -> TorchTensor:
@@ -280,6 +291,9 @@ class TorchOp(NativeOp):
 
     def concat_tensors(self, tensors: List[TorchTensor], dim: int) -> TorchTensor:
         first = tensors[0]
+        if any(tensor.dtype is not first.dtype for tensor in tensors):
+            # torch chooses the type that holds the elements of all.
+            return wrap(torch.cat([tensor.real_tensor for tensor in tensors], dim))
         if first.dtype not in need_workaround_dtypes:
             return TorchTensor(first.device, first.dtype, torch.cat([tensor.real_tensor for tensor in tensors], dim))
         # torch joins these types as bytes only.
