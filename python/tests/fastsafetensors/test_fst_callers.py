@@ -128,10 +128,11 @@ def test_an_index_in_the_place_of_a_file_is_a_format_error(path: str, tmp_path: 
 
 
 def test_files_keep_the_objects_that_named_them(path: str) -> None:
-    for given in (pathlib.Path(path), path.encode(), path):
+    paths: list[Any] = [pathlib.Path(path), path.encode(), path]
+    for given in paths:
         opened = fastsafe_open([given])
         assert list(opened.metadata()) == [given]
-        assert list(loader(given).meta) == [given]  # type: ignore[arg-type]
+        assert list(loader(given).meta) == [given]
 
 
 def test_a_pipeline_of_no_files_gives_nothing() -> None:
