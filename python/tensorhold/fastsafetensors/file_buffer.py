@@ -160,10 +160,10 @@ class FilesBufferOnDevice:
         self, tensor_name: str, dst_rank: int, device: Optional[Union[Device, str]] = None, dtype: DType = DType.AUTO
     ) -> Any:
         """The whole tensor on one rank; None on the others. A job of one is given the tensor, whatever the rank."""
+        _check_int("dst_rank", dst_rank)
         if self.pg.size() == 1:
             return self.get_tensor(tensor_name, device, dtype)
         self._file(tensor_name)
-        _check_int("dst_rank", dst_rank)
         if not 0 <= dst_rank < self.pg.size():
             raise ValueError(f"push tensor {quoted(tensor_name)}: got rank {dst_rank}, expected 0 to {self.pg.size() - 1}; count ranks from 0")
         pushed = self._shared.push(tensor_name, dst_rank)
