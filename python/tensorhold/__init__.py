@@ -46,7 +46,28 @@ from tensorhold._core import (
 )
 from tensorhold.api import install_as_fastsafetensors, install_as_safetensors, load, load_file, save_file, stream
 from tensorhold.opened import safe_open
-from tensorhold.safetensors import TensorSpec, _safe_open_handle, deserialize, serialize, serialize_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tensorhold.safetensors import TensorSpec, _safe_open_handle, deserialize, serialize, serialize_file
+
+_OF_SAFETENSORS = ("TensorSpec", "_safe_open_handle", "deserialize", "serialize", "serialize_file")
+"""Names that are imported from `tensorhold.safetensors` when they are first used: few programs need them."""
+
+
+def __getattr__(name: str) -> "Any":
+    if name not in _OF_SAFETENSORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tensorhold import safetensors
+
+    return globals().setdefault(name, getattr(safetensors, name))
+
+
+def __dir__() -> "list[str]":
+    return sorted({*globals(), *_OF_SAFETENSORS})
+
 
 Mapping.register(Weights)
 Mapping.register(Report)
