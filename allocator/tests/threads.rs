@@ -1,72 +1,25 @@
 //! Facts about threads that place at once, each in a shard of its own.
 
+#[path = "support/limited.rs"]
+mod limited;
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use limited::Limited;
 use proptest::prelude::*;
 use support::{DeviceMemory, Handle, Stream};
 use tensorhold_allocator::events::{self, Event, Log};
 use tensorhold_allocator::{
-    Error, Fragment, HostMemory, Memory, MemoryError, MemoryId, Pool, PoolBuilder, RawRegion, Request,
-    Sharding, Snapshot,
+    Error, Fragment, HostMemory, Memory, Pool, PoolBuilder, Request, Sharding, Snapshot,
 };
 
 /// Spans of 32 KiB, in which fragments of up to 8 KiB lie.
 const REGION: u64 = 1 << 20;
-
-/// Host memory that sees that a limit is held.
-#[derive(Default)]
-struct Limited {
-    host: HostMemory,
-    reserved: AtomicU64,
-    limit: u64,
-    /// When set, `synchronize` says that it has begun and waits to be let go.
-    gate: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
-}
-
-// SAFETY: HostMemory's.
-unsafe impl Memory for Limited {
-    fn name(&self) -> &str {
-        "limited"
-    }
-
-    fn id(&self) -> MemoryId {
-        self.host.id()
-    }
-
-    fn is_host_accessible(&self) -> bool {
-        true
-    }
-
-    fn reserve(&self, bytes: u64, align: u64) -> Result<RawRegion, MemoryError> {
-        let before = self.reserved.fetch_add(bytes, Ordering::SeqCst);
-        assert!(before + bytes <= self.limit, "{before} and {bytes} are more than {}", self.limit);
-        self.host.reserve(bytes, align)
-    }
-
-    unsafe fn release(&self, region: RawRegion) -> Result<(), MemoryError> {
-        self.reserved.fetch_sub(region.bytes, Ordering::SeqCst);
-        // SAFETY: passed on.
-        unsafe { self.host.release(region) }
-    }
-
-    fn synchronize(&self) -> Result<(), MemoryError> {
-        if let Some((begun, go)) = &*self.gate.lock().unwrap() {
-            begun.send(()).unwrap();
-            go.recv().unwrap();
-        }
-        Ok(())
-    }
-
-    fn is_used_by_devices(&self) -> bool {
-        self.gate.lock().unwrap().is_some()
-    }
-}
 
 fn builder() -> PoolBuilder {
     Pool::builder(Arc::new(HostMemory::new())).region_bytes(REGION).sharding(Sharding::Always)

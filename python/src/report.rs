@@ -134,10 +134,7 @@ macro_rules! getters {
                 key: &Bound<'py, PyAny>,
                 default: Option<Bound<'py, PyAny>>,
             ) -> PyResult<Bound<'py, PyAny>> {
-                match slf.get().__contains__(key) {
-                    true => slf.get_item(key),
-                    false => Ok(default.unwrap_or_else(|| slf.py().None().into_bound(slf.py()))),
-                }
+                mapping::get(slf.as_any(), key, slf.get().__contains__(key), default)
             }
 
             fn __contains__(&self, key: &Bound<'_, PyAny>) -> bool {

@@ -85,18 +85,14 @@ impl PyWeights {
         mapping::values(slf.as_any())
     }
 
-    /// An owner of a tensor, or `default` where there is none of that name.
+    /// The tensor of that name, or `default` if there is no such tensor.
     #[pyo3(signature = (key, default=None, /))]
     fn get<'py>(
         slf: &Bound<'py, Self>,
         key: &Bound<'py, PyAny>,
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let py = slf.py();
-        match slf.get().__contains__(py, key)? {
-            true => slf.get_item(key),
-            false => Ok(default.unwrap_or_else(|| py.None().into_bound(py))),
-        }
+        mapping::get(slf.as_any(), key, slf.get().__contains__(slf.py(), key)?, default)
     }
 
     /// What a tensor is.

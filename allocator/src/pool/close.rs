@@ -130,7 +130,7 @@ impl Pool {
 }
 
 impl Closed {
-    /// What a close finds in a pool that had reserved so many bytes `before`.
+    /// The state of a pool at its close. `before` is the number of bytes that it had reserved when the close began.
     fn now(locked: &LockedPool<'_>, before: u64) -> Self {
         let (pinned_bytes, pending_bytes) = (locked.books().reserved_bytes(), locked.pending_bytes());
         let released_bytes = before.saturating_sub(pinned_bytes);

@@ -131,7 +131,7 @@ class FrameworkOpBase(ABC, Generic[T, K]):
 
     @abstractmethod
     def alloc_tensor_memory(self, length: int, dev: Device) -> Any:
-        """A buffer of so many bytes, with `get_base_address()` and `get_length()`. `get_mem_used()` counts it until it is freed."""
+        """A buffer of `length` bytes, with `get_base_address()` and `get_length()`. `get_mem_used()` counts it until it is freed."""
 
     @abstractmethod
     def free_tensor_memory(self, gbuf: Any, dev: Device) -> None:
