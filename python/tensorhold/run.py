@@ -1,6 +1,7 @@
 """Runs a program with tensorhold in the place of fastsafetensors, or of safetensors: `python -m tensorhold.run -- vllm serve ...`.
 
-`--as` names the package, and may be given several times. The program is a console script, a file, or with `-m` a module. It runs in this process; processes that it starts find tensorhold there, too, as far
+`--as` names the package, and may be given several times. The program is a console script, a file, or with `-m` a module. It runs in this process. Processes
+that it starts find tensorhold there, too, as far
 as they read `PYTHONPATH` (not those started with `-I`, `-E` or `-S`).
 """
 
@@ -15,7 +16,7 @@ import sys
 from tensorhold import _alias
 
 HOOKS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_hook")
-"""The folder with those that child processes look into first, one for each alias."""
+"""One folder for each alias, which child processes search first."""
 
 
 def main(arguments: "list[str] | None" = None) -> object:

@@ -162,8 +162,8 @@ class Iteration:
     # Several ranks
 
     def share_of(self, run: Run, headers: Mapping[str, Infos]) -> Tuple[List[Tuple[_core.TensorInfo, int]], List[str], Optional[int]]:
-        """The tensors of a run of files, each with the rank that reads it, this rank's files, and what of the budget is left to them. Every rank looks at
-        the budgets of all ranks, so that either all refuse or none does."""
+        """The tensors of a run of files, each with the rank that reads it; this rank's files; and the budget of their batches. Every rank computes the
+        budgets of all ranks, so that either all refuse or none does."""
         size, own = self.pipeline._size, self.pipeline._rank
         order = [(info, number % size) for number, path in run for info in headers[path]]
         budgets = [
@@ -234,14 +234,14 @@ class Iteration:
             self.framework.move_out(tensor)
 
     def budget(self, own: Infos, foreign: Infos) -> Optional[int]:
-        """What of the budget is left to this rank's own batches: without a tensor that the consumer still has, or that comes from another rank, and
-        without all from others that is kept."""
+        """The budget of this rank's own batches: the pipeline's, less one tensor that the consumer still has or that another rank sends, and less all tensors
+        from other ranks that are kept."""
         pipeline = self.pipeline
         if pipeline.device_memory_budget is None:
             return None
         budget = int(pipeline.device_memory_budget) - self.kept_bytes
         kept = sum(info.nbytes for info in own + foreign if self.is_kept(info.name))
-        # Borrowed tensors are emptied: the consumer has none of them left.
+        # Borrowed tensors are emptied, so the consumer keeps none of them.
         passing = [] if pipeline.borrowed_tensors else foreign + [info for info in own if not self.is_kept(info.name)]
         largest = max((info.nbytes for info in passing), default=0)
         others = largest + sum(info.nbytes for info in foreign if self.is_kept(info.name))
